@@ -26,8 +26,8 @@ def examine() -> dict[str, str]:
     """
     cpu = cpu_info()
     found = {
-        "signflip": f"{version('signflip')} ({Path(signflip.__file__).parent})",
-        "extension": f"{_core.__version__} ({_core.__file__})",
+        "signflip": f"{_core.__version__} ({Path(signflip.__file__).parent})",
+        "extension": str(_core.__file__),
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "cpu": f"{_cpu_name()}; kernel: {cpu.get('kernel')}; features: {' '.join(cpu.get('features', ()))}",
@@ -38,8 +38,11 @@ def examine() -> dict[str, str]:
 
 
 def _dependencies() -> list[str]:
-    """Names of what the package requires and may use, as its own metadata lists them."""
-    names = (requirement.split(";")[0] for requirement in requires("signflip") or ())
+    """Names of what the package requires and may use, by its own metadata; none where it runs without being installed."""
+    try:
+        names = [requirement.split(";")[0] for requirement in requires("signflip") or ()]
+    except PackageNotFoundError:
+        return []
     plain = ("".join(c if c.isalnum() or c in "-_." else " " for c in name).split()[0] for name in names)
     return sorted(set(plain))
 

@@ -13,6 +13,7 @@ import numpy as np
 import signflip as sf
 from signflip.cli.codes import NOTHING_FOUND, OK
 from signflip.cli.output import print_json, table
+from signflip.errors import ArgumentError
 
 
 def survey(args: argparse.Namespace) -> int:
@@ -136,7 +137,7 @@ def _objective(args: argparse.Namespace) -> tuple[Any, Any]:
     """The objective that was asked for, and the contexts that come with it."""
     sources = [name for name in ("survey", "scan", "neuron", "logprob") if getattr(args, name) is not None]
     if len(sources) != 1:
-        raise sf.errors.ArgumentError(
+        raise ArgumentError(
             "search: expected one of --survey, --scan, --neuron, --logprob, found "
             + (" and ".join(f"--{name}" for name in sources) or "none")
         )
@@ -150,10 +151,10 @@ def _objective(args: argparse.Namespace) -> tuple[Any, Any]:
         if args.feature is not None:
             found = [r for r in found if (r.feature.site, r.feature.index) == split_feature(args.feature)]
         if not found:
-            raise sf.errors.ArgumentError(f"{args.scan}: the scan found {args.feature or 'nothing'} not reversed")
+            raise ArgumentError(f"{args.scan}: the scan found {args.feature or 'nothing'} not reversed")
         return found[0].flip(), found[0].contexts
     if args.feature is None:
-        raise sf.errors.ArgumentError("search: --survey needs --feature SITE:INDEX")
+        raise ArgumentError("search: --survey needs --feature SITE:INDEX")
     return find_feature(args.survey, args.feature).flip(), None
 
 
@@ -238,7 +239,7 @@ def split_feature(name: str) -> tuple[str, int]:
     """``SITE:INDEX`` in its two parts."""
     site, _, index = name.rpartition(":")
     if not site or not index.isdecimal():
-        raise sf.errors.ArgumentError(f"feature: expected SITE:INDEX, found {name!r}")
+        raise ArgumentError(f"feature: expected SITE:INDEX, found {name!r}")
     return site, int(index)
 
 
@@ -248,9 +249,7 @@ def pick_feature(features: Sequence[Any], name: str) -> Any:
     for feature in features:
         if (feature.site, feature.index) == wanted:
             return feature
-    raise sf.errors.ArgumentError(
-        f"feature {name}: not among the {len(features)} features that are one-sided at this rate"
-    )
+    raise ArgumentError(f"feature {name}: not among the {len(features)} features that are one-sided at this rate")
 
 
 def find_feature(path: str, name: str) -> Any:
@@ -268,5 +267,5 @@ def chosen_behaviour(name: str) -> Any:
         return sf.Behaviour.open(name)
     known = {behaviour.name: behaviour for behaviour in sf.behaviours.all()}
     if name not in known:
-        raise sf.errors.ArgumentError(f"behaviour {name!r}: expected one of {', '.join(known)} or a .jsonl file")
+        raise ArgumentError(f"behaviour {name!r}: expected one of {', '.join(known)} or a .jsonl file")
     return known[name]

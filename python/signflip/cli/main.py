@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from signflip.cli.codes import BUG, FAILED, INTERRUPTED, PIPE_CLOSED
 from signflip.cli.parser import build_parser
-from signflip.errors import SignflipError
+from signflip.errors import InternalError, SignflipError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, debug=args.debug)
     except (SignflipError, OSError) as error:
-        return _fail(str(error), FAILED, debug=args.debug)
+        return _fail(str(error), BUG if isinstance(error, InternalError) else FAILED, debug=args.debug)
     except Exception as error:  # noqa: BLE001 - the last line of defence; --debug shows all of it
         what = f"internal error ({type(error).__name__}: {error}); run again with --debug and please report it"
         return _fail(what, BUG, debug=args.debug)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import version
 from typing import Any
 
+from signflip._core import __version__
 from signflip.cli import commands
 
 EXIT_CODES = """\
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"signflip {version('signflip')}")
+    parser.add_argument("--version", action="version", version=f"signflip {__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     for add in (_survey, _one_sided, _scan, _search, _flip, _run, _doctor, _demo):
         add(subparsers)
