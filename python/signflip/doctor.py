@@ -38,7 +38,7 @@ def examine() -> dict[str, str]:
 
 
 def _dependencies() -> list[str]:
-    """Names of what the package requires and may use, by its own metadata; none where it runs without being installed."""
+    """Names of what the package requires and may use, by its metadata; none where it is not installed."""
     try:
         names = [requirement.split(";")[0] for requirement in requires("signflip") or ()]
     except PackageNotFoundError:
