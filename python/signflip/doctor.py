@@ -10,7 +10,6 @@ from pathlib import Path
 
 import signflip
 from signflip import _core
-from signflip.runtime import cpu_info
 
 __all__ = ["examine"]
 
@@ -24,14 +23,14 @@ def examine() -> dict[str, str]:
         One line for each of: signflip, extension, python, system, cpu, threads, gpu, and each dependency, with
         "missing" for an optional one that is not installed.
     """
-    cpu = cpu_info()
+    cpu = dict(_core.cpu_info())
     found = {
         "signflip": f"{_core.__version__} ({Path(signflip.__file__).parent})",
         "extension": str(_core.__file__),
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "cpu": f"{_cpu_name()}; kernel: {cpu.get('kernel')}; features: {' '.join(cpu.get('features', ()))}",
-        "threads": f"{cpu.get('threads')} in use, {os.cpu_count()} cores seen",
+        "threads": f"{_core.num_threads()} in use, {os.cpu_count()} cores seen",
         "gpu": cpu.get("gpu") or "not used: this version computes on the CPU only",
     }
     return found | {name: _version(name) for name in _dependencies()}

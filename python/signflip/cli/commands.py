@@ -176,8 +176,7 @@ def run(args: argparse.Namespace) -> int:
     """``signflip run``."""
     model = _load(args)
     edits = [sf.Edit(site, op, value, index=index) for site, op, value, index in args.edit]
-    text = model.to_chat([{"role": "user", "content": args.text}]) if args.chat else args.text
-    tokens = text if not isinstance(text, str) else model.to_tokens(text)
+    tokens = model.to_tokens(model.to_chat(args.text) if args.chat else args.text)
     logits = np.asarray(model.run(tokens, edits=edits))[0, -1].astype(np.float64)
     logprobs = logits - np.logaddexp.reduce(logits)
     order = np.argsort(-logits, kind="stable")[: args.top]

@@ -114,4 +114,5 @@ def answers(model: Any, prompts: list[str], max_new_tokens: int, seed: int) -> l
 
 
 def _conversation(model: Any, prompt: str) -> list[int]:
-    return [int(i) for i in np.asarray(model.to_chat([{"role": "user", "content": prompt}])).reshape(-1)]
+    text: str = model.to_chat(prompt)
+    return [int(i) for i in model.to_tokens(text)[0]]
