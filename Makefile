@@ -48,6 +48,7 @@ format: $(VENV)/.dev ## Rewrite the sources as `make lint` wants them
 bench: $(VENV)/.dev ## Measure everything benches/README.md states (about 15 minutes on an idle machine)
 	cargo bench --locked -p signflip
 	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only
+	$(BIN)/python benches/peers/compare.py
 
 bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still runs and its answer is right
 	cargo bench --locked -p signflip -- --test
