@@ -36,7 +36,9 @@ class Writer:
         self.path = path
         self.writer = gguf.GGUFWriter(path, arch)
 
-    def add_tensor(self, name: str, value: torch.Tensor | np.ndarray, kind: gguf.GGMLQuantizationType | None = None) -> None:
+    def add_tensor(
+        self, name: str, value: torch.Tensor | np.ndarray, kind: gguf.GGMLQuantizationType | None = None
+    ) -> None:
         array = np.ascontiguousarray(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
         if kind is None:
             self.writer.add_tensor(name, array)
@@ -68,7 +70,9 @@ class Writer:
 
 def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """llama.cpp's permutation of query and key rows (convert_hf_to_gguf.py, LlamaModel.permute)."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    )
 
 
 LLAMA_NAMES = {
@@ -116,7 +120,9 @@ def llama_writer(path: Path, model: transformers.PreTrainedModel) -> Writer:
                 value = permuted(value, config.num_key_value_heads)
             out.add_tensor(f"blk.{layer}.{LLAMA_NAMES[inner]}.{part}", value)
         elif stem != "lm_head" or not config.tie_word_embeddings:
-            out.add_tensor(f"{ {'embed_tokens': 'token_embd', 'norm': 'output_norm', 'lm_head': 'output'}[stem]}.{part}", value)
+            out.add_tensor(
+                f"{ {'embed_tokens': 'token_embd', 'norm': 'output_norm', 'lm_head': 'output'}[stem] }.{part}", value
+            )
     return out
 
 
@@ -136,7 +142,9 @@ def gpt2_writer(path: Path, model: transformers.PreTrainedModel) -> Writer:
             value = value.T if value.ndim == 2 else value
             out.add_tensor(f"blk.{layer}.{GPT2_NAMES[inner]}.{part}", value)
         elif stem != "lm_head":
-            out.add_tensor(f"{ {'wte': 'token_embd', 'wpe': 'position_embd', 'ln_f': 'output_norm'}[stem]}.{part}", value)
+            out.add_tensor(
+                f"{ {'wte': 'token_embd', 'wpe': 'position_embd', 'ln_f': 'output_norm'}[stem] }.{part}", value
+            )
     return out
 
 
@@ -286,7 +294,9 @@ def test_mutated_files_give_typed_errors_only(small: Path, tmp_path: Path, data:
 # Tokenizers.
 
 
-def by_hand(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], digits: bool) -> tokenizers.Tokenizer:
+def by_hand(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], digits: bool
+) -> tokenizers.Tokenizer:
     """What the rebuilt tokenizer is to be, put together from parts."""
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -375,7 +385,9 @@ def reference() -> tokenizers.Tokenizer:
 TEXTS = st.one_of(
     st.text(max_size=40),
     st.text("ab '\n\t0123456789éß漢字🙂<|>", max_size=40),
-    st.lists(st.sampled_from(["<|im_start|>", "user\n", " the", "2024", "don't", "  ", "<|im_end|>"]), max_size=8).map("".join),
+    st.lists(st.sampled_from(["<|im_start|>", "user\n", " the", "2024", "don't", "  ", "<|im_end|>"]), max_size=8).map(
+        "".join
+    ),
 )
 
 
@@ -410,7 +422,12 @@ def test_smollm2_known_answers(smollm2: loading.Loaded) -> None:
     tokenizer = smollm2.tokenizer
     assert tokenizer is not None
     assert tokenizer.encode("<|endoftext|>") == [0]
-    assert (smollm2.bos_id, smollm2.bos_token, smollm2.eos_id, smollm2.eos_token) == (1, "<|im_start|>", 2, "<|im_end|>")
+    assert (smollm2.bos_id, smollm2.bos_token, smollm2.eos_id, smollm2.eos_token) == (
+        1,
+        "<|im_start|>",
+        2,
+        "<|im_end|>",
+    )
     assert tokenizer.special_ids == list(range(17))
     assert tokenizer.vocab_size == 49_152
     assert tokenizer.prefix_ids == []

@@ -273,7 +273,13 @@ def test_gpt2_attention_scale(tmp_path: Path, weights: bool, by_layer: bool) -> 
 
 @pytest.mark.parametrize(
     ("word", "kind"),
-    [("gelu_new", "gelu_tanh"), ("gelu", "gelu"), ("gelu_pytorch_tanh", "gelu_tanh"), ("relu", "relu"), ("silu", "silu")],
+    [
+        ("gelu_new", "gelu_tanh"),
+        ("gelu", "gelu"),
+        ("gelu_pytorch_tanh", "gelu_tanh"),
+        ("relu", "relu"),
+        ("silu", "silu"),
+    ],
 )
 def test_activations(tmp_path: Path, word: str, kind: str) -> None:
     gpt2(activation_function=word).save_pretrained(tmp_path)
@@ -606,7 +612,9 @@ def test_model_hash(good: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(good, tmp_path / "copy"))
     here, there = loading.load_parts(good), loading.load_parts(copy)
     assert {path.name for path in here.files} == {"config.json", "model.safetensors"}
-    lines = "".join(f"{hashlib.sha256((good / n).read_bytes()).hexdigest()}  {n}\n" for n in ("config.json", "model.safetensors"))
+    lines = "".join(
+        f"{hashlib.sha256((good / n).read_bytes()).hexdigest()}  {n}\n" for n in ("config.json", "model.safetensors")
+    )
     assert loading.model_hash(here.files) == hashlib.sha256(lines.encode()).hexdigest()
     assert loading.model_hash(here.files) == loading.model_hash(there.files)
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")

@@ -32,8 +32,12 @@ def byte_level() -> tokenizers.Tokenizer:
 
 def pieces() -> tokenizers.Tokenizer:
     """Like Llama 2's: spaces as ▁, one in front, bytes as a last resort, a BOS added."""
-    vocabulary = {piece: i for i, piece in enumerate(["<unk>", "<s>", "▁", "a", "b", "▁a", *(f"<0x{i:02X}>" for i in range(256))])}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "a")], unk_token="<unk>", byte_fallback=True))
+    vocabulary = {
+        piece: i for i, piece in enumerate(["<unk>", "<s>", "▁", "a", "b", "▁a", *(f"<0x{i:02X}>" for i in range(256))])
+    }
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("▁", "a")], unk_token="<unk>", byte_fallback=True)
+    )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -130,7 +134,12 @@ def test_folder_with_tokenizer(tmp_path: Path) -> None:
     assert (loaded.bos_id, loaded.eos_id) == (reference.token_to_id("<s>"), reference.token_to_id("</s>"))
     assert loaded.stop_ids == (reference.token_to_id("</s>"), 5, 258)
     assert loaded.chat_template == template
-    assert {p.name for p in loaded.files} == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {p.name for p in loaded.files} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     # A file of its own wins; of several named templates, the default.
     (tmp_path / "chat_template.jinja").write_text("own")
     assert loading.load_parts(tmp_path).chat_template == "own"
@@ -148,7 +157,7 @@ def test_folder_with_tokenizer(tmp_path: Path) -> None:
 # Chat templates, against transformers' own rendering.
 
 MESSAGES = [
-    {"role": "system", "content": "Be <brief> & \"kind\"."},
+    {"role": "system", "content": 'Be <brief> & "kind".'},
     {"role": "user", "content": "  Hé?\n"},
     {"role": "assistant", "content": "Yes."},
     {"role": "user", "content": "And?"},
@@ -168,9 +177,7 @@ TEMPLATES = [
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_renders_as_transformers_does(template: str) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), bos_token="<s>", eos_token="</s>")
-    wanted = tokenizer.apply_chat_template(
-        MESSAGES, chat_template=template, tokenize=False, add_generation_prompt=True
-    )
+    wanted = tokenizer.apply_chat_template(MESSAGES, chat_template=template, tokenize=False, add_generation_prompt=True)
     found = chat.render(template, MESSAGES, bos_token="<s>", eos_token="</s>")
     assert found == wanted
     assert chat.render(template, MESSAGES, "No, ", bos_token="<s>", eos_token="</s>") == wanted + "No, "

@@ -371,7 +371,11 @@ class GgufFile:
 
     def _post_processor(self, tokens: list[str], byte_level: dict[str, Any]) -> dict[str, Any]:
         """Adds the begin and end tokens that the metadata asks for."""
-        ids = {which: self.special(which) for which in ("bos", "eos") if self.value(f"tokenizer.ggml.add_{which}_token", bool)}
+        ids = {
+            which: self.special(which)
+            for which in ("bos", "eos")
+            if self.value(f"tokenizer.ggml.add_{which}_token", bool)
+        }
         if not ids:
             return byte_level
         known = {which: (i, tokens[i]) for which, i in ids.items() if i is not None}

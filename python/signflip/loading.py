@@ -252,9 +252,7 @@ def _ids(value: Any) -> list[int]:
     return [each for each in values if isinstance(each, int) and not isinstance(each, bool) and each >= 0]
 
 
-def load(
-    path_or_hub_id: str | Path, revision: str | None = None, device: str = "cpu", dtype: str = "float32"
-) -> Model:
+def load(path_or_hub_id: str | Path, revision: str | None = None, device: str = "cpu", dtype: str = "float32") -> Model:
     """Load a model.
 
     Parameters

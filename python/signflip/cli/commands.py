@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import signflip as sf
 from signflip.cli.codes import NOTHING_FOUND, OK
 from signflip.cli.output import print_json, table
 from signflip.errors import ArgumentError
+
+FEATURE = re.compile(r"(.+?)(?::(\d+)|\[(\d+)\])")
 
 
 def survey(args: argparse.Namespace) -> int:
@@ -29,6 +32,7 @@ def survey(args: argparse.Namespace) -> int:
         out=args.out,
         max_tokens=args.max_tokens,
         field=args.field,
+        progress=not args.quiet,
     )
     if args.json:
         print_json({"out": args.out, "metadata": result.metadata})
@@ -44,38 +48,12 @@ def one_sided(args: argparse.Namespace) -> int:
     found = opened.one_sided(max_rate=args.max_rate, confidence=args.confidence)
     if args.site is not None:
         opened[args.site]  # an unknown site is an error that names the nearest, not an empty table
-        found = [feature for feature in found if feature.site == args.site]
+        found = type(found)(feature for feature in found if feature.site == args.site)
     if args.json:
         print_json(found)
     else:
-        print(one_sided_table(found[: args.limit]))
-        if len(found) > args.limit:
-            print(f"... and {len(found) - args.limit} more (--limit, --json)")
+        print(found.table(args.limit))
     return OK if found else NOTHING_FOUND
-
-
-def one_sided_table(features: Iterable[Any]) -> str:
-    """The table of one-sided features, most certain first, as ``signflip one-sided`` prints it."""
-    head = ("site", "index", "side", "tokens", "units", "rate", "rate <=", "min", "max", "reach", "certified")
-    return table(
-        head,
-        (
-            (
-                f.site,
-                f.index,
-                "+" if f.side > 0 else "-",
-                f.n_tokens,
-                f.n_units,
-                f.rate,
-                f.rate_bound,
-                f.min,
-                f.max,
-                f.reach,
-                "yes" if f.certified else "",
-            )
-            for f in features
-        ),
-    )
 
 
 def scan(args: argparse.Namespace) -> int:
@@ -89,15 +67,17 @@ def scan(args: argparse.Namespace) -> int:
     if not features:
         print("signflip: no feature is one-sided at this rate: nothing to scan", file=sys.stderr)
         return NOTHING_FOUND
-    result = sf.scan(model, features, _chosen_behaviours(args.behaviour), doses=args.doses)
+    chosen = _chosen_behaviours(args.behaviour)
+    shown = not args.quiet and sys.stderr.isatty()
+    result = sf.scan(model, features, chosen, doses=args.doses, seed=args.seed, progress=shown)
     if args.out is not None:
         result.save(args.out)
     reversed_ = result.reversed()
     if args.json:
-        print_json({"table": result.table(), "reversed": reversed_})
+        print_json(result)
     else:
-        print(result)
-        print(f"reversed: {len(reversed_)}" if reversed_ else "nothing reversed, at this power")
+        print(result.table())
+        print(result.summary())
     return OK if reversed_ else NOTHING_FOUND
 
 
@@ -119,17 +99,20 @@ def search(args: argparse.Namespace) -> int:
         seed=args.seed,
         stop_at=args.stop_at,
         out=args.out,
+        progress=not args.quiet,
     )
     best = result.best
     # A flip is on the other side where its objective is positive; other objectives have only the threshold asked for.
-    goal = args.stop_at if args.stop_at is not None else 0.0 if args.survey or args.scan else None
-    reached = goal is None or best.value >= goal
+    if args.stop_at is not None:
+        reached = best.value >= args.stop_at
+    else:
+        reached = best.value > 0 or not (args.survey or args.scan)
     if args.json:
         print_json({"best": best, "front": result.front, "work": result.work, "reached": reached})
     else:
         print(result)
         if not reached:
-            print(f"not reached within this budget: {best.value:.4g}, wanted {goal:.4g}")
+            print(f"not reached within this budget: the best value is {best.value:.4g}")
     return OK if reached else NOTHING_FOUND
 
 
@@ -218,7 +201,12 @@ def demo(args: argparse.Namespace) -> int:
     from signflip.demo import run_demo
 
     _set_threads(args)
-    summary = run_demo(Path(args.out), model=args.model, tokens=args.tokens, seed=args.seed)
+    say = (
+        (lambda line: print(line, file=sys.stderr, flush=True)) if args.json else (lambda line: print(line, flush=True))
+    )
+    summary = run_demo(
+        Path(args.out), model=args.model, tokens=args.tokens, seed=args.seed, progress=not args.quiet, say=say
+    )
     if args.json:
         print_json(summary)
     return OK
@@ -235,11 +223,11 @@ def _set_threads(args: argparse.Namespace) -> None:
 
 
 def split_feature(name: str) -> tuple[str, int]:
-    """``SITE:INDEX`` in its two parts."""
-    site, _, index = name.rpartition(":")
-    if not site or not index.isdecimal():
+    """``SITE:INDEX``, or ``SITE[INDEX]`` as tables print it, in its two parts."""
+    match = FEATURE.fullmatch(name)
+    if match is None:
         raise ArgumentError(f"feature: expected SITE:INDEX, found {name!r}")
-    return site, int(index)
+    return match[1], int(match[2] or match[3])
 
 
 def pick_feature(features: Sequence[Any], name: str) -> Any:

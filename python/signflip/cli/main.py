@@ -26,9 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         standard output went away.
     """
     args = build_parser().parse_args(argv)
-    if args.quiet:
-        # Read by tqdm when it is first imported, which the library does only when it shows a bar.
-        os.environ["TQDM_DISABLE"] = "1"
     try:
         code: int = args.command(args)
         sys.stdout.flush()

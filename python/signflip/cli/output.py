@@ -22,8 +22,10 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "to_dict"):
-        return plain(value.to_dict())
+    for name in ("to_dict", "to_json"):
+        if hasattr(value, name):
+            data = getattr(value, name)()
+            return plain(json.loads(data) if isinstance(data, str) else data)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
     if isinstance(value, Mapping):

@@ -105,7 +105,8 @@ def _scan(subparsers: Any) -> None:
         metavar="X,Y",
         help="values to set each feature to (default: from the survey)",
     )
-    parser.add_argument("--out", default=None, help="write the scan here")
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals' bootstrap (%(default)s)")
+    parser.add_argument("--out", default=None, help="write the scan here, as JSON")
 
 
 def _behaviours(parser: argparse.ArgumentParser) -> None:
