@@ -20,18 +20,19 @@ def examine() -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        One line for each of: signflip, extension, python, system, cpu, threads, gpu, and each dependency, with
-        "missing" for an optional one that is not installed.
+        Signflip, extension, python, system, cpu (with the features that matter here), kernels in use, threads, gpu (with
+        the reason why not), and the version of each dependency.
     """
-    cpu = dict(_core.cpu_info())
+    build = _core.build_info()
     found = {
-        "signflip": f"{_core.__version__} ({Path(signflip.__file__).parent})",
-        "extension": str(_core.__file__),
+        "signflip": f"{build['version']} ({Path(signflip.__file__).parent})",
+        "extension": f"{build['profile']} build for {build['target']} ({_core.__file__})",
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "cpu": f"{_cpu_name()}; kernel: {cpu.get('kernel')}; features: {' '.join(cpu.get('features', ()))}",
-        "threads": f"{_core.num_threads()} in use, {os.cpu_count()} cores seen",
-        "gpu": cpu.get("gpu") or "not used: this version computes on the CPU only",
+        "cpu": f"{_cpu_name()}: {' '.join(build['cpu_features'])}",
+        "kernels": build["kernels"],
+        "threads": f"{build['threads']} in use, {os.cpu_count()} cores seen",
+        "gpu": f"not used: {build['cuda']}",
     }
     return found | {name: _version(name) for name in _dependencies()}
 

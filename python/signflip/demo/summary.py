@@ -38,9 +38,9 @@ class Summary:
         """What was surveyed."""
         self.data["corpus"] = {"answers": n_answers, "answer_tokens": own, "passages": n_passages, "tokens": total}
         self._sections.append(
-            f"## Corpus\n\n{total:,} tokens: {n_answers} answers that the model itself sampled at temperature 1, with their "
-            f"requests in its chat template ({own:,} tokens), and {n_passages} passages of Shakespeare's plays and poems. "
-            f"`corpus.jsonl` has them all.\n\nOne of the answers:\n\n{_quoted(example)}"
+            f"## Corpus\n\n{total:,} tokens: {n_answers} answers that the model itself sampled at temperature 1, with "
+            f"their requests in its chat template ({own:,} tokens), and {n_passages} passages of Shakespeare's plays "
+            f"and poems. `corpus.jsonl` has them all.\n\nOne of the answers:\n\n{_quoted(example)}"
         )
 
     def survey(self, survey: Any, prefix: str, strict: Sequence[Any], nearly: Any, rate: float) -> None:
@@ -54,8 +54,8 @@ class Summary:
             f"- kept one sign on every token: **{len(strict)}**\n"
             f"- the other sign on at most {rate:g} of the tokens: **{len(nearly)}**\n"
             f"- certified (no input at all can cross, by the norm in front of the layer): **{certified}**\n\n"
-            "The bound is the simultaneous 95% upper limit on the share of units, of text like this, that hold the other "
-            f"sign.\n\n{_code(type(nearly)(strict).table(ROWS))}"
+            "The bound is the simultaneous 95% upper limit on the share of units, of text like this, that hold the "
+            f"other sign.\n\n{_code(type(nearly)(strict).table(ROWS))}"
         )
 
     def scan(self, scan: Any) -> None:
@@ -66,10 +66,10 @@ class Summary:
             "reversed": [str(one) for one in scan.reversed()],
         }
         self._sections.append(
-            "## Scan\n\nEach of these features was set to its other side, by edits alone, against each behaviour. Half A of "
-            'the prompts selects, half B decides. S is 1 for the clean model, 0 at chance, −1 for a mirror image; "linear" is '
-            "the S that plain arithmetic predicts from the feature's share of the behaviour; doses that go beyond what was "
-            f"seen are shown and never decide.\n\n{scan.summary()}\n\n{_code(scan.table(ROWS))}"
+            "## Scan\n\nEach of these features was set to its other side, by edits alone, against each behaviour. Half "
+            "A of the prompts selects, half B decides. S is 1 for the clean model, 0 at chance, −1 for a mirror image; "
+            "*linear* is the S that plain arithmetic predicts from the feature's share of the behaviour; doses that go "
+            f"beyond what was seen are shown and never decide.\n\n{scan.summary()}\n\n{_code(scan.table(ROWS))}"
         )
 
     def turned(self, row: Any, answers: Sequence[tuple[str, str, str]]) -> None:
@@ -82,7 +82,8 @@ class Summary:
             f"{abs(row.plausibility):.1f} standard deviations from where it acts) on *{row.behaviour}*: "
             f"**{row.verdict}**.\n\n{row.score}\n"
             + (f"\nWhat *opposite* would need and this lacks:\n{failed}\n" if failed else "")
-            + f"\n![Dose curves](dose-curves.png)\n\n| prompt (its end) | clean | flipped |\n| --- | --- | --- |\n{table}"
+            + "\n![Dose curves](dose-curves.png)\n\n| prompt (its end) | clean | flipped |\n| --- | --- | --- |\n"
+            + table
         )
 
     def flip(self, feature: Any, result: Any, reached: float, verdict: str, picture: str | None) -> None:
@@ -105,12 +106,14 @@ class Summary:
     def flip_test(self, feature: Any, behaviour: Any, result: Any, reached: float, test: Any) -> None:
         """The most turned feature inside its prompts, and the table of controls."""
         self.data["flip_test"] = {"behaviour": behaviour.name, "reached": reached, "text": result.best.text}
-        crossed = reached * feature.side < 0
+        got_there = "did not get there within its budget, which says nothing about a larger one"
+        if reached * feature.side < 0:
+            got_there = "got there"
         self._sections.append(
             f"## Inside its prompts\n\nA search for tokens that take `{feature.site}:{feature.index}` across at the "
             f"positions after them, in prompts of *{behaviour.name}*, "
-            f"{'got there' if crossed else 'did not get there within its budget, which says nothing about a larger one'}: "
-            f"mean {reached:+.3g} with `{_cell(str(result.best.text))}`.\n\n## Flip test\n\n{_code(str(test))}"
+            f"{got_there}: mean {reached:+.3g} with `{_cell(str(result.best.text))}`.\n\n"
+            f"## Flip test\n\n{_code(str(test))}"
         )
 
     def write(self, out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -127,10 +130,14 @@ class Summary:
         self._sections.insert(where, f"## Flips by tokens\n\n{flips}")
         times = "\n".join(f"| {name} | {spent:.0f} |" for name, spent in seconds.items())
         cores = f"{os.cpu_count()} cores, {platform.machine()}"
+        basis = (
+            f"signflip {sf.__version__}, model hash `{self.data['model_hash']}`, {self.data['dtype']} on "
+            f"{self.data['device']}, seed {self._seed}."
+        )
         text = "\n\n".join(
             [
-                f"# signflip on {self.data['model']}\n\nsignflip {sf.__version__}, model hash `{self.data['model_hash']}`, "
-                f"{self.data['dtype']} on {self.data['device']}, seed {self._seed}.",
+                f"# signflip on {self.data['model']}",
+                basis,
                 *self._sections,
                 f"## Time\n\n{cores}\n\n| stage | seconds |\n| --- | ---: |\n{times}",
                 f"## The same on any model\n\n{_code(self._commands())}",
