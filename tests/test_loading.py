@@ -67,8 +67,11 @@ def randomised(model: transformers.PreTrainedModel, seed: int) -> transformers.P
 
 def expected(model: transformers.PreTrainedModel, layer: int | None) -> Weights:
     """The weights of a block, or those outside (None), from the state dict, by the engine's names."""
-    state = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
-    family = model.config.model_type
+    return expected_of(model.state_dict(), model.config.model_type, layer)
+
+
+def expected_of(tensors: dict[str, torch.Tensor], family: str, layer: int | None) -> Weights:
+    state = {name: tensor.float().numpy() for name, tensor in tensors.items()}
     base = {"llama": "model.", "gpt2": "transformer."}[family]
     if not any(name.startswith(base) for name in state):
         base = ""
