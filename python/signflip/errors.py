@@ -1,14 +1,12 @@
-"""Exceptions. Every message names the thing, what was expected and what was found."""
-
-from __future__ import annotations
+"""The exceptions of signflip. Each message names the thing, what was expected and what was found."""
 
 
 class SignflipError(Exception):
-    """Base of all exceptions that signflip raises on purpose."""
+    """Base of every error that signflip raises on purpose."""
 
 
 class FileError(SignflipError, OSError):
-    """A file could not be read or written."""
+    """A file is missing, unreadable or unwritable."""
 
 
 class CheckpointError(SignflipError, ValueError):
@@ -16,14 +14,15 @@ class CheckpointError(SignflipError, ValueError):
 
 
 class UnsupportedModelError(SignflipError, ValueError):
-    """The architecture is not one that the engine builds."""
+    """The checkpoint's architecture, or an option of it, is not supported."""
 
 
 class SiteError(SignflipError, KeyError):
     """A site's name is unknown, or the site cannot do what was asked of it."""
 
     def __str__(self) -> str:
-        return Exception.__str__(self)
+        """The message itself (a `KeyError` would quote it)."""
+        return str(self.args[0]) if self.args else ""
 
 
 class TokenError(SignflipError, ValueError):
@@ -46,13 +45,17 @@ class SearchError(SignflipError, ValueError):
     """A search cannot start or go on."""
 
 
+class BehaviourError(SignflipError, ValueError):
+    """A behaviour's prompts are unusable, or its score is refused."""
+
+
 class ArgumentError(SignflipError, ValueError):
     """An argument is out of its domain."""
 
 
 class DeviceError(SignflipError, RuntimeError):
-    """A device cannot be used here."""
+    """A device cannot be used here; the message says why."""
 
 
 class InternalError(SignflipError, RuntimeError):
-    """A broken invariant of the engine: a bug."""
+    """A broken invariant of signflip itself: please report it."""

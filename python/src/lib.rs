@@ -1,7 +1,10 @@
 //! The Python border of signflip: converts arguments, releases the GIL, maps errors. No logic.
 
+mod array;
+mod enter;
 mod error;
 mod load;
+mod model;
 mod tokenizer;
 
 use pyo3::prelude::*;
@@ -13,6 +16,8 @@ mod _core {
 
     #[pymodule_export]
     use super::load::Checkpoint;
+    #[pymodule_export]
+    use super::model::{Cache, Model, build_info, num_threads, set_num_threads};
     #[pymodule_export]
     use super::tokenizer::Tokenizer;
 
