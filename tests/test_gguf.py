@@ -14,14 +14,14 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from smollm2 import gguf_path
-from test_loading import assert_same, expected, expected_of, gpt2, llama, mutated
 from tokenizers import decoders, models, pre_tokenizers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from checkpoints import assert_same, expected, expected_of, gpt2, llama, mutated
 from signflip import _core, chat, loading
 from signflip.errors import CheckpointError, FileError, SignflipError, TokenizerError, UnsupportedModelError
 from signflip.gguf import GgufFile
+from smollm2 import gguf_path
 
 Q8 = gguf.GGMLQuantizationType.Q8_0
 
@@ -37,7 +37,9 @@ class Writer:
         self.path = path
         self.writer = gguf.GGUFWriter(path, arch)
 
-    def add_tensor(self, name: str, value: torch.Tensor | np.ndarray, kind: gguf.GGMLQuantizationType | None = None) -> None:
+    def add_tensor(
+        self, name: str, value: torch.Tensor | np.ndarray, kind: gguf.GGMLQuantizationType | None = None
+    ) -> None:
         array = np.ascontiguousarray(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
         if kind is None:
             self.writer.add_tensor(name, array)
@@ -69,7 +71,9 @@ class Writer:
 
 def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """llama.cpp's permutation of query and key rows (convert_hf_to_gguf.py, LlamaModel.permute)."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    )
 
 
 LLAMA_NAMES = {
@@ -117,7 +121,9 @@ def llama_writer(path: Path, model: transformers.PreTrainedModel) -> Writer:
                 value = permuted(value, config.num_key_value_heads)
             out.add_tensor(f"blk.{layer}.{LLAMA_NAMES[inner]}.{part}", value)
         elif stem != "lm_head" or not config.tie_word_embeddings:
-            out.add_tensor(f"{ {'embed_tokens': 'token_embd', 'norm': 'output_norm', 'lm_head': 'output'}[stem]}.{part}", value)
+            out.add_tensor(
+                f"{ {'embed_tokens': 'token_embd', 'norm': 'output_norm', 'lm_head': 'output'}[stem] }.{part}", value
+            )
     return out
 
 
@@ -137,7 +143,9 @@ def gpt2_writer(path: Path, model: transformers.PreTrainedModel) -> Writer:
             value = value.T if value.ndim == 2 else value
             out.add_tensor(f"blk.{layer}.{GPT2_NAMES[inner]}.{part}", value)
         elif stem != "lm_head":
-            out.add_tensor(f"{ {'wte': 'token_embd', 'wpe': 'position_embd', 'ln_f': 'output_norm'}[stem]}.{part}", value)
+            out.add_tensor(
+                f"{ {'wte': 'token_embd', 'wpe': 'position_embd', 'ln_f': 'output_norm'}[stem] }.{part}", value
+            )
     return out
 
 
@@ -243,11 +251,11 @@ def test_bad_tensors(tmp_path: Path) -> None:
             writer.add_tensor(name, np.ones((2, 3), np.float32))
         return writer.close()
 
-    with pytest.raises(CheckpointError, match="up_proj.*none"):
+    with pytest.raises(CheckpointError, match=r"up_proj.*none"):
         loading.load_parts(written("blk.1.ffn_up.weight", "missing"))
-    with pytest.raises(CheckpointError, match="token_embd"):
+    with pytest.raises(CheckpointError, match=r"token_embd"):
         loading.load_parts(written("token_embd.weight", "missing"))
-    with pytest.raises(UnsupportedModelError, match="ffn_gate_exps"):
+    with pytest.raises(UnsupportedModelError, match=r"ffn_gate_exps"):
         loading.load_parts(written("blk.1.ffn_gate_exps.weight", "more"))
     with pytest.raises(CheckpointError, match=r"layers\.7"):
         loading.load_parts(written("blk.7.ffn_up.weight", "other"))
@@ -257,9 +265,9 @@ def test_files_that_are_no_gguf(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 100, b"hello there" * 100):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="x.gguf"):
+        with pytest.raises(CheckpointError, match=r"x.gguf"):
             loading.load_parts(path)
-    with pytest.raises(FileError, match="none.gguf"):
+    with pytest.raises(FileError, match=r"none.gguf"):
         loading.load_parts(tmp_path / "none.gguf")
 
 
@@ -287,7 +295,9 @@ def test_mutated_files_give_typed_errors_only(small: Path, tmp_path: Path, data:
 # Tokenizers.
 
 
-def by_hand(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], digits: bool) -> tokenizers.Tokenizer:
+def by_hand(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], digits: bool
+) -> tokenizers.Tokenizer:
     """What the rebuilt tokenizer is to be, put together from parts."""
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -389,7 +399,9 @@ def reference(smollm2: loading.Loaded) -> tokenizers.Tokenizer:
 TEXTS = st.one_of(
     st.text(max_size=40),
     st.text("ab '\n\t0123456789éß漢字🙂<|>", max_size=40),
-    st.lists(st.sampled_from(["<|im_start|>", "user\n", " the", "2024", "don't", "  ", "<|im_end|>"]), max_size=8).map("".join),
+    st.lists(st.sampled_from(["<|im_start|>", "user\n", " the", "2024", "don't", "  ", "<|im_end|>"]), max_size=8).map(
+        "".join
+    ),
 )
 
 
@@ -424,7 +436,12 @@ def test_smollm2_known_answers(smollm2: loading.Loaded) -> None:
     tokenizer = smollm2.tokenizer
     assert tokenizer is not None
     assert tokenizer.encode("<|endoftext|>") == [0]
-    assert (smollm2.bos_id, smollm2.bos_token, smollm2.eos_id, smollm2.eos_token) == (1, "<|im_start|>", 2, "<|im_end|>")
+    assert (smollm2.bos_id, smollm2.bos_token, smollm2.eos_id, smollm2.eos_token) == (
+        1,
+        "<|im_start|>",
+        2,
+        "<|im_end|>",
+    )
     assert tokenizer.special_ids == list(range(17))
     assert tokenizer.vocab_size == 49_152
     assert tokenizer.prefix_ids == []

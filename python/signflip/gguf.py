@@ -68,8 +68,11 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 class _Reader(gguf.GGUFReader):
-    """The package's reader, made to stop where the file ends (it goes on through a lying header with empty values),
-    and to read the header from plain memory (slices of a memory map make opening a file several times as slow)."""
+    """The package's reader, with bounds and from plain memory.
+
+    The package's own goes on with empty values through a header that lies about what follows, and slices a memory map
+    for every value, which makes opening a file several times as slow.
+    """
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         offset, count, dtype = int(offset), int(count), np.dtype(dtype)
@@ -374,7 +377,11 @@ class GgufFile:
 
     def _post_processor(self, tokens: list[str], byte_level: dict[str, Any]) -> dict[str, Any]:
         """Adds the begin and end tokens that the metadata asks for."""
-        ids = {which: self.special(which) for which in ("bos", "eos") if self.value(f"tokenizer.ggml.add_{which}_token", bool)}
+        ids = {
+            which: self.special(which)
+            for which in ("bos", "eos")
+            if self.value(f"tokenizer.ggml.add_{which}_token", bool)
+        }
         if not ids:
             return byte_level
         known = {which: (i, tokens[i]) for which, i in ids.items() if i is not None}
