@@ -42,6 +42,12 @@ pub fn representative(bucket: u16) -> f64 {
     sign * 2.0 * small * large / (small + large)
 }
 
+/// Lower and upper bound of a bucket's values.
+pub fn interval(bucket: u16) -> [f64; 2] {
+    let (sign, small, large) = bounds(bucket);
+    if sign > 0.0 { [small, large] } else { [-large, -small] }
+}
+
 /// Counts of one feature: sorted entries, bucket in the upper 16 bits and count in the lower 48.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram(Vec<u64>);

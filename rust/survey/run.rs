@@ -119,10 +119,12 @@ pub fn run(
         }
     }
     survey.corpus = reader.corpus;
-    if survey.corpus.n_documents == 0 {
+    if survey.sites.iter().all(|site| site.tally.n_tokens == 0) {
+        let Corpus { n_documents, n_empty, n_tokens, .. } = survey.corpus;
         return Err(Error::Survey(format!(
-            "the corpus is empty: expected at least one document with tokens, found {} without any",
-            survey.corpus.n_empty
+            "the corpus is empty: expected at least one token to count, found {} documents, {n_empty} of them without \
+             tokens, and {n_tokens} tokens that do not count",
+            n_documents + n_empty
         )));
     }
     if let (Some(out), Some(partial)) = (&options.out, &partial) {
