@@ -18,6 +18,12 @@ from signflip.corpus import Corpus
 from signflip.errors import ArgumentError, SiteError, SurveyError, TokenizerError
 from signflip.one_sided import OneSided, OneSidedList, find
 
+# Seconds between two writings of a survey's unfinished state, at least.
+_CHECKPOINT = 20.0
+
+# Tokens an engine request.
+_BATCH = 1024
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -119,8 +125,8 @@ def survey(
             max_tokens=max_tokens,
             top=top,
             histogram_every=histogram_every,
-            batch_tokens=1024,
-            checkpoint=20.0,
+            batch_tokens=_BATCH,
+            checkpoint=_CHECKPOINT,
         )
     return Survey(core)
 
@@ -404,4 +410,4 @@ def merge(surveys: Iterable[Survey]) -> Survey:
     return Survey(_core.Survey.merge([one._core for one in surveys]))
 
 
-__all__ = ["OneSided", "OneSidedList", "Occurrences", "SiteSurvey", "Survey", "merge", "survey"]
+__all__ = ["Occurrences", "OneSided", "OneSidedList", "SiteSurvey", "Survey", "merge", "survey"]
