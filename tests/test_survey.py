@@ -40,7 +40,7 @@ def _tokenizer(folder: Path) -> None:
     """Lower-case letters and the space, behind a BOS of id 0."""
     vocab = {token: i for i, token in enumerate(["<s>", "<unk>", *" abcdefghijklmnopqrstuvwxyz\n"])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(?s)."), "isolated")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     tokenizer.add_special_tokens(["<s>"])
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -22,7 +22,7 @@ use crate::error::{foreign, to_py};
 use crate::model::Model;
 
 /// Statistics of every feature of some sites.
-#[pyclass(frozen, module = "signflip._core", skip_from_py_object)]
+#[pyclass(frozen, module = "signflip._core")]
 pub struct Survey {
     inner: store::Survey,
 }

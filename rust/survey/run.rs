@@ -86,15 +86,15 @@ pub fn run(
     let piece = piece_length(settings, engine)?;
     let sites = settings.sites.iter().map(|name| Site::parse(name, engine.spec())).collect::<Result<Vec<_>>>()?;
     let mut reader = Reader::new(source, piece, options.max_tokens);
-    let mut survey = Survey::new(engine, &sites, settings.clone(), model_name)?;
     let partial = options.out.as_deref().map(partial_path);
-    if let (Some(out), Some(partial)) = (&options.out, &partial) {
+    if let Some(out) = &options.out {
         store::probe(out)?;
-        if partial.exists() {
-            survey = resume(partial, survey, &mut reader, options)?;
-            progress(reader.corpus.n_tokens)?;
-        }
     }
+    let mut survey = match partial.as_deref().filter(|partial| partial.exists()) {
+        Some(partial) => resume(partial, settings, model_name, &mut reader, options)?,
+        None => Survey::new(engine, &sites, settings.clone(), model_name, check)?,
+    };
+    progress(reader.corpus.n_tokens)?;
     let mut saved = Instant::now();
     let mut pause = options.checkpoint;
     loop {
@@ -172,7 +172,13 @@ fn request(prefix: &[u32], units: &[Unit]) -> Request {
 }
 
 /// Takes up an unfinished survey: its settings and the documents it has seen must be those of this call.
-fn resume(partial: &Path, fresh: Survey, reader: &mut Reader<'_, '_>, options: &Options) -> Result<Survey> {
+fn resume(
+    partial: &Path,
+    settings: &Settings,
+    model_name: &str,
+    reader: &mut Reader<'_, '_>,
+    options: &Options,
+) -> Result<Survey> {
     let (survey, progress) = store::open(partial)?;
     let other = |what: String| {
         Error::Survey(format!(
@@ -183,7 +189,7 @@ fn resume(partial: &Path, fresh: Survey, reader: &mut Reader<'_, '_>, options: &
     let Some(progress) = progress else {
         return Err(other("it is a finished one".to_owned()));
     };
-    if let Some(difference) = survey.settings.difference(&fresh.settings)? {
+    if let Some(difference) = survey.settings.difference(settings)? {
         return Err(other(format!("they differ in {difference}")));
     }
     if progress.max_tokens != options.max_tokens {
@@ -192,7 +198,7 @@ fn resume(partial: &Path, fresh: Survey, reader: &mut Reader<'_, '_>, options: &
     if !reader.skip(&progress)? || reader.corpus != survey.corpus {
         return Err(other("its documents are not those of this corpus".to_owned()));
     }
-    Ok(Survey { model_name: fresh.model_name, ..survey })
+    Ok(Survey { model_name: model_name.to_owned(), ..survey })
 }
 
 /// Cuts documents into units and keeps count of them.

@@ -38,11 +38,17 @@ pub struct Survey {
 
 impl Survey {
     /// Of nothing; `sites` are those that `settings` names.
-    pub fn new(engine: &dyn Engine, sites: &[Site], settings: Settings, model_name: &str) -> Result<Self> {
+    pub fn new(
+        engine: &dyn Engine,
+        sites: &[Site],
+        settings: Settings,
+        model_name: &str,
+        check: Option<&dyn Fn() -> Result<()>>,
+    ) -> Result<Self> {
         let mut stats = Vec::with_capacity(sites.len());
         for &site in sites {
             let mut one = SiteStats::new(site.name(), site.width(engine.spec(), 0), settings.top);
-            one.reach = reach::reach(engine, site, None)?;
+            one.reach = reach::reach(engine, site, check)?;
             stats.push(one);
         }
         Ok(Self { settings, model_name: model_name.to_owned(), corpus: Corpus::default(), sites: stats })

@@ -346,7 +346,7 @@ proptest! {
                 Err(_) => {
                     let parsed: Vec<Site> =
                         settings.sites.iter().map(|name| Site::parse(name, engine.spec()).unwrap()).collect();
-                    let mut none = Survey::new(&engine, &parsed, settings.clone(), "fake").unwrap();
+                    let mut none = Survey::new(&engine, &parsed, settings.clone(), "fake", None).unwrap();
                     none.corpus.n_empty = shard.len() as u64;
                     none
                 }
