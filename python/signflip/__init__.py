@@ -14,6 +14,9 @@ from signflip.edits import Edit, PerSequence
 from signflip.errors import SignflipError
 from signflip.loading import load
 from signflip.model import ActivationCache, Model, get_act_name
+from signflip.one_sided import OneSided
+from signflip.reach import reach
+from signflip.survey import Survey, merge, survey
 
 logging.getLogger("signflip").addHandler(logging.NullHandler())
 
@@ -21,11 +24,16 @@ __all__ = [
     "ActivationCache",
     "Edit",
     "Model",
+    "OneSided",
     "PerSequence",
     "SignflipError",
+    "Survey",
     "__version__",
     "errors",
     "get_act_name",
     "load",
+    "merge",
+    "reach",
     "set_num_threads",
+    "survey",
 ]
