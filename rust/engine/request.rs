@@ -292,6 +292,8 @@ pub enum WeightKind {
     Unembed,
     /// Gain of the final norm, one row: `[d_model]`.
     FinalNormGain,
+    /// Bias of the final norm, one row (zeros if it has none): `[d_model]`.
+    FinalNormBias,
 }
 
 /// A loaded model on a device. Object-safe: search and survey are written against it.
