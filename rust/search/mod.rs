@@ -14,6 +14,8 @@ pub mod objective;
 pub mod rng;
 pub mod run;
 pub mod score;
+#[cfg(test)]
+mod tests;
 
 pub use objective::{Objective, ObjectiveSpec};
 pub use run::{Aggregate, Method, Progress, SearchResult, Settings, Variant, search};
