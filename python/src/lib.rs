@@ -1,11 +1,20 @@
 //! The Python border of signflip: converts arguments, releases the GIL, maps errors. No logic.
 
+mod error;
+mod load;
+mod tokenizer;
+
 use pyo3::prelude::*;
 
 /// The extension module `signflip._core`.
 #[pymodule]
 mod _core {
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::load::Checkpoint;
+    #[pymodule_export]
+    use super::tokenizer::Tokenizer;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
