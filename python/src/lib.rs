@@ -1,7 +1,12 @@
 //! The Python border of signflip: converts arguments, releases the GIL, maps errors. No logic.
 
+mod array;
+mod enter;
 mod error;
 mod load;
+mod model;
+mod objective;
+mod search;
 mod tokenizer;
 
 use pyo3::prelude::*;
@@ -13,6 +18,12 @@ mod _core {
 
     #[pymodule_export]
     use super::load::Checkpoint;
+    #[pymodule_export]
+    use super::model::{Cache, Model, build_info, num_threads, set_num_threads};
+    #[pymodule_export]
+    use super::objective::{gradient, score};
+    #[pymodule_export]
+    use super::search::search;
     #[pymodule_export]
     use super::tokenizer::Tokenizer;
 

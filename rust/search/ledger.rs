@@ -11,11 +11,19 @@ use super::run::Aggregate;
 use super::score::{self, Item};
 use crate::engine::request::{Context, Engine};
 use crate::error::{Error, Result};
+use crate::model::tokenizer::Tokenizer;
 
 /// Tells whether a whole prompt comes back as the same ids after decode and encode.
 pub trait RoundTrip: Sync {
     /// Whether it does.
     fn ok(&self, ids: &[u32]) -> bool;
+}
+
+impl RoundTrip for Tokenizer {
+    fn ok(&self, ids: &[u32]) -> bool {
+        // Ids that the tokenizer does not have cannot come back.
+        self.round_trips(ids).unwrap_or(false)
+    }
 }
 
 /// Counts of work done, and of work saved against a full forward of every drawn child in every context.

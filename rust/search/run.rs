@@ -67,7 +67,8 @@ pub enum Variant {
 }
 
 /// What a search is to do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The method.
     pub method: Method,
@@ -100,6 +101,7 @@ pub struct Settings {
     /// Whether a start that the filters turn away is an error; else a random one takes its place.
     pub start_required: bool,
     /// One flag a token: whether it may be used.
+    #[serde(skip)]
     pub allowed: Vec<bool>,
     /// Where the state is kept, and taken up again.
     pub checkpoint: Option<PathBuf>,
