@@ -8,13 +8,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 
 from signflip import _core, chat
 from signflip.errors import ArgumentError, CheckpointError, FileError
 from signflip.gguf import GgufFile
+
+if TYPE_CHECKING:
+    from signflip.model import Model
 
 # What a model is made of; weights in other formats, which may be large, are not fetched.
 _FILES = (
@@ -247,3 +250,32 @@ def _ids(value: Any) -> list[int]:
     """Token ids, which configs write as one, as a list, or as null."""
     values = value if isinstance(value, list) else [value]
     return [each for each in values if isinstance(each, int) and not isinstance(each, bool) and each >= 0]
+
+
+def load(
+    path_or_hub_id: str | Path, revision: str | None = None, device: str = "cpu", dtype: str = "float32"
+) -> Model:
+    """Load a model.
+
+    Parameters
+    ----------
+    path_or_hub_id
+        A Hugging Face folder, a `.gguf` file, or a hub id.
+    revision
+        Of the hub's repository.
+    device
+        `"cpu"`, or `"cuda:N"` where the build has CUDA.
+    dtype
+        Of weights and activations: `"float32"` on the CPU.
+
+    Raises
+    ------
+    FileError, CheckpointError, UnsupportedModelError, TokenizerError
+        If the checkpoint cannot be had or read.
+    DeviceError
+        If the device cannot be used here.
+    """
+    from signflip.model import Model
+
+    parts = load_parts(path_or_hub_id, revision)
+    return Model(_core.Model(parts.checkpoint, device, dtype), parts, device, dtype)

@@ -63,7 +63,6 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// The checkpoint itself, for the model that is built from it.
-    #[allow(dead_code, reason = "used by the model's constructor")]
     pub(crate) fn share(&self) -> Arc<dyn Weights + Send + Sync> {
         Arc::clone(&self.inner)
     }
