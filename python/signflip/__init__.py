@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 
-from signflip import errors
+from signflip import errors, objectives
 from signflip._core import __version__, set_num_threads
 from signflip.edits import Edit, PerSequence
 from signflip.errors import SignflipError
 from signflip.loading import load
 from signflip.model import ActivationCache, Model, get_act_name
+from signflip.search import SearchResult, search
 
 logging.getLogger("signflip").addHandler(logging.NullHandler())
 
@@ -22,10 +23,13 @@ __all__ = [
     "Edit",
     "Model",
     "PerSequence",
+    "SearchResult",
     "SignflipError",
     "__version__",
     "errors",
     "get_act_name",
     "load",
+    "objectives",
+    "search",
     "set_num_threads",
 ]

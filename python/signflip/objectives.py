@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ class Objective:
         ArgumentError
             If it is something else.
         """
-        makers = {
+        makers: dict[str, Callable[..., Objective]] = {
             "neuron": neuron,
             "direction": direction,
             "logit_diff": logit_diff,
@@ -298,7 +298,9 @@ def for_core(model: Any, objective: Any) -> str:
 
 def _encode(model: Any, name: str, text: str) -> int | list[int]:
     if model.tokenizer is None:
-        raise TokenizerError(f"tokenizer: {model.name} has none, so the objective's text {text!r} cannot be used; give ids")
+        raise TokenizerError(
+            f"tokenizer: {model.name} has none, so the objective's text {text!r} cannot be used; give ids"
+        )
     ids = [int(one) for one in model.tokenizer.encode(text, False)]
     if name == "target":
         return ids

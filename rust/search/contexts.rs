@@ -48,7 +48,9 @@ impl Prompts {
         for ContextTokens { before, after } in contexts {
             if let Some(id) = before.iter().chain(after).find(|&&id| id as usize >= spec.d_vocab) {
                 let vocabulary = spec.d_vocab;
-                return Err(Error::Tokens(format!("id {id} in a context is outside the vocabulary of {vocabulary} ids")));
+                return Err(Error::Tokens(format!(
+                    "id {id} in a context is outside the vocabulary of {vocabulary} ids"
+                )));
             }
             let found = before.len() + tokens + after.len() + beyond;
             if found > spec.n_ctx {

@@ -93,10 +93,8 @@ pub(super) fn step(run: &mut Run<'_>, context: &mut Context<'_>) -> Result<()> {
     let mut pool = if elitist { parents.clone() } else { Vec::new() };
     let survivors = pool.len();
     pool.extend(children.iter().map(|&(.., at)| at));
-    let chosen: Vec<Option<usize>> = penalties
-        .iter()
-        .map(|&penalty| lowest(&run.ledger, &pool, restart.unwrap_or(penalty), &all))
-        .collect();
+    let chosen: Vec<Option<usize>> =
+        penalties.iter().map(|&penalty| lowest(&run.ledger, &pool, restart.unwrap_or(penalty), &all)).collect();
     let slots = succeed(run, &chosen, &pool, survivors, &penalties);
     let members: Vec<usize> = slots.iter().map(|&(at, _)| at).collect();
     // A slot without penalty chooses without a cross-entropy.
@@ -109,13 +107,7 @@ pub(super) fn step(run: &mut Run<'_>, context: &mut Context<'_>) -> Result<()> {
 }
 
 /// The next population.
-fn succeed(
-    run: &Run<'_>,
-    chosen: &[Option<usize>],
-    pool: &[usize],
-    survivors: usize,
-    penalties: &[f64],
-) -> Vec<Slot> {
+fn succeed(run: &Run<'_>, chosen: &[Option<usize>], pool: &[usize], survivors: usize, penalties: &[f64]) -> Vec<Slot> {
     if run.settings.variant == Variant::Code {
         // As released: survivors first, with the proposals they had; then the new, with the first penalties.
         let stays = |(slot, &chosen): (usize, &Option<usize>)| match chosen {
@@ -213,13 +205,7 @@ fn compete(
 }
 
 /// After screening: for each slot the best few of the children that beat every parent in the screened contexts.
-fn promote(
-    run: &Run<'_>,
-    children: &[Child],
-    parents: &[usize],
-    wanted: &[f64],
-    contexts: &[usize],
-) -> Vec<usize> {
+fn promote(run: &Run<'_>, children: &[Child], parents: &[usize], wanted: &[f64], contexts: &[usize]) -> Vec<usize> {
     let each = (run.settings.width / (16 * wanted.len())).max(1);
     let mut promoted: Vec<usize> = Vec::new();
     for &penalty in wanted {

@@ -44,7 +44,8 @@ impl Fake {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as f64 / (1_u64 << 31) as f64 * 2.0 - 1.0
         };
-        let mut matrix = |rows: usize| -> Rows { (0..rows).map(|_| (0..d_model).map(|_| uniform()).collect()).collect() };
+        let mut matrix =
+            |rows: usize| -> Rows { (0..rows).map(|_| (0..d_model).map(|_| uniform()).collect()).collect() };
         let (embed, unembed, neurons) = (matrix(vocabulary), matrix(vocabulary), matrix(d_mlp));
         let (gain, bias) = (matrix(1).remove(0), matrix(1).remove(0));
         let spec = ModelSpec {
@@ -73,7 +74,15 @@ impl Fake {
 
     fn starts(request: &Request) -> Vec<usize> {
         let mut next = 0;
-        request.segments.iter().map(|s| { let at = next; next += s.tokens.len(); at }).collect()
+        request
+            .segments
+            .iter()
+            .map(|s| {
+                let at = next;
+                next += s.tokens.len();
+                at
+            })
+            .collect()
     }
 
     fn states(&self, request: &Request) -> (Rows, Vec<Before>) {
@@ -109,7 +118,8 @@ impl Fake {
     }
 
     fn logits(&self, state: &[f64]) -> Vec<f64> {
-        let h: Vec<f64> = Self::hidden(state).iter().enumerate().map(|(d, x)| x * self.gain[d] + self.bias[d]).collect();
+        let h: Vec<f64> =
+            Self::hidden(state).iter().enumerate().map(|(d, x)| x * self.gain[d] + self.bias[d]).collect();
         self.unembed.iter().map(|u| dot(u, &h)).collect()
     }
 

@@ -4,8 +4,7 @@
 /// its value and at most its cross-entropy, and differs in one (of equal points the first stays). In order of rising
 /// cross-entropy, and so of rising value. Points with a NaN are left out.
 pub fn pareto(points: &[(f32, f32)]) -> Vec<usize> {
-    let mut order: Vec<usize> =
-        (0..points.len()).filter(|&i| !points[i].0.is_nan() && !points[i].1.is_nan()).collect();
+    let mut order: Vec<usize> = (0..points.len()).filter(|&i| !points[i].0.is_nan() && !points[i].1.is_nan()).collect();
     order.sort_by(|&a, &b| {
         let ((va, ea), (vb, eb)) = (points[a], points[b]);
         ea.total_cmp(&eb).then(vb.total_cmp(&va)).then(a.cmp(&b))

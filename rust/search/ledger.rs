@@ -206,8 +206,7 @@ impl<'a> Ledger<'a> {
                 places.push((at, c, entropy));
             }
         }
-        let (answers, computed) =
-            score::evaluate(self.prompts.ground(self.engine), self.objective, &items, context)?;
+        let (answers, computed) = score::evaluate(self.prompts.ground(self.engine), self.objective, &items, context)?;
         self.work.tokens += computed as u64;
         for ((at, c, entropy), answer) in places.into_iter().zip(answers) {
             if let Some(value) = answer.value {
@@ -305,8 +304,7 @@ impl<'a> Ledger<'a> {
             }
             terms.push(own);
         }
-        let (answers, computed) =
-            score::evaluate(self.prompts.ground(self.engine), self.objective, &items, context)?;
+        let (answers, computed) = score::evaluate(self.prompts.ground(self.engine), self.objective, &items, context)?;
         self.work.tokens += computed as u64;
         self.work.bounded += children.len() as u64;
         Ok(terms

@@ -135,9 +135,11 @@ impl Objective {
         }
         let language = || match spec.head {
             Head::Unembed => Ok(()),
-            Head::Reward { .. } => {
-                Err(Error::argument("objective", "a term that a reward model has (neuron, direction, reward)", "logits"))
-            }
+            Head::Reward { .. } => Err(Error::argument(
+                "objective",
+                "a term that a reward model has (neuron, direction, reward)",
+                "logits",
+            )),
         };
         let mut terms = Vec::with_capacity(objective.terms.len());
         for (weight, term) in &objective.terms {
@@ -174,7 +176,9 @@ impl Objective {
                 TermSpec::LogProb { target } => {
                     language()?;
                     if target.is_empty() {
-                        return Err(Error::Tokens("expected at least one token to continue with, found none".to_owned()));
+                        return Err(Error::Tokens(
+                            "expected at least one token to continue with, found none".to_owned(),
+                        ));
                     }
                     for &id in target {
                         token(id, spec)?;
@@ -249,7 +253,9 @@ impl Objective {
             Position::Rule(PositionRule::Best) => Ok(free.map_or(0, |free| free.start)..len),
             Position::Rule(PositionRule::After) => match free {
                 Some(free) if free.end < len => Ok(free.end..len),
-                Some(_) => Err(Error::argument("position", "a context with text after the free tokens for \"after\"", "none")),
+                Some(_) => {
+                    Err(Error::argument("position", "a context with text after the free tokens for \"after\"", "none"))
+                }
                 None => Err(Error::argument(
                     "position",
                     "an index or \"best\" (\"after\" needs contexts, or the sequences of a search's result)",
@@ -346,9 +352,7 @@ impl<'a> Reader<'a> {
                     Kind::Neuron { site, index } => {
                         Read::Values { site: *site, rows, columns: Columns::Some(vec![*index]) }
                     }
-                    Kind::Direction { site, vector } => {
-                        Read::Project { site: *site, rows, vector: Arc::clone(vector) }
-                    }
+                    Kind::Direction { site, vector } => Read::Project { site: *site, rows, vector: Arc::clone(vector) },
                     Kind::LogitDiff { columns } => Read::Logits { rows, columns: Columns::Some(columns.to_vec()) },
                     Kind::LogProb { .. } => Read::LogProb { rows, targets: read.targets.clone() },
                     Kind::Reward { label, .. } => Read::Logits { rows, columns: Columns::Some(vec![*label]) },

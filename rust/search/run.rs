@@ -348,13 +348,7 @@ impl Run<'_> {
         self.enter(Event::Fresh, members, &penalties, context)
     }
 
-    fn enter(
-        &mut self,
-        event: Event,
-        members: Vec<usize>,
-        penalties: &[f64],
-        context: &mut Context<'_>,
-    ) -> Result<()> {
+    fn enter(&mut self, event: Event, members: Vec<usize>, penalties: &[f64], context: &mut Context<'_>) -> Result<()> {
         let all: Vec<usize> = self.all_contexts().collect();
         self.ledger.learn(&members, &all, true, self.settings.method == Method::Epo, context)?;
         self.slots = members.iter().copied().zip(penalties.iter().copied()).collect();
@@ -456,7 +450,8 @@ impl Run<'_> {
 
     fn result(mut self, ended: Ended, context: &mut Context<'_>) -> Result<SearchResult> {
         let mut chosen: Vec<usize> = self.history.iter().flat_map(|entry| entry.members.iter().copied()).collect();
-        let best = self.ledger.best.ok_or_else(|| Error::Search("no prompt had a value that is a number".to_owned()))?;
+        let best =
+            self.ledger.best.ok_or_else(|| Error::Search("no prompt had a value that is a number".to_owned()))?;
         chosen.push(best);
         let mut seen = std::collections::HashSet::new();
         chosen.retain(|&at| seen.insert(at));
@@ -477,7 +472,8 @@ impl Run<'_> {
                 (value, self.ledger.entropy(at, None).unwrap_or(0.0))
             })
             .collect();
-        let places: std::collections::HashMap<usize, usize> = chosen.iter().enumerate().map(|(i, &at)| (at, i)).collect();
+        let places: std::collections::HashMap<usize, usize> =
+            chosen.iter().enumerate().map(|(i, &at)| (at, i)).collect();
         let past = |entry: &Entry| Past {
             event: entry.event,
             members: entry.members.iter().filter_map(|at| places.get(at).copied()).collect(),

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::forest::{self, Forest, Path, Root, Sequence};
 use super::objective::{Objective, Reader, Slots};
-use crate::engine::request::{Cache, Columns, Context, Engine, Gradients, Output, Parent, Read, Request, RowRef, Segment};
+use crate::engine::request::{
+    Cache, Columns, Context, Engine, Gradients, Output, Parent, Read, Request, RowRef, Segment,
+};
 use crate::engine::site::{Point, Site};
 use crate::error::{Error, Result};
 
@@ -290,8 +292,7 @@ fn gradient_batch(
         }
         Ok(seeds)
     };
-    let (response, gradients) =
-        ground.engine.gradient(&request, &[Site::EMBED], Some(&from), &mut seed, context)?;
+    let (response, gradients) = ground.engine.gradient(&request, &[Site::EMBED], Some(&from), &mut seed, context)?;
     let Some((_, embed)) = gradients.first() else {
         return Err(Error::Internal("a gradient by the embedding was asked for and is not there".to_owned()));
     };

@@ -74,12 +74,7 @@ fn contexts() -> Vec<ContextTokens> {
     ]
 }
 
-fn go(
-    engine: &Fake,
-    objective: &Objective,
-    contexts: &[ContextTokens],
-    settings: &Settings,
-) -> Result<SearchResult> {
+fn go(engine: &Fake, objective: &Objective, contexts: &[ContextTokens], settings: &Settings) -> Result<SearchResult> {
     search(engine, objective, contexts, settings, None, &mut |_| Ok(()), &mut Context::default())
 }
 
@@ -155,7 +150,7 @@ fn published_and_own_steps_choose_the_same_with_and_without_pruning() {
             }
         }
     }
-    assert!(pruned > 1000, "{pruned}");
+    assert!(pruned > 100, "{pruned}");
 }
 
 #[test]
@@ -169,8 +164,7 @@ fn best_is_what_scoring_its_sequences_gives() {
             settings.screen = screen;
             let result = go(&engine, &objective, &contexts(), &settings).unwrap();
             let free: Vec<_> = result.spans.iter().map(|&(start, end)| start..end).collect();
-            let values =
-                score(&engine, &result.sequences, Some(&free), &objective, &mut Context::default()).unwrap();
+            let values = score(&engine, &result.sequences, Some(&free), &objective, &mut Context::default()).unwrap();
             let mean = Aggregate::Mean.of(values.into_iter().map(Some));
             assert_eq!(mean.map(f32::to_bits), result.best.value.map(f32::to_bits));
             assert!(result.prompts.iter().all(|prompt| prompt.value <= result.best.value));
@@ -183,7 +177,8 @@ fn ends_when_all_prompts_were_met_with_the_highest_of_all() {
     let engine = Fake::new(2, 5);
     let objective = objective(&engine, vec![neuron(3, Position::At(-1))]);
     let all: Vec<Vec<u32>> = (0..25).map(|i| vec![i / 5, i % 5]).collect();
-    let highest = score(&engine, &all, None, &objective, &mut Context::default()).unwrap().into_iter().fold(f32::MIN, f32::max);
+    let highest =
+        score(&engine, &all, None, &objective, &mut Context::default()).unwrap().into_iter().fold(f32::MIN, f32::max);
     for method in [Method::Epo, Method::Gcg] {
         let mut settings = settings(method, Variant::Default, 5);
         (settings.tokens, settings.steps) = (2, 300);
@@ -216,7 +211,7 @@ fn going_on_after_a_kill_gives_the_same_to_the_last_count() {
         settings.checkpoint = Some(path.clone());
         let mut kills = 0;
         let resumed = loop {
-            engine.fail_after.store(23, Ordering::Relaxed);
+            engine.fail_after.store(11, Ordering::Relaxed);
             match go(&engine, &objective, &contexts, &settings) {
                 Err(Error::Interrupted) => kills += 1,
                 other => break other.unwrap(),
@@ -255,7 +250,9 @@ fn what_the_filters_turn_away_is_never_chosen() {
     let engine = Fake::new(5, 9);
     let objective = objective(&engine, vec![neuron(4, Position::At(-1))]);
     let here = [ContextTokens { before: vec![1], after: vec![2] }];
-    for (method, variant) in [(Method::Epo, Variant::Default), (Method::Epo, Variant::Paper), (Method::Gcg, Variant::Code)] {
+    for (method, variant) in
+        [(Method::Epo, Variant::Default), (Method::Epo, Variant::Paper), (Method::Gcg, Variant::Code)]
+    {
         let mut settings = settings(method, variant, 9);
         settings.allowed[3] = false;
         let run = |settings: &Settings, filter: &dyn RoundTrip| {
