@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from signflip import forest
 from signflip.edits import Edit, PerSequence, Positions, core_values, resolve_columns, resolve_positions
 from signflip.errors import ArgumentError, SiteError, TokenError, TokenizerError
+from signflip.objectives import Objective
 
 Floats = NDArray[np.float32]
 Tokens = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer[Any]]
@@ -645,6 +646,22 @@ class Model:
         read = ("logits", np.ascontiguousarray(rows), None)
         outputs, _ = self._core.run(trie.segments, [read], [], hooks=(list(hooks), step))
         return np.asarray(outputs[0]).reshape(batch, length, -1)
+
+    # ------------------------------------------------------------------ objectives
+
+    def score(self, token_lists: Any, objective: Objective) -> Floats:
+        """The objective of each sequence, `[n]`: see `signflip.scoring.score`."""
+        from signflip import scoring
+
+        return scoring.score(self, token_lists, objective)
+
+    def gradient(
+        self, tokens: Any, objective: Objective, wrt: str | Sequence[str] = ("hook_embed",)
+    ) -> tuple[Any, dict[str, Any]]:
+        """An objective's value, and its derivative by sites: see `signflip.scoring.gradient`."""
+        from signflip import scoring
+
+        return scoring.gradient(self, tokens, objective, wrt)
 
     # ------------------------------------------------------------------ generation
 
