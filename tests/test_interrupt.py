@@ -18,12 +18,12 @@ from tiny import config_of  # noqa: E402
 
 # Each would take minutes.
 CALLS = {
-    "run": "model.run(np.zeros((200, 1000), dtype=int))",
-    "run_with_cache": "model.run_with_cache(np.zeros((200, 1000), dtype=int), names_filter='blocks.5.mlp.hook_post')",
+    "run": "model.run(np.zeros((60, 1000), dtype=int))",
+    "run_with_cache": "model.run_with_cache(np.zeros((60, 1000), dtype=int), names_filter='blocks.5.mlp.hook_post')",
     "score": "model.score([[i % 300, j % 300] + [1] * 900 for i in range(99) for j in range(9)], o.logit_diff(0, 1))",
     "gradient": "[model.gradient([i % 300] * 1000, o.logit_diff(0, 1)) for i in range(10000)]",
     "generate": "[model.generate([1, i], max_new_tokens=900) for i in range(99)]",
-    "hooks": "model.run_with_hooks(np.zeros((200, 1000), dtype=int), fwd_hooks=[('blocks.0.hook_mlp_out', lambda a, hook: None)])",
+    "hooks": "model.run_with_hooks(np.zeros((60, 1000), dtype=int), fwd_hooks=[('blocks.0.hook_mlp_out', lambda a, hook: None)])",
 }
 SCRIPT = """
 import sys, time
