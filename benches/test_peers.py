@@ -14,6 +14,6 @@ pytest.importorskip("transformers")
 
 def test_smoke() -> None:
     script = Path(__file__).parent / "peers" / "compare.py"
-    done = subprocess.run([sys.executable, script, "--smoke"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, script, "--smoke"], check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "| torch autograd |" in done.stdout

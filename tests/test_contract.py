@@ -11,9 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tiny import config_of, loaded, loaded_default  # noqa: E402
-
 import signflip as sf  # noqa: E402
+from tiny import config_of, loaded, loaded_default  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -121,7 +120,10 @@ def test_names_filter_in_every_form(pair: Any, stop: int | None) -> None:
         (one, {one}),
         (some, set(some)),
         (tuple(some), set(some)),
-        (lambda name: name.endswith("hook_post"), {f"blocks.{i}.mlp.hook_post" for i in range(3 if stop is None else stop)}),
+        (
+            lambda name: name.endswith("hook_post"),
+            {f"blocks.{i}.mlp.hook_post" for i in range(3 if stop is None else stop)},
+        ),
         (lambda name: False, set()),
     ):
         out, cache = model.run_with_cache([1, 2, 3], names_filter=names, stop_at_layer=stop)
@@ -149,7 +151,9 @@ def test_score_and_gradient_shapes(pair: Any) -> None:
     assert np.float32(value) == scores[1]
     assert set(grads) == {"hook_embed"}
     assert grads["hook_embed"].shape == (1, 3, model.cfg.d_model)
-    _, grads = model.gradient([1, 2, 3], objective, wrt=["hook_embed", "blocks.2.hook_resid_pre", "blocks.1.attn.hook_k"])
+    _, grads = model.gradient(
+        [1, 2, 3], objective, wrt=["hook_embed", "blocks.2.hook_resid_pre", "blocks.1.attn.hook_k"]
+    )
     assert not grads["blocks.2.hook_resid_pre"].any()
     assert grads["blocks.1.attn.hook_k"].shape == (1, 3, model.cfg.n_kv_heads, model.cfg.d_head)
 

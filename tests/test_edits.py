@@ -16,12 +16,12 @@ pytest.importorskip("transformers")
 
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from reference.restated import Restated  # noqa: E402
-from reference.yardstick import Pool, judge, worst  # noqa: E402
-from tiny import loaded_default, profile  # noqa: E402
 
 import signflip as sf  # noqa: E402
+from reference.restated import Restated  # noqa: E402
+from reference.yardstick import Pool, judge, worst  # noqa: E402
 from signflip.model import PerSequence  # noqa: E402
+from tiny import loaded_default, profile  # noqa: E402
 
 HEADS = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z")
 

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from reference import peer  # noqa: E402
-from tiny import config_of  # noqa: E402
+from reference import peer
+from tiny import config_of
 
 # Each would take minutes.
 CALLS = {
@@ -23,7 +23,7 @@ CALLS = {
     "score": "model.score([[i % 300, j % 300] + [1] * 900 for i in range(99) for j in range(9)], o.logit_diff(0, 1))",
     "gradient": "[model.gradient([i % 300] * 1000, o.logit_diff(0, 1)) for i in range(10000)]",
     "generate": "[model.generate([1, i], max_new_tokens=900) for i in range(99)]",
-    "hooks": "model.run_with_hooks(np.zeros((60, 1000), dtype=int), fwd_hooks=[('blocks.0.hook_mlp_out', lambda a, hook: None)])",
+    "hooks": "model.run_with_hooks(np.zeros((60, 1000), dtype=int), [('blocks.0.hook_mlp_out', lambda a, hook: None)])",
 }
 SCRIPT = """
 import sys, time

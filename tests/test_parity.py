@@ -13,12 +13,12 @@ pytest.importorskip("transformers")
 
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+
+import signflip as sf  # noqa: E402
 from reference import peer, shapes  # noqa: E402
 from reference.restated import Restated  # noqa: E402
 from reference.yardstick import Pool, judge, worst  # noqa: E402
 from tiny import loaded, profile  # noqa: E402
-
-import signflip as sf  # noqa: E402
 
 
 def objectives(model: Any, exact: Restated, n: int, rng: np.random.Generator) -> list[tuple[str, Any, Any, list[int]]]:

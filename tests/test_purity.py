@@ -13,12 +13,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from tiny import config_of, loaded, profile  # noqa: E402
+from hypothesis import given
+from hypothesis import strategies as st
 
-import signflip as sf  # noqa: E402
-from signflip.model import LogProb, Logits, PerSequence, Project, Values  # noqa: E402
+import signflip as sf
+from signflip.model import Logits, LogProb, PerSequence, Project, Values
+from tiny import config_of, loaded, profile
 
 VOCAB = 61
 FAMILIES = ["llama", "gpt2"]
@@ -75,7 +75,17 @@ def drawn_sites(data: st.DataObject, model: Any, n: int = 4) -> list[str]:
 def edits_for(data: st.DataObject, model: Any, longest: int) -> list[Any]:
     """A few edits at any residual, neuron or head site."""
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
-    kinds = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "hook_pre", "hook_post", "hook_z", "hook_embed")
+    kinds = (
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "hook_pre",
+        "hook_post",
+        "hook_z",
+        "hook_embed",
+    )
     kinds += ("hook_q", "hook_k", "hook_v")
     sites = [s for s in model.sites() if s.endswith(kinds)]
     edits = []
@@ -227,14 +237,14 @@ def test_log_probabilities_do_not_depend_on_company(family: str) -> None:
         sequences = [ids for ids in data.draw(trees()) if len(ids) > 1]
         if not sequences:
             return
-        read = [LogProb([ids[1:] + [0] for ids in sequences])]
+        read = [LogProb([[*ids[1:], 0] for ids in sequences])]
         together = model.read(sequences, read)[0][0]
         for s, ids in enumerate(sequences):
-            alone = model.read([ids], [LogProb([ids[1:] + [0]])])[0][0][0]
+            alone = model.read([ids], [LogProb([[*ids[1:], 0]])])[0][0][0]
             same(alone, together[s])
             logits = model.run(ids)[0].astype(np.float64)
             exact = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
-            exact = (exact - logits.max(-1, keepdims=True))[np.arange(len(ids)), ids[1:] + [0]]
+            exact = (exact - logits.max(-1, keepdims=True))[np.arange(len(ids)), [*ids[1:], 0]]
             np.testing.assert_allclose(alone, exact, rtol=2e-6, atol=2e-6)
 
     check()

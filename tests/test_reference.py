@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+
 from reference import peer, shapes  # noqa: E402
 from reference.restated import Restated  # noqa: E402
 from reference.yardstick import Pool, judge  # noqa: E402
@@ -70,7 +71,9 @@ def test_a_second_float32_implementation_passes_the_yardstick() -> None:
     def collect(data: st.DataObject) -> None:
         config = data.draw(shapes.configs)
         model = peer.make(config, 1)
-        exact, single = (Restated(config.to_dict(), model.state_dict(), dtype) for dtype in (torch.float64, torch.float32))
+        exact, single = (
+            Restated(config.to_dict(), model.state_dict(), dtype) for dtype in (torch.float64, torch.float32)
+        )
         pool = Pool()
         for ids in data.draw(shapes.sequences(config.vocab_size)):
             seen = peer.Seen(model, ids)

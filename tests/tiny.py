@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import HealthCheck, settings
-from reference import peer
-from reference.restated import Restated
 
 import signflip as sf
+from reference import peer
+from reference.restated import Restated
 
 
 def profile(examples: int) -> settings:

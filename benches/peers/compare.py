@@ -28,7 +28,7 @@ import transformers
 import signflip as sf
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from reference import peer  # noqa: E402
+from reference import peer
 
 TASKS = ["forward", "children", "survey", "gradient"]
 

@@ -267,5 +267,6 @@ def from_gguf(path: str) -> Any:
     with no_init_weights():
         model = transformers.LlamaForCausalLM(config).eval()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
-    assert set(missing) <= {"lm_head.weight"} and not unexpected, (missing, unexpected)
+    assert set(missing) <= {"lm_head.weight"}, missing
+    assert not unexpected, unexpected
     return model
