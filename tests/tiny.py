@@ -7,11 +7,15 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from hypothesis import HealthCheck, settings
 
 import signflip as sf
 from reference import peer
 from reference.restated import Restated
+
+# On models this small torch's threads cost more than they do.
+torch.set_num_threads(1)
 
 
 def profile(examples: int) -> settings:
