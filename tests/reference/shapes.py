@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import transformers
 from hypothesis import strategies as st
 
@@ -28,9 +29,9 @@ def llama_configs(draw: st.DrawFn) -> transformers.LlamaConfig:
         },
     ]
     return transformers.LlamaConfig(
-        vocab_size=draw(st.integers(5, 67)),
-        hidden_size=n_heads * draw(st.integers(1, 8)) + (n_heads == 1),
-        intermediate_size=draw(st.integers(1, 53)),
+        vocab_size=draw(st.integers(29, 67)),
+        hidden_size=n_heads * draw(st.integers(-(-7 // n_heads), -(-7 // n_heads) + 7)),
+        intermediate_size=draw(st.integers(3, 53)),
         num_hidden_layers=draw(st.integers(1, 3)),
         num_attention_heads=n_heads,
         num_key_value_heads=n_kv,
@@ -53,12 +54,12 @@ def gpt2_configs(draw: st.DrawFn) -> transformers.GPT2Config:
     """Odd head widths, an MLP of any width, tied and untied, scale variants."""
     n_head = draw(st.integers(1, 4))
     return transformers.GPT2Config(
-        vocab_size=draw(st.integers(5, 67)),
+        vocab_size=draw(st.integers(29, 67)),
         n_positions=draw(st.sampled_from([32, 33, 64])),
-        n_embd=n_head * draw(st.integers(2, 11)),
+        n_embd=n_head * draw(st.integers(-(-7 // n_head), 11)),
         n_layer=draw(st.integers(1, 3)),
         n_head=n_head,
-        n_inner=draw(st.one_of(st.none(), st.integers(1, 53))),
+        n_inner=draw(st.one_of(st.none(), st.integers(3, 53))),
         activation_function=draw(st.sampled_from(ACTS)),
         layer_norm_epsilon=draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
         scale_attn_weights=draw(st.booleans()),
@@ -77,7 +78,8 @@ configs = st.one_of(llama_configs(), gpt2_configs())
 
 
 @st.composite
-def sequences(draw: st.DrawFn, vocab: int, n: int = 4, longest: int = 32) -> list[list[int]]:
-    """`n` ragged sequences of ids."""
-    ids = st.integers(0, vocab - 1)
-    return [draw(st.lists(ids, min_size=1, max_size=longest)) for _ in range(n)]
+def sequences(draw: st.DrawFn, vocab: int, n: int = 5, longest: int = 32) -> list[list[int]]:
+    """`n` ragged sequences of ids, one of them long: an error needs a pool of some size to be an average."""
+    rng = np.random.default_rng(draw(st.integers(0, 9999)))
+    lengths = [longest, *rng.integers(1, longest + 1, size=n - 1)]
+    return [rng.integers(0, vocab, size=length).tolist() for length in lengths]
