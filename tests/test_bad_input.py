@@ -124,6 +124,7 @@ def test_sites_of_the_other_family(model: Any) -> None:
 
 
 def test_a_filter_by_function_that_takes_nothing_or_fails(model: Any) -> None:
+    one(lambda: model.run_with_cache([1, 2], names_filter=lambda name: False), e.SiteError)
     error = RuntimeError("mine")
 
     def fails(name: str) -> bool:

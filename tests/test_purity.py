@@ -4,6 +4,7 @@ else: not of the batch, the threads, the forest, where the pass stops or what el
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,6 @@ WIDE: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 72, "intermediate_size": 203, "head_dim": 34, "vocab_size": 523},
     "gpt2": {"n_embd": 69, "n_inner": 203, "vocab_size": 523},
 }
-_open: dict[str, Any] = {}
 
 
 @functools.cache
@@ -39,9 +39,8 @@ def model_of(family: str, wide: bool = False) -> Any:
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    before = sf.get_num_threads() if hasattr(sf, "get_num_threads") else 2
     yield
-    sf.set_num_threads(before)
+    sf.set_num_threads(os.cpu_count() or 1)
 
 
 def bits(a: Any) -> Any:
@@ -237,7 +236,7 @@ def test_log_probabilities_do_not_depend_on_company(family: str) -> None:
         sequences = [ids for ids in data.draw(trees()) if len(ids) > 1]
         if not sequences:
             return
-        read = [LogProb([[*ids[1:], 0] for ids in sequences])]
+        read = [LogProb([[*ids[1:], 0] for ids in sequences])]  # the tokens that follow the last positions
         together = model.read(sequences, read)[0][0]
         for s, ids in enumerate(sequences):
             alone = model.read([ids], [LogProb([[*ids[1:], 0]])])[0][0][0]
