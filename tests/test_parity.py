@@ -32,6 +32,10 @@ def objectives(model: Any, exact: Restated, n: int, rng: np.random.Generator) ->
     target = [int(x) for x in rng.integers(vocab, size=3)]
     o = sf.objectives
     exact_vector = torch.from_numpy(vector)
+    anywhere = [name for name in model.sites() if not name.endswith("pattern")]
+    site = anywhere[int(rng.integers(len(anywhere)))]
+    along = rng.standard_normal(model.site_width(site)).astype(np.float32)
+    exact_along = torch.from_numpy(along)
 
     def logprob(logits: Any, _: Any) -> Any:
         rows = logits[n - 1 : n - 1 + len(target)].log_softmax(-1)
@@ -41,6 +45,12 @@ def objectives(model: Any, exact: Restated, n: int, rng: np.random.Generator) ->
         ("neuron", o.neuron(post, i, position=position), lambda _, c: c[post][position, i], []),
         ("neuron-last", o.neuron(post, i), lambda _, c: c[post][-1, i], []),
         ("direction", o.direction(resid, vector), lambda _, c: c[resid][-1] @ exact_vector.to(c[resid].dtype), []),
+        (
+            "anywhere",
+            o.direction(site, along, position=position),
+            lambda _, c: c[site][position].reshape(-1) @ exact_along.to(c[site].dtype),
+            [],
+        ),
         ("logit_diff", o.logit_diff(a, b, position=position), lambda y, _: y[position, a] - y[position, b], []),
         ("logprob", o.logprob(target), logprob, target),
         (
@@ -71,7 +81,7 @@ def compare(model: Any, theirs: Any, exact: Restated, sequences: list[list[int]]
             longer = seen if not target else peer.Seen(theirs, ids + target, grad=True)
 
             def cached(longer: Any = longer) -> dict[str, Any]:
-                return {name: longer.value(name) for name in names if name.endswith(("hook_post", "resid_post"))}
+                return {name: longer.value(name) for name in names}
 
             value = restated(longer.logits, cached())
             peers = longer.gradient(value, wrt)
