@@ -136,7 +136,7 @@ def core_values(
     ArgumentError
         If a value is not finite or has the wrong shape.
     """
-    width = model.site_width(edit.site)
+    _, heads, width = model._core.site(edit.site)
     n = len(columns) if columns is not None else width
     if edit.op == "zero":
         return "set", [[0.0] for _ in places]
@@ -156,7 +156,15 @@ def core_values(
     if len(per_sequence) != len(places):
         raise ArgumentError(f"value: expected {len(places)} entries, one a sequence, found {len(per_sequence)}")
     explicit = edit.positions is not None
+    if heads is not None and edit.index is None and not edit.site.endswith("attn.hook_pattern"):
+        # As the cache shows the site: the last two axes are [head, d_head].
+        per_sequence = [_merge_heads(one, heads, width // heads) for one in per_sequence]
     return op, [_flat(one, n, len(place), edit, explicit) for one, place in zip(per_sequence, places, strict=True)]
+
+
+def _merge_heads(value: Any, heads: int, d_head: int) -> Any:
+    shape = np.shape(value) if isinstance(value, (np.ndarray, list, tuple)) else ()
+    return np.reshape(value, (*shape[:-2], heads * d_head)) if shape[-2:] == (heads, d_head) else value
 
 
 def _limits(value: Any) -> list[Any]:
