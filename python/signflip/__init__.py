@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 
 from signflip import errors
-from signflip._core import __version__, set_num_threads
+from signflip._core import __version__
 from signflip.edits import Edit, PerSequence
 from signflip.errors import SignflipError
 from signflip.loading import load
 from signflip.model import ActivationCache, Model, get_act_name
+from signflip.threads import set_num_threads
 
 logging.getLogger("signflip").addHandler(logging.NullHandler())
 
