@@ -30,7 +30,7 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     return found
 
 
-def members(name: str, value: Any, wanted: str) -> list[Any]:
+def listed(name: str, value: Any, wanted: str) -> list[Any]:
     """The members of a list, tuple, range or array.
 
     Raises

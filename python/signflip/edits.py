@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from signflip.checks import integer, members
+from signflip.checks import integer, listed
 from signflip.errors import ArgumentError, SiteError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def resolve_positions(positions: Positions, sequence: int, length: int) -> list[
     if isinstance(positions, (int, np.integer)):
         positions = [int(positions)]
     found = []
-    for position in members("positions", positions, "an index, a list of them or a slice"):
+    for position in listed("positions", positions, "an index, a list of them or a slice"):
         place = integer("positions", position)
         if not -length <= place < length:
             raise ArgumentError(f"positions: expected {-length} to {length - 1} in sequence {sequence}, found {place}")
@@ -112,7 +112,7 @@ def resolve_columns(
         return None
     if heads is not None:
         d_head = width // heads
-        parts = [index] if isinstance(index, (int, np.integer)) else members("index", index, "head or (head, dim)")
+        parts = [index] if isinstance(index, (int, np.integer)) else listed("index", index, "head or (head, dim)")
         if len(parts) not in (1, 2):
             raise SiteError(f"site {name!r}: expected an index head or (head, dim), found {index!r}")
         head, dim = (*parts, None)[:2]
@@ -126,7 +126,7 @@ def resolve_columns(
     if isinstance(index, (int, np.integer)):
         columns = [int(index)]
     else:
-        columns = [integer("index", i) for i in members("index", index, "a neuron or a list of them")]
+        columns = [integer("index", i) for i in listed("index", index, "a neuron or a list of them")]
     if not columns:
         raise ArgumentError(f"index: expected at least one at {name}, found none")
     for column in columns:

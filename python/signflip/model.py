@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from signflip import forest
+from signflip.checks import integer, listed
 from signflip.edits import Edit, PerSequence, Positions, core_values, resolve_columns, resolve_positions
-from signflip.checks import integer, members
 from signflip.errors import ArgumentError, SiteError, TokenError, TokenizerError
 
 Floats = NDArray[np.float32]
@@ -484,7 +484,7 @@ class Model:
         float32 array `[batch, pos, d_vocab]`; a list of `[pos, d_vocab]` where lengths differ.
         """
         self._need_unembedding("run")
-        ((logits,),) = self.read(tokens, [Logits(None)], [members("edits", edits, "a list of Edit")])
+        ((logits,),) = self.read(tokens, [Logits(None)], [listed("edits", edits, "a list of Edit")])
         return _stack(logits)
 
     def reward(self, tokens: Any, edits: Sequence[Edit] = ()) -> Floats:
@@ -503,7 +503,7 @@ class Model:
             raise ArgumentError(f"reward: expected a reward model, found the language model {self.name}")
         sequences = self.as_sequences(tokens)
         last = PerSequence([[self.pooled_position(sequence)] for sequence in sequences])
-        ((values,),) = self.read(sequences, [Logits(last)], [members("edits", edits, "a list of Edit")])
+        ((values,),) = self.read(sequences, [Logits(last)], [listed("edits", edits, "a list of Edit")])
         return np.stack([one[0] for one in values])
 
     def pooled_position(self, sequence: Sequence[int]) -> int:
@@ -529,7 +529,7 @@ class Model:
                 raise SiteError("site: names_filter lets none of the model's sites through")
             return chosen
         chosen = []
-        for name in members("names_filter", names_filter, "a name, a list of names or a function"):
+        for name in listed("names_filter", names_filter, "a name, a list of names or a function"):
             if not isinstance(name, (str, tuple)):
                 raise SiteError(f"site {name!r}: expected a name")
             chosen.append(get_act_name(*name) if isinstance(name, tuple) else get_act_name(name))
@@ -567,7 +567,7 @@ class Model:
         """
         sequences = self.as_sequences(tokens)
         names = self._filter(names_filter)
-        edits = members("edits", edits, "a list of Edit")
+        edits = listed("edits", edits, "a list of Edit")
         final: Read
         if stop_at_layer is None:
             self._need_unembedding("run_with_cache")
@@ -584,7 +584,7 @@ class Model:
                 raise SiteError(f"site {beyond!r}: is not computed before layer {stop_at_layer}")
             for edit in edits:
                 if isinstance(edit, Edit) and order.get(edit.site, -1) > order[end]:
-                    raise SiteError(f"site {edit.site!r}: its edit cannot fire, the pass stops at layer {stop_at_layer}")
+                    raise SiteError(f"site {edit.site!r}: an edit there cannot fire before layer {stop_at_layer}")
             names, final = within, Values(end)
         out = self.read(sequences, [final, *(Values(name) for name in names)], [edits])[0]
         values = {name: self._site_array(name, arrays) for name, arrays in zip(names, out[1:], strict=True)}
@@ -623,7 +623,7 @@ class Model:
         self._need_unembedding("run_with_hooks")
         sequences = self.as_sequences(tokens)
         hooks: dict[str, list[Hook]] = {}
-        for entry in members("fwd_hooks", fwd_hooks, "a list of (name, function)"):
+        for entry in listed("fwd_hooks", fwd_hooks, "a list of (name, function)"):
             if not isinstance(entry, (tuple, list)) or len(entry) != 2 or not callable(entry[1]):
                 raise ArgumentError(f"fwd_hooks: expected (name, function), found {entry!r}")
             name, function = entry
@@ -708,7 +708,7 @@ class Model:
             raise ArgumentError(f"temperature: expected at least 0, found {temperature}")
         if top_k is not None:
             top_k = integer("top_k", top_k, 1)
-        edits = members("edits", edits, "a list of Edit")
+        edits = listed("edits", edits, "a list of Edit")
         if any(isinstance(edit, Edit) and edit.positions is not None for edit in edits):
             raise ArgumentError("edits: expected edits at all positions while generating, found positions")
         sequences = self.as_sequences(tokens)
