@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from signflip import errors, objectives
-from signflip._core import __version__, set_num_threads
+from signflip._core import __version__
 from signflip.edits import Edit, PerSequence
 from signflip.errors import SignflipError
 from signflip.loading import load
@@ -18,6 +18,7 @@ from signflip.one_sided import OneSided
 from signflip.reach import reach
 from signflip.search import SearchResult, search
 from signflip.survey import Survey, merge, survey
+from signflip.threads import set_num_threads
 
 logging.getLogger("signflip").addHandler(logging.NullHandler())
 
