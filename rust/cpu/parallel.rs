@@ -1,0 +1,80 @@
+//! Work in parallel regions. How work is cut never shows in a result.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Cpu;
+
+/// Work (in multiply-adds, or elements times [`ELEMENT`]) below which a region costs more than it saves.
+const SERIAL: usize = 200_000;
+/// What one element of an elementwise operation costs, in multiply-adds.
+pub(super) const ELEMENT: usize = 16;
+/// Elements of one task of an elementwise operation.
+const CHUNK: usize = 8192;
+
+impl Cpu {
+    /// Threads of the pool.
+    pub(super) fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Whether `work` is worth a parallel region.
+    pub(super) fn parallel(&self, work: usize) -> bool {
+        work >= SERIAL && self.threads() > 1
+    }
+
+    /// Calls `f` for each task.
+    pub(super) fn tasks(&self, n: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
+        if n <= 1 || !self.parallel(work) {
+            (0..n).for_each(f);
+        } else {
+            self.pool.install(|| (0..n).into_par_iter().with_max_len(1).for_each(f));
+        }
+    }
+
+    /// Cuts `len` elements (a multiple of `unit`, kept whole) into ranges and calls `f` for each.
+    pub(super) fn ranges(&self, len: usize, unit: usize, f: impl Fn(Range<usize>) + Send + Sync) {
+        let step = CHUNK.div_ceil(unit.max(1)) * unit.max(1);
+        if self.parallel(len * ELEMENT) {
+            self.tasks(len.div_ceil(step), len * ELEMENT, |t| f(t * step..((t + 1) * step).min(len)));
+        } else {
+            f(0..len);
+        }
+    }
+}
+
+/// A mutable slice of which tasks take disjoint parts.
+pub(super) struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: a `Shared` is a `&mut [f32]` whose parts are handed out under `part`'s contract.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above; parts given to different threads do not overlap.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(super) fn new(slice: &'a mut [f32]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
+    }
+
+    /// The elements of `range`, which is clipped to the slice.
+    ///
+    /// # Safety
+    /// No two parts that live at the same time may overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part(&self, range: Range<usize>) -> &mut [f32] {
+        let (start, end) = (range.start.min(self.len), range.end.min(self.len));
+        // SAFETY: `start <= len`, `end <= len`; the caller keeps parts apart.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), end.saturating_sub(start)) }
+    }
+
+    /// The first element, for tiles that are not contiguous.
+    pub(super) fn pointer(&self) -> *mut f32 {
+        self.start
+    }
+}
