@@ -701,7 +701,7 @@ class Model:
                     f"sequence of {total} tokens is longer than the model's context of {self.cfg.n_ctx}"
                 )
         done = [list(sequence) for sequence in sequences]
-        eos = set(self._parts.eos_ids) if stop_at_eos else set()
+        eos = set(self._parts.stop_ids) if stop_at_eos else set()
         variant = 1 if len(edits) else 0
         plans = [self._edit(edit, sequences) for edit in edits]
         core_edits = [

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use numpy::{PyArray2, PyArrayMethods, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{PyArray2, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
@@ -45,13 +45,13 @@ pub fn num_threads() -> PyResult<usize> {
 }
 
 /// Keys and values of sequences that later requests continue.
-#[pyclass(frozen, module = "signflip._core", skip_from_py_object)]
+#[pyclass(frozen, module = "signflip._core")]
 pub struct Cache {
     inner: request::Cache,
 }
 
 /// A model on a device.
-#[pyclass(frozen, module = "signflip._core", skip_from_py_object)]
+#[pyclass(frozen, module = "signflip._core")]
 pub struct Model {
     pub engine: Arc<dyn Engine>,
 }
@@ -68,7 +68,7 @@ impl Model {
             return Err(to_py(Error::Device { device: device.to_owned(), reason }));
         }
         let threads = threads()?;
-        let checkpoint = Arc::clone(&checkpoint.inner);
+        let checkpoint = checkpoint.share();
         let engine: Arc<dyn Engine> = enter(py, move |context| {
             let nothing = || Ok(());
             let check = context.check.unwrap_or(&nothing);
@@ -276,7 +276,9 @@ impl Host for Hooks {
                 if changed.is_c_contiguous() && changed.shape() == [rows.rows.len(), width] {
                     data.copy_from_slice(changed.as_slice()?);
                 } else {
-                    return Err(PyTypeError::new_err("a hook must return C-contiguous float32 of the shape it was given"));
+                    return Err(PyTypeError::new_err(
+                        "a hook must return C-contiguous float32 of the shape it was given",
+                    ));
                 }
             }
             Ok(())
@@ -293,7 +295,7 @@ pub fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     info.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
     info.set_item("target", format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS))?;
     info.set_item("cpu_features", signflip::cpu::features())?;
-    info.set_item("kernels", signflip::cpu::kernels())?;
+    info.set_item("kernels", Cpu::new(threads()?).instructions())?;
     info.set_item("threads", num_threads()?)?;
     info.set_item("cuda", signflip::cuda_stub::unavailable_reason("cuda:0"))?;
     Ok(info)

@@ -17,6 +17,8 @@ mod vocab;
 
 use std::ops::Range;
 
+use std::sync::Arc;
+
 pub use buffer::Buffer;
 pub use pack::Weight;
 
@@ -24,37 +26,27 @@ use crate::backend::{AttentionPlan, AttentionShape, Backend, Gemm, KeyValues, Ma
 use crate::engine::request::EditOp;
 use crate::error::{Error, Result};
 use crate::model::spec::{Activation, NormKind};
+use crate::threads::Threads;
 use level::Level;
+pub use level::features;
 use math::{activate, activate_backward, activations};
 use rows::check_rows;
 
 /// The CPU as a [`Backend`].
 pub struct Cpu {
-    pool: rayon::ThreadPool,
+    threads: Arc<Threads>,
     level: Level,
 }
 
 impl Cpu {
-    /// A pool of `threads` threads (one a core if `None`) and the best instruction set of this machine.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the threads cannot be made.
-    pub fn new(threads: Option<usize>) -> Result<Self> {
-        Self::with_level(threads, Level::detect())
+    /// The best instruction set of this machine, on threads that may be shared with other devices.
+    pub fn new(threads: Arc<Threads>) -> Self {
+        Self { threads, level: Level::detect() }
     }
 
     /// As [`Cpu::new`], without special instructions: the same bits, slowly.
-    pub fn portable(threads: Option<usize>) -> Result<Self> {
-        Self::with_level(threads, Level::Portable)
-    }
-
-    fn with_level(threads: Option<usize>, level: Level) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .thread_name(|index| format!("signflip-{index}"))
-            .build()
-            .map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
-        Ok(Self { pool, level })
+    pub fn portable(threads: Arc<Threads>) -> Self {
+        Self { threads, level: Level::Portable }
     }
 
     /// Name of the instruction set in use.
@@ -94,16 +86,12 @@ impl Backend for Cpu {
 
     fn download(&self, buffer: &Buffer, range: Range<usize>) -> Result<Vec<f32>> {
         let found = buffer.get(range.clone());
-        let found = found.ok_or_else(|| Error::Internal(format!("download of {range:?} from {} values", buffer.len())))?;
+        let found =
+            found.ok_or_else(|| Error::Internal(format!("download of {range:?} from {} values", buffer.len())))?;
         Ok(found.to_vec())
     }
 
-    fn on_host(
-        &self,
-        buffer: &mut Buffer,
-        len: usize,
-        f: &mut dyn FnMut(&mut [f32]) -> Result<()>,
-    ) -> Result<()> {
+    fn on_host(&self, buffer: &mut Buffer, len: usize, f: &mut dyn FnMut(&mut [f32]) -> Result<()>) -> Result<()> {
         need("on_host", buffer.len(), len)?;
         f(&mut buffer[..len])
     }
@@ -115,7 +103,7 @@ impl Backend for Cpu {
     }
 
     fn pool(&self) -> &rayon::ThreadPool {
-        &self.pool
+        self.threads.pool()
     }
 
     fn pack(&self, weight: MatrixView<'_>) -> Result<Weight> {
@@ -362,13 +350,7 @@ impl Backend for Cpu {
         Ok(self.project_rows(x, width, rows, &vector[..width]))
     }
 
-    fn log_prob(
-        &self,
-        h: &Buffer,
-        rows: usize,
-        weight: &Weight,
-        targets: &[u32],
-    ) -> Result<(Vec<f32>, Vec<f32>)> {
+    fn log_prob(&self, h: &Buffer, rows: usize, weight: &Weight, targets: &[u32]) -> Result<(Vec<f32>, Vec<f32>)> {
         need("log_prob", h.len(), rows * weight.inputs())?;
         vocab::check_targets(targets, rows, weight)?;
         Ok(self.log_probs(h, rows, weight, targets))
@@ -389,7 +371,9 @@ impl Backend for Cpu {
         need("log_prob_backward's rows", lse.len().min(weights.len()), rows)?;
         vocab::check_targets(targets, rows, weight)?;
         if (transposed.inputs(), transposed.outputs()) != (weight.outputs(), weight.inputs()) {
-            return Err(Error::Internal("log_prob_backward: the second weight is not the first one's transpose".into()));
+            return Err(Error::Internal(
+                "log_prob_backward: the second weight is not the first one's transpose".into(),
+            ));
         }
         self.log_probs_backward((h, rows), (weight, transposed), targets, lse, weights, dh);
         Ok(())

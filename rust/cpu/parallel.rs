@@ -17,7 +17,7 @@ const CHUNK: usize = 8192;
 impl Cpu {
     /// Threads of the pool.
     pub(super) fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.threads.pool().current_num_threads()
     }
 
     /// Whether `work` is worth a parallel region.
@@ -30,7 +30,7 @@ impl Cpu {
         if n <= 1 || !self.parallel(work) {
             (0..n).for_each(f);
         } else {
-            self.pool.install(|| (0..n).into_par_iter().with_max_len(1).for_each(f));
+            self.threads.pool().install(|| (0..n).into_par_iter().with_max_len(1).for_each(f));
         }
     }
 

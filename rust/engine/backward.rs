@@ -209,17 +209,7 @@ impl<B: Backend> Sweep<'_, B> {
                 sources.extend(store.chunks.iter().map(|chunk| KeyValues { k: &chunk.k[layer], v: &chunk.v[layer] }));
             }
             let shape = model.attention_shape(layer);
-            backend.attention_backward(
-                who,
-                shape,
-                q,
-                &sources,
-                &dz,
-                dpattern.as_mut(),
-                &mut dq,
-                &mut dk,
-                &mut dv,
-            )?;
+            backend.attention_backward(who, shape, q, &sources, &dz, dpattern.as_mut(), &mut dq, &mut dk, &mut dv)?;
             if let Some(dpattern) = &dpattern {
                 self.record(site(Point::Pattern), dpattern, rows)?;
             }
@@ -332,13 +322,7 @@ impl<B: Backend> Sweep<'_, B> {
 }
 
 /// `dx = dy W`.
-fn back<B: Backend>(
-    backend: &B,
-    dy: &B::Buffer,
-    rows: usize,
-    map: &Linear<B>,
-    dx: &mut B::Buffer,
-) -> Result<()> {
+fn back<B: Backend>(backend: &B, dy: &B::Buffer, rows: usize, map: &Linear<B>, dx: &mut B::Buffer) -> Result<()> {
     let weight = map.transposed(backend)?;
     backend.gemm(&mut [Gemm { x: dy, rows, weight, bias: None, panels: None, out: dx }])
 }

@@ -195,7 +195,9 @@ impl<B: Backend> Sweep<'_, '_, B> {
             && let Some(host) = self.context.host.as_deref_mut()
         {
             let host_rows = HostRows { rows: &plan.refs[..rows.len], positions: &plan.positions[..rows.len] };
-            self.model.backend.on_host(buffer, rows.len * width, &mut |data| host.step(site, &host_rows, width, data))?;
+            self.model
+                .backend
+                .on_host(buffer, rows.len * width, &mut |data| host.step(site, &host_rows, width, data))?;
         }
         for &i in plan.reads.get(&site).map_or(&[][..], Vec::as_slice) {
             let at = rows.locate(&plan.read_rows[i])?;
@@ -279,7 +281,8 @@ impl<B: Backend> Sweep<'_, '_, B> {
             if !self.reaches(layer, Point::Q) {
                 break;
             }
-            let attends = self.attention(layer, &x, rows, tail, chunks, kept.as_deref_mut(), &mut scratch, tape.as_mut())?;
+            let attends =
+                self.attention(layer, &x, rows, tail, chunks, kept.as_deref_mut(), &mut scratch, tape.as_mut())?;
             if !attends {
                 break;
             }
@@ -324,7 +327,8 @@ impl<B: Backend> Sweep<'_, '_, B> {
         let (backend, d) = (&model.backend, model.spec.d_model);
         let joins_here =
             plan.joining.first().filter(|group| group.layer == 0).map_or(&[][..], |group| group.sources.as_slice());
-        let edits_embedding = [Point::Embed, Point::PosEmbed].iter().any(|&point| self.touched(Site { layer: 0, point }));
+        let edits_embedding =
+            [Point::Embed, Point::PosEmbed].iter().any(|&point| self.touched(Site { layer: 0, point }));
         let mut x = backend.zeros(plan.refs.len() * d)?;
         backend.gather(&model.embed, d, &plan.tokens, &mut x)?;
         // Variants that edit an embedding have rows here; the others of layer 0 get theirs in the same way.

@@ -240,8 +240,10 @@ impl<B: Backend> Engine for Model<B> {
 
     fn weight_row(&self, kind: WeightKind, layer: usize, row: usize) -> Result<Vec<f32>> {
         let spec = &self.spec;
-        let outer =
-            matches!(kind, WeightKind::Embed | WeightKind::Unembed | WeightKind::FinalNormGain | WeightKind::FinalNormBias);
+        let outer = matches!(
+            kind,
+            WeightKind::Embed | WeightKind::Unembed | WeightKind::FinalNormGain | WeightKind::FinalNormBias
+        );
         if !outer && layer >= spec.n_layers {
             return Err(Error::argument("layer", format!("0 to {}", spec.n_layers - 1), layer));
         }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::request::{EditOp, Parent, Read, Request, RowRef, Columns};
+use super::request::{Columns, EditOp, Parent, Read, Request, RowRef};
 use super::site::{Point, Site};
 use crate::backend::{AttentionPlan, PANEL, Run, Span};
 use crate::error::{Error, Result};
@@ -202,7 +202,11 @@ impl Plan {
                 Read::Project { site, vector, .. } => {
                     let width = site.width(spec, longest);
                     if vector.len() != width {
-                        return Err(Error::argument("vector", format!("{width} values at {}", site.name()), vector.len()));
+                        return Err(Error::argument(
+                            "vector",
+                            format!("{width} values at {}", site.name()),
+                            vector.len(),
+                        ));
                     }
                     reads.entry(*site).or_default().push(i);
                     site.layer
@@ -250,7 +254,11 @@ impl Plan {
                 }
                 // Rows that join after the last layer are not the tail's own.
                 let here = n_clean
-                    + joining.iter().filter(|group| group.layer <= last).map(|group| group.sources.len()).sum::<usize>();
+                    + joining
+                        .iter()
+                        .filter(|group| group.layer <= last)
+                        .map(|group| group.sources.len())
+                        .sum::<usize>();
                 rows.retain(|&row| (row as usize) < here);
                 rows.sort_unstable();
                 rows.dedup();
@@ -476,11 +484,7 @@ fn attend(
         let shared = chain.iter().zip(&previous).take_while(|(a, b)| a == b).count();
         let runs = plan.runs.len() as u32..(plan.runs.len() + chain.len()) as u32;
         plan.runs.extend(&chain);
-        plan.spans.push(Span {
-            queries: first as u32..plan.positions.len() as u32,
-            runs,
-            shared_runs: shared as u32,
-        });
+        plan.spans.push(Span { queries: first as u32..plan.positions.len() as u32, runs, shared_runs: shared as u32 });
         previous = chain;
     }
     plan
