@@ -12,9 +12,9 @@ import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_loading import llama, mutated
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from checkpoints import llama, mutated
 from signflip import _core, chat, loading
 from signflip.errors import ArgumentError, CheckpointError, SignflipError, TokenError, TokenizerError
 
@@ -92,9 +92,9 @@ def test_bad_ids_and_texts() -> None:
             tokenizer.decode(ids)
         with pytest.raises(TokenError, match=r"found"):
             tokenizer.round_trips_batch([[0], ids])
-    with pytest.raises(TokenizerError, match="UTF-8"):
+    with pytest.raises(TokenizerError, match=r"UTF-8"):
         tokenizer.encode("\ud800")
-    with pytest.raises(TokenizerError, match="UTF-8"):
+    with pytest.raises(TokenizerError, match=r"UTF-8"):
         tokenizer.encode_batch(["a", "\ud800"])
     assert tokenizer.id_to_piece(last + 1) is None
     assert tokenizer.id_to_piece(-1) is None
@@ -115,7 +115,7 @@ def test_mutated_files_give_typed_errors_only(data: st.DataObject) -> None:
 def test_ids_far_apart_are_refused() -> None:
     spec = json.loads(byte_level().to_str())
     spec["model"]["vocab"]["far"] = 2**32 - 1
-    with pytest.raises(TokenizerError, match="4294967295.*far"):
+    with pytest.raises(TokenizerError, match=r"4294967295.*far"):
         _core.Tokenizer.from_json(json.dumps(spec))
 
 
@@ -150,7 +150,7 @@ def test_folder_with_tokenizer(tmp_path: Path) -> None:
     assert loading.load_parts(tmp_path).chat_template == "d"
     config["chat_template"] = 7
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="chat_template"):
+    with pytest.raises(CheckpointError, match=r"chat_template"):
         loading.load_parts(tmp_path)
 
 
@@ -163,12 +163,17 @@ MESSAGES = [
     {"role": "user", "content": "And?"},
 ]
 TEMPLATES = [
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "{{ bos_token }}\n{%- for m in messages %}\n    {%- if m.role == 'system' %}\n[{{ m.content | trim }}]\n"
-    "    {%- endif %}\n{%- endfor %}{{ messages | tojson }}{{ eos_token }}",
-    "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{% generation %}{{ m.content }}{% endgeneration %}"
-    "{% endfor %}",
+    """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+    """{{ bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'system' %}
+[{{ m.content | trim }}]
+    {%- endif %}
+{%- endfor %}{{ messages | tojson }}{{ eos_token }}""",
+    """{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}
+{% generation %}{{ m.content }}{% endgeneration %}
+{% endfor %}""",
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ tools }}",
     "  {% if true %}\n  x\n  {% endif %}\n",
 ]
@@ -202,7 +207,7 @@ def test_bad_templates(template: str, names: str) -> None:
 
 def test_bad_messages() -> None:
     for messages in ([], [{"content": "x"}], ["x"], [{"role": 1, "content": ""}]):
-        with pytest.raises(ArgumentError, match="messages"):
+        with pytest.raises(ArgumentError, match=r"messages"):
             chat.render(TEMPLATES[0], messages)  # type: ignore[arg-type]
 
 
