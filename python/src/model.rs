@@ -34,8 +34,7 @@ fn threads() -> PyResult<Arc<Threads>> {
 
 /// Sets the number of worker threads of all CPU models.
 #[pyfunction]
-pub fn set_num_threads(n: i64) -> PyResult<()> {
-    let n = usize::try_from(n).map_err(|_| to_py(Error::argument("threads", "at least 1", n)))?;
+pub fn set_num_threads(n: usize) -> PyResult<()> {
     threads()?.set(n).map_err(to_py)
 }
 
