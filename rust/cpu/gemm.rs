@@ -90,7 +90,17 @@ impl Product<'_> {
                     unsafe {
                         let c = out.add(first * stride + i * PANEL);
                         let a = self.x.as_ptr().add(first * inputs + start);
-                        let t = Tile { k, a, a_stride: inputs, b: b.as_ptr(), c, c_stride: stride, columns, add: start > 0, bias };
+                        let t = Tile {
+                            k,
+                            a,
+                            a_stride: inputs,
+                            b: b.as_ptr(),
+                            c,
+                            c_stride: stride,
+                            columns,
+                            add: start > 0,
+                            bias,
+                        };
                         tile(level, rows, &t);
                         if pad && last && columns < PANEL {
                             for r in 0..rows {
@@ -133,7 +143,7 @@ impl Cpu {
             work += job.rows * width * w.inputs();
         }
         let mut tasks = Vec::new();
-        let target = (work / (4 * self.threads())).max(TASK_WORK);
+        let target = (work / (4 * self.threads())).max(self.at_least(TASK_WORK));
         for (index, job) in jobs.iter().enumerate() {
             if job.rows == 0 {
                 continue;
@@ -142,9 +152,14 @@ impl Cpu {
             let blocks = job.rows.div_ceil(TASK_ROWS);
             for block in 0..blocks {
                 let rows = (job.rows * block / blocks, job.rows * (block + 1) / blocks);
-                let pieces = ((rows.1 - rows.0) * panels * PANEL * job.weight.inputs() / target).clamp(1, panels.max(1));
+                let pieces =
+                    ((rows.1 - rows.0) * panels * PANEL * job.weight.inputs() / target).clamp(1, panels.max(1));
                 for piece in 0..pieces {
-                    tasks.push(Task { job: index, rows, panels: (panels * piece / pieces, panels * (piece + 1) / pieces) });
+                    tasks.push(Task {
+                        job: index,
+                        rows,
+                        panels: (panels * piece / pieces, panels * (piece + 1) / pieces),
+                    });
                 }
             }
         }

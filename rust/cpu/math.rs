@@ -66,13 +66,20 @@ pub(crate) fn erf(x: f32) -> f32 {
 /// `2 sqrt(2 / π)`.
 const GELU_SLOPE: f32 = 1.595_769_121_605_730_7;
 const GELU_CUBIC: f32 = 0.044_715;
-/// Beyond it `σ` is 0 in `f32`, and `exp` would overflow in the derivatives.
-const SIGMOID_LIMIT: f32 = 80.0;
 
 /// `2u` of `0.5 x (1 + tanh u) = x σ(2u)`. The sigmoid form keeps its relative precision where the other cancels.
 #[inline(always)]
 fn gelu_argument(x: f32) -> f32 {
     GELU_SLOPE * (GELU_CUBIC * x * x).mul_add(x, x)
+}
+
+/// `(σ(a), σ'(a))`, by `exp(-|a|)`, which cannot overflow.
+#[inline(always)]
+fn sigmoid(a: f32) -> (f32, f32) {
+    let t = exp(-a.abs());
+    let inverse = 1.0 / (1.0 + t);
+    let small = t * inverse;
+    (if a < 0.0 { small } else { inverse }, small * inverse)
 }
 
 #[inline(always)]
@@ -92,9 +99,8 @@ pub(crate) fn silu(x: f32) -> f32 {
 
 #[inline(always)]
 fn silu_slope(x: f32) -> f32 {
-    let t = exp((-x).min(SIGMOID_LIMIT));
-    let s = 1.0 / (1.0 + t);
-    (x * (t * s)).mul_add(s, s)
+    let (s, ds) = sigmoid(x);
+    x.mul_add(ds, s)
 }
 
 #[inline(always)]
@@ -104,10 +110,9 @@ pub(crate) fn gelu_tanh(x: f32) -> f32 {
 
 #[inline(always)]
 fn gelu_tanh_slope(x: f32) -> f32 {
-    let t = exp((-gelu_argument(x)).min(SIGMOID_LIMIT));
-    let s = 1.0 / (1.0 + t);
+    let (s, ds) = sigmoid(gelu_argument(x));
     let du = GELU_SLOPE * (3.0 * GELU_CUBIC * x).mul_add(x, 1.0);
-    (x * du * (t * s)).mul_add(s, s)
+    (x * du).mul_add(ds, s)
 }
 
 #[inline(always)]

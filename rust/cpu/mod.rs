@@ -32,6 +32,8 @@ use rows::check_rows;
 pub struct Cpu {
     pool: rayon::ThreadPool,
     level: Level,
+    /// Whether to cut work finely, however small it is.
+    fine: bool,
 }
 
 impl Cpu {
@@ -54,7 +56,7 @@ impl Cpu {
             .thread_name(|index| format!("signflip-{index}"))
             .build()
             .map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
-        Ok(Self { pool, level })
+        Ok(Self { pool, level, fine: false })
     }
 
     /// Name of the instruction set in use.
@@ -94,16 +96,12 @@ impl Backend for Cpu {
 
     fn download(&self, buffer: &Buffer, range: Range<usize>) -> Result<Vec<f32>> {
         let found = buffer.get(range.clone());
-        let found = found.ok_or_else(|| Error::Internal(format!("download of {range:?} from {} values", buffer.len())))?;
+        let found =
+            found.ok_or_else(|| Error::Internal(format!("download of {range:?} from {} values", buffer.len())))?;
         Ok(found.to_vec())
     }
 
-    fn on_host(
-        &self,
-        buffer: &mut Buffer,
-        len: usize,
-        f: &mut dyn FnMut(&mut [f32]) -> Result<()>,
-    ) -> Result<()> {
+    fn on_host(&self, buffer: &mut Buffer, len: usize, f: &mut dyn FnMut(&mut [f32]) -> Result<()>) -> Result<()> {
         need("on_host", buffer.len(), len)?;
         f(&mut buffer[..len])
     }
@@ -362,13 +360,7 @@ impl Backend for Cpu {
         Ok(self.project_rows(x, width, rows, &vector[..width]))
     }
 
-    fn log_prob(
-        &self,
-        h: &Buffer,
-        rows: usize,
-        weight: &Weight,
-        targets: &[u32],
-    ) -> Result<(Vec<f32>, Vec<f32>)> {
+    fn log_prob(&self, h: &Buffer, rows: usize, weight: &Weight, targets: &[u32]) -> Result<(Vec<f32>, Vec<f32>)> {
         need("log_prob", h.len(), rows * weight.inputs())?;
         vocab::check_targets(targets, rows, weight)?;
         Ok(self.log_probs(h, rows, weight, targets))
@@ -389,7 +381,9 @@ impl Backend for Cpu {
         need("log_prob_backward's rows", lse.len().min(weights.len()), rows)?;
         vocab::check_targets(targets, rows, weight)?;
         if (transposed.inputs(), transposed.outputs()) != (weight.outputs(), weight.inputs()) {
-            return Err(Error::Internal("log_prob_backward: the second weight is not the first one's transpose".into()));
+            return Err(Error::Internal(
+                "log_prob_backward: the second weight is not the first one's transpose".into(),
+            ));
         }
         self.log_probs_backward((h, rows), (weight, transposed), targets, lse, weights, dh);
         Ok(())

@@ -53,7 +53,12 @@ impl Weight {
 }
 
 /// Packs `at(output, input)`.
-fn pack_with(cpu: &Cpu, outputs: usize, inputs: usize, at: impl Fn(usize, usize) -> f32 + Send + Sync) -> Result<Weight> {
+fn pack_with(
+    cpu: &Cpu,
+    outputs: usize,
+    inputs: usize,
+    at: impl Fn(usize, usize) -> f32 + Send + Sync,
+) -> Result<Weight> {
     if outputs == 0 || inputs == 0 {
         return Err(Error::Internal(format!("a weight of {outputs} outputs and {inputs} inputs")));
     }

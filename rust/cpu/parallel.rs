@@ -20,9 +20,14 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
+    /// A lower limit on the size of tasks: 1 where a test wants work cut as finely as can be.
+    pub(super) fn at_least(&self, size: usize) -> usize {
+        if self.fine { 1 } else { size }
+    }
+
     /// Whether `work` is worth a parallel region.
     pub(super) fn parallel(&self, work: usize) -> bool {
-        work >= SERIAL && self.threads() > 1
+        work >= self.at_least(SERIAL) && self.threads() > 1
     }
 
     /// Calls `f` for each task.
@@ -36,7 +41,7 @@ impl Cpu {
 
     /// Cuts `len` elements (a multiple of `unit`, kept whole) into ranges and calls `f` for each.
     pub(super) fn ranges(&self, len: usize, unit: usize, f: impl Fn(Range<usize>) + Send + Sync) {
-        let step = CHUNK.div_ceil(unit.max(1)) * unit.max(1);
+        let step = self.at_least(CHUNK).div_ceil(unit.max(1)) * unit.max(1);
         if self.parallel(len * ELEMENT) {
             self.tasks(len.div_ceil(step), len * ELEMENT, |t| f(t * step..((t + 1) * step).min(len)));
         } else {

@@ -19,7 +19,14 @@ const COLUMNS: usize = 5 * super::pack::BLOCK;
 const ROWS: usize = 48;
 
 /// Rows `rows` of `x` times block `block` of the weight, into `out` with rows of [`COLUMNS`].
-fn block_products(level: Level, x: &[f32], rows: (usize, usize), weight: &Weight, block: usize, out: &mut [f32]) -> usize {
+fn block_products(
+    level: Level,
+    x: &[f32],
+    rows: (usize, usize),
+    weight: &Weight,
+    block: usize,
+    out: &mut [f32],
+) -> usize {
     let first = block * COLUMNS;
     let n = COLUMNS.min(weight.outputs() - first);
     let product = Product {

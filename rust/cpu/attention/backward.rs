@@ -118,7 +118,8 @@ impl Cpu {
     ) -> Result<()> {
         let Gradients { dz, d_pattern, dq, dk, dv } = gradients;
         check(plan, shape, &[q, dz, dq], d_pattern.as_deref(), chunks)?;
-        let own = plan.runs.iter().filter(|run| run.chunk == 0).map(|run| run.row + run.len).max().unwrap_or(0) as usize;
+        let own =
+            plan.runs.iter().filter(|run| run.chunk == 0).map(|run| run.row + run.len).max().unwrap_or(0) as usize;
         if dk.len().min(dv.len()) < own * shape.n_kv_heads * shape.d_head {
             return Err(Error::Internal(format!("attention_backward: gradients of {own} keys do not fit")));
         }
@@ -173,17 +174,24 @@ fn backward_task(
             before = index;
             k_sums.truncate(gathered);
             let range = (gathered, end(index));
-            for_vectors(chain, range, |c| chunks[c].k, place, |position, vector| {
-                k.put(position, vector);
-                k_sums.put(position, vector);
-            });
+            for_vectors(
+                chain,
+                range,
+                |c| chunks[c].k,
+                place,
+                |position, vector| {
+                    k.put(position, vector);
+                    k_sums.put(position, vector);
+                },
+            );
             for_vectors(chain, range, |c| chunks[c].v, place, |position, vector| v.put(position, vector));
             gathered = gathered.max(end(index));
             let (mut first, last) = (span.queries.start as usize, span.queries.end as usize);
             while first < last {
                 // The queries of one block of positions.
                 let block = plan.positions[first] as usize / SUMMED;
-                let in_block = plan.positions[first..last].iter().take_while(|&&p| p as usize / SUMMED == block).count();
+                let in_block =
+                    plan.positions[first..last].iter().take_while(|&&p| p as usize / SUMMED == block).count();
                 let block_end = first + in_block;
                 let block_keys = plan.positions[block_end - 1] as usize + 1;
                 sum_k[..block_keys * d].fill(0.0);

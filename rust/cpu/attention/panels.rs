@@ -143,7 +143,9 @@ impl<'a> ByDimension<'a> {
         assert!(panels * PANEL <= stride && out.len() >= rows * stride && weights.len() >= rows * weight_stride);
         out[..rows * stride].fill(0.0);
         let mut part = |first: usize, n: usize, seen: usize| {
-            assert!(seen <= weight_stride && seen <= self.capacity && panels * self.capacity * PANEL <= self.data.len());
+            assert!(
+                seen <= weight_stride && seen <= self.capacity && panels * self.capacity * PANEL <= self.data.len()
+            );
             for start in (0..seen).step_by(BLOCK) {
                 for panel in 0..panels {
                     let t = Tile {
