@@ -2,6 +2,8 @@
 //! Throughput is in multiply-adds (two floating-point operations each); `peak` is what this machine's multiply-add units do
 //! at most, measured beside.
 
+#![allow(missing_docs, clippy::unwrap_used)]
+
 use std::hint::black_box;
 use std::time::Duration;
 

@@ -2,8 +2,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Cpu;
 
@@ -35,7 +34,23 @@ impl Cpu {
         if n <= 1 || !self.parallel(work) {
             (0..n).for_each(f);
         } else {
-            self.pool.install(|| (0..n).into_par_iter().with_max_len(1).for_each(f));
+            // The calling thread works too, at once: it need not wait for a worker to wake.
+            let next = AtomicUsize::new(0);
+            let work = || {
+                loop {
+                    let task = next.fetch_add(1, Ordering::Relaxed);
+                    if task >= n {
+                        break;
+                    }
+                    f(task);
+                }
+            };
+            self.pool.in_place_scope(|scope| {
+                for _ in 1..self.threads().min(n) {
+                    scope.spawn(|_| work());
+                }
+                work();
+            });
         }
     }
 
