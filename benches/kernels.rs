@@ -5,16 +5,18 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use signflip::backend::{AttentionPlan, AttentionShape, Backend, Gemm, KeyValues, MatrixView, Run, Span};
 use signflip::cpu::{Buffer, Cpu, Weight};
 use signflip::model::spec::{Activation, NormKind};
+use signflip::threads::Threads;
 
 fn cpu() -> Cpu {
     let threads = std::env::var("SIGNFLIP_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    Cpu::new(Some(threads)).unwrap()
+    Cpu::new(Arc::new(Threads::new(Some(threads)).unwrap()))
 }
 
 fn values(n: usize) -> Vec<f32> {

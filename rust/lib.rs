@@ -3,11 +3,13 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod cuda_stub;
 pub mod engine;
 pub mod error;
 pub mod model;
 pub mod ops;
 pub mod search;
 pub mod survey;
+pub mod threads;
 
 pub use error::{Error, Result};

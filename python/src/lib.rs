@@ -1,11 +1,25 @@
 //! The Python border of signflip: converts arguments, releases the GIL, maps errors. No logic.
 
+mod array;
+mod enter;
+mod error;
+mod load;
+mod model;
+mod tokenizer;
+
 use pyo3::prelude::*;
 
 /// The extension module `signflip._core`.
 #[pymodule]
 mod _core {
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::load::Checkpoint;
+    #[pymodule_export]
+    use super::model::{Cache, Model, build_info, num_threads, set_num_threads};
+    #[pymodule_export]
+    use super::tokenizer::Tokenizer;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {

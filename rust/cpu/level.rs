@@ -31,6 +31,21 @@ impl Level {
     }
 }
 
+/// What of the instruction sets that matter to the kernels this machine has.
+pub fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let found = [
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+        ];
+        found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
 /// Compiles a plain loop once a level: `fn name(args)` becomes `fn name(level, args)`. The loop must be free of calls that
 /// are not inlined, or the compiler cannot use the level's instructions in them.
 macro_rules! by_level {

@@ -207,30 +207,28 @@ by_level! {
     /// Turns the first `n` products into `exp(scale x - max)` and gives the maximum and the sum. `x` has a whole number
     /// of lanes; what lies past `n` becomes 0.
     pub(crate) fn exponentials(x: &mut [f32], n: usize, scale: f32) -> (f32, f32) {
-        let (whole, _) = x.as_chunks_mut::<LANES>();
-        let last = n / LANES;
+        for value in x.iter_mut() { *value *= scale; }
+        for value in x.iter_mut().skip(n) { *value = f32::NEG_INFINITY; }
         let mut max = [f32::NEG_INFINITY; LANES];
-        for (block, chunk) in whole.iter_mut().enumerate() {
-            if block >= last {
-                for (lane, value) in chunk.iter_mut().enumerate() {
-                    if block * LANES + lane >= n { *value = f32::NEG_INFINITY } else { *value *= scale }
-                }
-            } else {
-                for value in chunk.iter_mut() { *value *= scale; }
-            }
+        for chunk in x.as_chunks::<LANES>().0 {
             for lane in 0..LANES { max[lane] = larger(chunk[lane], max[lane]); }
         }
         let max = max.iter().fold(f32::NEG_INFINITY, |a, &b| larger(b, a));
-        let mut sum = [0.0_f32; LANES];
-        for chunk in whole.iter_mut() {
-            for lane in 0..LANES {
-                let e = exp(chunk[lane] - max);
-                chunk[lane] = e;
-                sum[lane] += e;
-            }
-        }
+        // A loop of its own, so that it becomes vector code.
+        for value in x.iter_mut() { *value = exp(*value - max); }
         for value in x.iter_mut().skip(n) { *value = 0.0; }
+        let mut sum = [0.0_f32; LANES];
+        for chunk in x.as_chunks::<LANES>().0 {
+            for lane in 0..LANES { sum[lane] += chunk[lane]; }
+        }
         (max, lane_sum(sum))
+    }
+}
+
+by_level! {
+    /// Whether no value is infinite or NaN.
+    pub(crate) fn all_finite(x: &[f32]) -> bool {
+        x.iter().fold(0, |most: u32, value| most.max(value.to_bits() & 0x7FFF_FFFF)) < 0x7F80_0000
     }
 }
 

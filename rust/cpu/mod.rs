@@ -16,6 +16,7 @@ mod tests;
 mod vocab;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use buffer::Buffer;
 pub use pack::Weight;
@@ -24,39 +25,29 @@ use crate::backend::{AttentionPlan, AttentionShape, Backend, Gemm, KeyValues, Ma
 use crate::engine::request::EditOp;
 use crate::error::{Error, Result};
 use crate::model::spec::{Activation, NormKind};
+use crate::threads::Threads;
 use level::Level;
+pub use level::features;
 use math::{activate, activate_backward, activations};
 use rows::check_rows;
 
 /// The CPU as a [`Backend`].
 pub struct Cpu {
-    pool: rayon::ThreadPool,
+    threads: Arc<Threads>,
     level: Level,
     /// Whether to cut work finely, however small it is.
     fine: bool,
 }
 
 impl Cpu {
-    /// A pool of `threads` threads (one a core if `None`) and the best instruction set of this machine.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the threads cannot be made.
-    pub fn new(threads: Option<usize>) -> Result<Self> {
-        Self::with_level(threads, Level::detect())
+    /// The best instruction set of this machine, on threads that may be shared with other devices.
+    pub fn new(threads: Arc<Threads>) -> Self {
+        Self { threads, level: Level::detect(), fine: false }
     }
 
     /// As [`Cpu::new`], without special instructions: the same bits, slowly.
-    pub fn portable(threads: Option<usize>) -> Result<Self> {
-        Self::with_level(threads, Level::Portable)
-    }
-
-    fn with_level(threads: Option<usize>, level: Level) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .thread_name(|index| format!("signflip-{index}"))
-            .build()
-            .map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
-        Ok(Self { pool, level, fine: false })
+    pub fn portable(threads: Arc<Threads>) -> Self {
+        Self { threads, level: Level::Portable, fine: false }
     }
 
     /// Name of the instruction set in use.
@@ -113,7 +104,7 @@ impl Backend for Cpu {
     }
 
     fn pool(&self) -> &rayon::ThreadPool {
-        &self.pool
+        self.threads.pool()
     }
 
     fn pack(&self, weight: MatrixView<'_>) -> Result<Weight> {

@@ -9,14 +9,14 @@ use super::Cpu;
 /// Work (in multiply-adds, or elements times [`ELEMENT`]) below which a region costs more than it saves.
 const SERIAL: usize = 200_000;
 /// What one element of an elementwise operation costs, in multiply-adds.
-pub(super) const ELEMENT: usize = 16;
+pub(super) const ELEMENT: usize = 8;
 /// Elements of one task of an elementwise operation.
 const CHUNK: usize = 8192;
 
 impl Cpu {
     /// Threads of the pool.
     pub(super) fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.threads.pool().current_num_threads()
     }
 
     /// A lower limit on the size of tasks: 1 where a test wants work cut as finely as can be.
@@ -45,8 +45,9 @@ impl Cpu {
                     f(task);
                 }
             };
-            self.pool.in_place_scope(|scope| {
-                for _ in 1..self.threads().min(n) {
+            let pool = self.threads.pool();
+            pool.in_place_scope(|scope| {
+                for _ in 1..pool.current_num_threads().min(n) {
                     scope.spawn(|_| work());
                 }
                 work();

@@ -183,8 +183,10 @@ pub struct Request {
     pub variants: Vec<Variant>,
     /// What to hand back, in this order.
     pub reads: Vec<Read>,
-    /// Whether to keep the clean forest's keys and values of every layer: [`Response::cache`].
+    /// Whether to keep the forest's keys and values of every layer: [`Response::cache`].
     pub keep: bool,
+    /// Whose keys and values to keep: 0 the clean forest's, `v + 1` those of `variants[v]`.
+    pub keep_variant: usize,
 }
 
 /// The answer to one read.
@@ -292,6 +294,18 @@ pub enum WeightKind {
     Unembed,
     /// Gain of the final norm, one row: `[d_model]`.
     FinalNormGain,
+    /// Bias of the final norm, one row (zeros if it has none): `[d_model]`.
+    FinalNormBias,
+    /// Query map, row = `head * d_head + dim`: `[d_model]`.
+    Q,
+    /// Key map, row = `head * d_head + dim`: `[d_model]`.
+    K,
+    /// Value map, row = `head * d_head + dim`: `[d_model]`.
+    V,
+    /// Gain of the norm in front of attention, one row: `[d_model]`.
+    AttnNormGain,
+    /// Bias of the norm in front of attention, one row (zeros if it has none): `[d_model]`.
+    AttnNormBias,
 }
 
 /// A loaded model on a device. Object-safe: search and survey are written against it.

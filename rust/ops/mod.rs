@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn attention_backward_is_the_gradient_of_its_forward() {
         let (q, dz, given) = (values(1, 3), values(2, 3), values(3, 4));
-        let rows = |seed| -> Vec<Vec<f64>> { (0..4).map(|i| values(seed + i, 3)).collect() };
+        let rows = |seed: u64| -> Vec<Vec<f64>> { (0..4).map(|i| values(seed + i, 3)).collect() };
         let (keys, vals) = (rows(10), rows(20));
         let f = |q: &[f64], keys: &[Vec<f64>], vals: &[Vec<f64>]| {
             let pattern = attention::pattern(q, keys, 0.7);

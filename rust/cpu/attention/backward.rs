@@ -181,7 +181,7 @@ fn backward_task(
                 place,
                 |position, vector| {
                     k.put(position, vector);
-                    k_sums.put(position, vector);
+                    k_sums.put(level, position, vector);
                 },
             );
             for_vectors(chain, range, |c| chunks[c].v, place, |position, vector| v.put(position, vector));

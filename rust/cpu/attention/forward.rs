@@ -129,7 +129,7 @@ fn attend_task(
                 for_vectors(chain, range, |c| chunks[c].k, place, |position, vector| k.put(position, vector));
             }
             if ends.z.is_some() {
-                for_vectors(chain, range, |c| chunks[c].v, place, |position, vector| v.put(position, vector));
+                for_vectors(chain, range, |c| chunks[c].v, place, |position, vector| v.put(level, position, vector));
             }
             gathered = gathered.max(piece.keys);
             let mut first = piece.queries.0;

@@ -6,10 +6,11 @@ mod math;
 mod rows;
 mod vocab;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::{Buffer, Cpu, Level};
 use crate::backend::{Backend, MatrixView};
+use crate::threads::Threads;
 
 /// Unit round-off of `f32`.
 const U: f64 = 5.960_464_477_539_063e-8;
@@ -20,9 +21,8 @@ fn cpus() -> &'static [Cpu] {
     static CPUS: OnceLock<Vec<Cpu>> = OnceLock::new();
     CPUS.get_or_init(|| {
         let make = |threads, level, fine| {
-            let mut cpu = Cpu::with_level(Some(threads), level).unwrap();
-            cpu.fine = fine;
-            cpu
+            let threads = Arc::new(Threads::new(Some(threads)).unwrap());
+            Cpu { threads, level, fine }
         };
         let best = Level::detect();
         vec![

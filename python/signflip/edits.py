@@ -1,0 +1,205 @@
+"""Edits: changes written into the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from signflip.errors import ArgumentError, SiteError
+
+if TYPE_CHECKING:
+    from signflip.model import Model
+
+Op = Literal["set", "add", "scale", "clamp", "zero", "mean", "resample"]
+OPS: tuple[Op, ...] = ("set", "add", "scale", "clamp", "zero", "mean", "resample")
+
+
+class PerSequence(list[Any]):
+    """One value (positions, columns, edit values) for each sequence of a call, in order."""
+
+
+Positions = int | slice | Sequence[int] | PerSequence | None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of a site's values.
+
+    Parameters
+    ----------
+    site
+        The site's name.
+    op
+        `set`, `add`, `scale` take `value`; `clamp` takes `(low, high)`, either of which may be None; `zero` takes
+        nothing; `mean` takes the mean as `value` (an array over the site's width, or a survey, whose mean is read);
+        `resample` takes donor tokens as `value`: each edited position gets the site's values at a position of the
+        donors drawn with `seed`.
+    value
+        A number, or an array that broadcasts to `[index]`, or to `[positions, index]` when `positions` are given.
+        `PerSequence` gives each sequence its own.
+    index
+        Neuron or neurons, or `head` or `(head, dim)` where the site has a head axis; all by default.
+    positions
+        All by default; an index, a list or a slice, counted in each sequence (negative from its end), or
+        `PerSequence`.
+    seed
+        For `resample`.
+    """
+
+    site: str
+    op: Op
+    value: Any = None
+    index: int | Sequence[int] | tuple[int, int] | None = None
+    positions: Positions = None
+    seed: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        if self.op not in OPS:
+            raise ArgumentError(f"op: expected one of {', '.join(OPS)}, found {self.op!r}")
+        if self.op == "zero" and self.value is not None:
+            raise ArgumentError(f"value: expected none for op 'zero', found {self.value!r}")
+        if self.op != "zero" and self.value is None:
+            raise ArgumentError(f"value: expected one for op {self.op!r}, found none")
+
+
+def resolve_positions(positions: Positions, sequence: int, length: int) -> list[int]:
+    """Absolute positions in one sequence.
+
+    Raises
+    ------
+    ArgumentError
+        If a position lies outside the sequence.
+    """
+    if isinstance(positions, PerSequence):
+        if sequence >= len(positions):
+            raise ArgumentError(f"positions: expected one entry a sequence, found {len(positions)}")
+        positions = positions[sequence]
+    if positions is None:
+        return list(range(length))
+    if isinstance(positions, slice):
+        return list(range(length))[positions]
+    if isinstance(positions, (int, np.integer)):
+        positions = [int(positions)]
+    found = []
+    for position in positions:
+        place = int(position)
+        if not -length <= place < length:
+            raise ArgumentError(f"positions: expected {-length} to {length - 1} in sequence {sequence}, found {place}")
+        found.append(place % length)
+    return found
+
+
+def resolve_columns(
+    name: str, index: int | Sequence[int] | tuple[int, int] | None, heads: int | None, width: int, n_keys: int
+) -> list[int] | None:
+    """Columns of a site that an index means; `None` for all.
+
+    Raises
+    ------
+    SiteError
+        If the index lies outside the site.
+    """
+    pattern = name.endswith("attn.hook_pattern")
+    if pattern:
+        width *= n_keys
+    if index is None:
+        return None
+    if heads is not None:
+        d_head = width // heads
+        head, dim = (index, None) if isinstance(index, (int, np.integer)) else (tuple(index) + (None,))[:2]
+        if not isinstance(head, (int, np.integer)) or not 0 <= head < heads:
+            raise SiteError(f"site {name!r}: expected a head of 0 to {heads - 1}, found {index!r}")
+        if dim is None:
+            return [int(head) * d_head + i for i in range(d_head)]
+        if not isinstance(dim, (int, np.integer)) or not 0 <= dim < d_head:
+            raise SiteError(f"site {name!r}: expected a dimension of 0 to {d_head - 1}, found {index!r}")
+        return [int(head) * d_head + int(dim)]
+    columns = [int(index)] if isinstance(index, (int, np.integer)) else [int(i) for i in index]
+    for column in columns:
+        if not 0 <= column < width:
+            raise SiteError(f"site {name!r}: expected an index of 0 to {width - 1}, found {column}")
+    return columns
+
+
+def core_values(
+    model: Model, edit: Edit, columns: list[int] | None, places: Sequence[Sequence[int]]
+) -> tuple[str, list[list[Any]]]:
+    """The engine's operation and, for each sequence, the values: one list `[1 | index | positions * index]`.
+
+    Raises
+    ------
+    ArgumentError
+        If a value is not finite or has the wrong shape.
+    """
+    width = model.site_width(edit.site)
+    n = len(columns) if columns is not None else width
+    if edit.op == "zero":
+        return "set", [[0.0] for _ in places]
+    if edit.op == "clamp":
+        return "clamp", [_limits(edit.value) for _ in places]
+    if edit.op == "resample":
+        return "set", _donors(model, edit, columns, places)
+    value = edit.value
+    if edit.op == "mean" and isinstance(value, Mapping) or hasattr(value, "one_sided"):
+        value = np.asarray(value[edit.site].mean)
+    op = "set" if edit.op == "mean" else edit.op
+    if edit.op == "mean":
+        value = np.asarray(value, dtype=np.float32)
+        if value.ndim == 1 and value.size == width and columns is not None:
+            value = value[columns]
+    per_sequence = list(value) if isinstance(value, PerSequence) else [value] * len(places)
+    if len(per_sequence) != len(places):
+        raise ArgumentError(f"value: expected {len(places)} entries, one a sequence, found {len(per_sequence)}")
+    explicit = edit.positions is not None
+    return op, [_flat(one, n, len(place), edit, explicit) for one, place in zip(per_sequence, places, strict=True)]
+
+
+def _limits(value: Any) -> list[Any]:
+    try:
+        low, high = value
+    except (TypeError, ValueError):
+        raise ArgumentError(f"value: expected (low, high) for op 'clamp', found {value!r}") from None
+    low = -np.inf if low is None else float(low)
+    high = np.inf if high is None else float(high)
+    if not low <= high:
+        raise ArgumentError(f"value: expected low <= high for op 'clamp', found {value!r}")
+    return [low, high]
+
+
+def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explicit: bool) -> list[Any]:
+    try:
+        array: NDArray[np.float32] = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"value: expected numbers for op {edit.op!r} at {edit.site}, found {value!r}") from None
+    if not np.isfinite(array).all():
+        raise ArgumentError(f"value: expected finite numbers for op {edit.op!r} at {edit.site}, found {value!r}")
+    if array.ndim == 0:
+        return [float(array)]
+    if array.ndim == 1 and array.size == n_columns:
+        return list(array.tolist())
+    if array.ndim == 1 and n_columns == 1 and array.size == n_positions:
+        return list(array.tolist())
+    if explicit or array.ndim == 2:
+        try:
+            return list(np.broadcast_to(array, (n_positions, n_columns)).ravel().tolist())
+        except ValueError:
+            pass
+    raise ArgumentError(
+        f"value: expected a number, [{n_columns}] or [{n_positions}, {n_columns}] at {edit.site}, "
+        f"found shape {array.shape}"
+    )
+
+
+def _donors(model: Model, edit: Edit, columns: list[int] | None, places: Sequence[Sequence[int]]) -> list[list[Any]]:
+    from signflip.model import Values
+
+    donors = model.as_sequences(edit.value)
+    (values,) = model.read(donors, [Values(edit.site, None, columns)])[0]
+    pool = np.concatenate(values)
+    draws = np.random.Generator(np.random.Philox(edit.seed))
+    return [list(pool[draws.integers(0, len(pool), len(place))].ravel().tolist()) for place in places]

@@ -1,0 +1,57 @@
+//! The pools of worker threads that a device can switch between while models live.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::{Error, Result};
+
+/// The most threads that can be asked for.
+pub const MAX_THREADS: usize = 512;
+
+/// One pool for each number of threads that was ever asked for; no result depends on which is used.
+pub struct Threads {
+    current: AtomicUsize,
+    first: ThreadPool,
+    others: Vec<OnceLock<ThreadPool>>,
+}
+
+impl Threads {
+    /// Starts with `threads` workers; as many as the machine lets this process have if `None`.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let threads = threads.min(MAX_THREADS);
+        Ok(Self {
+            current: AtomicUsize::new(0),
+            first: build(threads)?,
+            others: (0..=MAX_THREADS).map(|_| OnceLock::new()).collect(),
+        })
+    }
+
+    /// Uses `threads` workers from now on.
+    pub fn set(&self, threads: usize) -> Result<()> {
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(Error::argument("threads", format!("1 to {MAX_THREADS}"), threads));
+        }
+        if self.others[threads].get().is_none() {
+            let pool = build(threads)?;
+            self.others[threads].get_or_init(|| pool);
+        }
+        self.current.store(threads, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The pool in use.
+    pub fn pool(&self) -> &ThreadPool {
+        self.others[self.current.load(Ordering::Relaxed)].get().unwrap_or(&self.first)
+    }
+}
+
+fn build(threads: usize) -> Result<ThreadPool> {
+    ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("signflip-{i}"))
+        .build()
+        .map_err(|error| Error::Device { device: "cpu".to_owned(), reason: error.to_string() })
+}

@@ -1,0 +1,446 @@
+"""GGUF files: weights against transformers' own reader, tokenizers against ones put together by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from smollm2 import gguf_path
+from test_loading import assert_same, expected, gpt2, llama, mutated
+from tokenizers import decoders, models, pre_tokenizers
+
+from signflip import _core, chat, loading
+from signflip.errors import CheckpointError, FileError, SignflipError, TokenizerError, UnsupportedModelError
+from signflip.gguf import GgufFile
+
+Q8 = gguf.GGMLQuantizationType.Q8_0
+
+
+def byte_alphabet() -> list[str]:
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+class Writer:
+    """A small GGUF file, written by the gguf package with names and layouts as llama.cpp's converter writes them."""
+
+    def __init__(self, path: Path, arch: str) -> None:
+        self.path = path
+        self.writer = gguf.GGUFWriter(path, arch)
+
+    def add_tensor(self, name: str, value: torch.Tensor | np.ndarray, kind: gguf.GGMLQuantizationType | None = None) -> None:
+        array = np.ascontiguousarray(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
+        if kind is None:
+            self.writer.add_tensor(name, array)
+        else:
+            self.writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
+
+    def add_tokenizer(self, pre: str | None = "gpt-2", **flags: bool) -> None:
+        tokens = [*byte_alphabet(), "ab", "Ġa", "12", "<s>", "</s>", "<user>"]
+        self.writer.add_tokenizer_model("gpt2")
+        if pre is not None:
+            self.writer.add_tokenizer_pre(pre)
+        self.writer.add_token_list(tokens)
+        self.writer.add_token_types([1] * (len(tokens) - 3) + [3, 3, 4])
+        self.writer.add_token_merges(["a b", "Ġ a", "1 2"])
+        self.writer.add_bos_token_id(tokens.index("<s>"))
+        self.writer.add_eos_token_id(tokens.index("</s>"))
+        if "bos" in flags:
+            self.writer.add_add_bos_token(flags["bos"])
+        if "eos" in flags:
+            self.writer.add_add_eos_token(flags["eos"])
+
+    def close(self) -> Path:
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
+        return self.path
+
+
+def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """llama.cpp's permutation of query and key rows (convert_hf_to_gguf.py, LlamaModel.permute)."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+LLAMA_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GPT2_NAMES = {
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def llama_writer(path: Path, model: transformers.PreTrainedModel) -> Writer:
+    config = model.config
+    out = Writer(path, "llama")
+    out.writer.add_context_length(config.max_position_embeddings)
+    out.writer.add_embedding_length(config.hidden_size)
+    out.writer.add_block_count(config.num_hidden_layers)
+    out.writer.add_feed_forward_length(config.intermediate_size)
+    out.writer.add_head_count(config.num_attention_heads)
+    out.writer.add_head_count_kv(config.num_key_value_heads)
+    out.writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    out.writer.add_key_length(config.head_dim)
+    out.writer.add_value_length(config.head_dim)
+    state = model.state_dict()
+    for name, value in state.items():
+        stem, _, part = name.removeprefix("model.").rpartition(".")
+        if stem.startswith("layers."):
+            _, layer, inner = stem.split(".", 2)
+            if "q_proj" in inner:
+                value = permuted(value, config.num_attention_heads)
+            if "k_proj" in inner:
+                value = permuted(value, config.num_key_value_heads)
+            out.add_tensor(f"blk.{layer}.{LLAMA_NAMES[inner]}.{part}", value)
+        elif stem != "lm_head" or not config.tie_word_embeddings:
+            out.add_tensor(f"{ {'embed_tokens': 'token_embd', 'norm': 'output_norm', 'lm_head': 'output'}[stem]}.{part}", value)
+    return out
+
+
+def gpt2_writer(path: Path, model: transformers.PreTrainedModel) -> Writer:
+    config = model.config
+    out = Writer(path, "gpt2")
+    out.writer.add_context_length(config.n_positions)
+    out.writer.add_embedding_length(config.n_embd)
+    out.writer.add_block_count(config.n_layer)
+    out.writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+    out.writer.add_head_count(config.n_head)
+    out.writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    for name, value in model.state_dict().items():
+        stem, _, part = name.removeprefix("transformer.").rpartition(".")
+        if stem.startswith("h."):
+            _, layer, inner = stem.split(".", 2)
+            value = value.T if value.ndim == 2 else value
+            out.add_tensor(f"blk.{layer}.{GPT2_NAMES[inner]}.{part}", value)
+        elif stem != "lm_head":
+            out.add_tensor(f"{ {'wte': 'token_embd', 'wpe': 'position_embd', 'ln_f': 'output_norm'}[stem]}.{part}", value)
+    return out
+
+
+def assert_opens(path: Path, model: transformers.PreTrainedModel) -> loading.Loaded:
+    loaded = loading.load_parts(path)
+    assert_same(loaded.checkpoint.outer_weights(), expected(model, None))
+    for layer in range(model.config.num_hidden_layers):
+        assert_same(loaded.checkpoint.block_weights(layer), expected(model, layer))
+    return loaded
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}, {"head_dim": 10}]
+)
+def test_llama(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = llama(**options)
+    loaded = assert_opens(llama_writer(tmp_path / "tiny.gguf", model).close(), model)
+    assert (loaded.name, loaded.tokenizer, loaded.chat_template) == ("tiny", None, None)
+    model.save_pretrained(tmp_path / "folder")
+    assert loaded.checkpoint.spec() == _core.Checkpoint.open(tmp_path / "folder").spec()
+
+
+def test_gpt2(tmp_path: Path) -> None:
+    model = gpt2()
+    loaded = assert_opens(gpt2_writer(tmp_path / "tiny.gguf", model).close(), model)
+    model.save_pretrained(tmp_path / "folder")
+    assert loaded.checkpoint.spec() == _core.Checkpoint.open(tmp_path / "folder").spec()
+
+
+def test_half_precision_and_quantised_tensors(tmp_path: Path) -> None:
+    model = llama(hidden_size=32, intermediate_size=64)
+    state = model.state_dict()
+    writer = llama_writer(tmp_path / "tiny.gguf", model)
+    tensors = writer.writer.tensors[0]
+    up, down = "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"
+    tensors.pop(up), tensors.pop(down)
+    writer.add_tensor(up, state["model.layers.0.mlp.up_proj.weight"].half())
+    writer.add_tensor(down, state["model.layers.0.mlp.down_proj.weight"], Q8)
+    found = loading.load_parts(writer.close()).checkpoint.block_weights(0)
+    np.testing.assert_array_equal(found["linear.weight"], state["model.layers.0.mlp.up_proj.weight"].half().float())
+    # Q8_0 restated: blocks of 32, the scale a half-precision maximum over 127.
+    blocks = state["model.layers.0.mlp.down_proj.weight"].numpy().reshape(-1, 32)
+    exact = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    scaled = blocks / exact
+    wanted = np.sign(scaled) * np.floor(np.abs(scaled) + np.float32(0.5)) * exact.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(found["out.weight"], wanted.reshape(32, 64))
+
+
+def test_llama3_frequencies_are_stored_as_divisors(tmp_path: Path) -> None:
+    rotary = {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
+    model = llama(rope_parameters=rotary, head_dim=32)
+    plain = 500_000.0 ** -(np.arange(0, 32, 2) / 32)
+    writer = llama_writer(tmp_path / "tiny.gguf", model)
+    writer.add_tensor("rope_freqs.weight", (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32))
+    found = loading.load_parts(writer.close()).checkpoint.spec()["positions"]["rotary"]["inverse_frequencies"]
+    np.testing.assert_allclose(found, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+
+
+def test_linear_scaling(tmp_path: Path) -> None:
+    model = llama(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0})
+    writer = llama_writer(tmp_path / "tiny.gguf", model)
+    writer.writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.writer.add_rope_scaling_factor(4.0)
+    found = loading.load_parts(writer.close()).checkpoint.spec()["positions"]["rotary"]["inverse_frequencies"]
+    np.testing.assert_allclose(found, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "names"),
+    [
+        ("llama.expert_count", 8, UnsupportedModelError, "expert_count = 8"),
+        ("llama.attention.sliding_window", 128, UnsupportedModelError, "sliding_window"),
+        ("llama.rope.dimension_count", 4, UnsupportedModelError, "dimension_count = 4"),
+        ("llama.attention.head_count", "x", CheckpointError, "head_count.*int.*'x'"),
+        ("llama.attention.head_count", 0, CheckpointError, "num_attention_heads"),
+        ("llama.block_count", 3, CheckpointError, r"layers\.2"),
+        ("llama.embedding_length", 25, CheckpointError, "25"),
+        ("general.architecture", "mamba", UnsupportedModelError, "mamba.*llama"),
+        ("llama.rope.scaling.type", "yarn", UnsupportedModelError, "yarn"),
+    ],
+)
+def test_bad_metadata(tmp_path: Path, key: str, value: object, error: type[SignflipError], names: str) -> None:
+    writer = llama_writer(tmp_path / "tiny.gguf", llama())
+    kind = gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32
+    writer.writer.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, kind)
+    with pytest.raises(error, match=names):
+        loading.load_parts(writer.close())
+
+
+def test_bad_tensors(tmp_path: Path) -> None:
+    def written(name: str, change: str) -> Path:
+        writer = llama_writer(tmp_path / f"{change}.gguf", llama())
+        if change == "missing":
+            writer.writer.tensors[0].pop(name)
+        else:
+            writer.add_tensor(name, np.ones((2, 3), np.float32))
+        return writer.close()
+
+    with pytest.raises(CheckpointError, match="up_proj.*none"):
+        loading.load_parts(written("blk.1.ffn_up.weight", "missing"))
+    with pytest.raises(CheckpointError, match="token_embd"):
+        loading.load_parts(written("token_embd.weight", "missing"))
+    with pytest.raises(UnsupportedModelError, match="ffn_gate_exps"):
+        loading.load_parts(written("blk.1.ffn_gate_exps.weight", "more"))
+    with pytest.raises(CheckpointError, match=r"layers\.7"):
+        loading.load_parts(written("blk.7.ffn_up.weight", "other"))
+
+
+def test_files_that_are_no_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 100, b"hello there" * 100):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="x.gguf"):
+            loading.load_parts(path)
+    with pytest.raises(FileError, match="none.gguf"):
+        loading.load_parts(tmp_path / "none.gguf")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    writer = llama_writer(tmp_path_factory.mktemp("gguf") / "small.gguf", llama(num_hidden_layers=1))
+    writer.add_tokenizer()
+    return writer.close()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_mutated_files_give_typed_errors_only(small: Path, tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "mutated.gguf"
+    path.unlink(missing_ok=True)
+    path.write_bytes(mutated(small.read_bytes(), data.draw))
+    try:
+        checkpoint = loading.load_parts(path).checkpoint
+        checkpoint.outer_weights()
+        checkpoint.block_weights(0)
+    except SignflipError:
+        pass
+
+
+# Tokenizers.
+
+
+def by_hand(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], digits: bool) -> tokenizers.Tokenizer:
+    """What the rebuilt tokenizer is to be, put together from parts."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    split = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+@pytest.mark.parametrize(("pre", "digits"), [("gpt-2", False), ("smollm", True)])
+def test_tiny_tokenizers(tmp_path: Path, pre: str, digits: bool) -> None:
+    writer = llama_writer(tmp_path / "tiny.gguf", llama(num_hidden_layers=1))
+    writer.add_tokenizer(pre)
+    loaded = loading.load_parts(writer.close())
+    assert loaded.tokenizer is not None
+    wanted = [[2 if digits else 1]] * 2
+    ids = [loaded.tokenizer.encode("12"), loaded.tokenizer.encode("12")]
+    assert [[len(each)] for each in ids] == wanted
+    assert loaded.tokenizer.encode("ab<s> ab<user>") == [
+        loaded.tokenizer.token_to_id(piece) for piece in ("ab", "<s>", "Ġa", "b", "<user>")
+    ]
+    assert loaded.tokenizer.special_ids == [loaded.tokenizer.token_to_id("<s>"), loaded.tokenizer.token_to_id("</s>")]
+    assert (loaded.bos_token, loaded.eos_token) == ("<s>", "</s>")
+    assert loaded.stop_ids == (loaded.eos_id,)
+    assert loaded.tokenizer.prefix_ids == []
+
+
+@pytest.mark.parametrize("flags", [{"bos": True}, {"bos": True, "eos": True}, {"bos": False, "eos": True}])
+def test_begin_and_end_tokens(tmp_path: Path, flags: dict[str, bool]) -> None:
+    writer = llama_writer(tmp_path / "tiny.gguf", llama(num_hidden_layers=1))
+    writer.add_tokenizer(**flags)
+    loaded = loading.load_parts(writer.close())
+    tokenizer = loaded.tokenizer
+    assert tokenizer is not None
+    begin = [loaded.bos_id] if flags.get("bos") else []
+    end = [loaded.eos_id] if flags.get("eos") else []
+    plain = tokenizer.encode("ab a", add_special_tokens=False)
+    assert tokenizer.encode("ab a") == [*begin, *plain, *end]
+    assert tokenizer.prefix_ids == begin
+    assert tokenizer.decode(tokenizer.encode("ab a"), skip_special_tokens=True) == "ab a"
+
+
+def test_tokenizers_that_are_not_supported(tmp_path: Path) -> None:
+    for pre, words in (("llama-bpe", "llama-bpe.*smollm"), (None, "None.*smollm")):
+        writer = llama_writer(tmp_path / f"{pre}.gguf", llama(num_hidden_layers=1))
+        writer.add_tokenizer(pre)
+        with pytest.raises(TokenizerError, match=words):
+            loading.load_parts(writer.close())
+    writer = gpt2_writer(tmp_path / "gpt2.gguf", gpt2(n_layer=1))
+    writer.add_tokenizer(None)  # before llama.cpp wrote the kind: a GPT-2 has GPT-2's
+    assert loading.load_parts(writer.close()).tokenizer is not None
+
+
+# SmolLM2-135M-Instruct.
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> loading.Loaded:
+    return loading.load_parts(gguf_path())
+
+
+@pytest.mark.smollm2
+def test_smollm2_weights_equal_those_of_transformers(smollm2: loading.Loaded) -> None:
+    path = gguf_path()
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    spec = smollm2.checkpoint.spec()
+    assert (spec["n_layers"], spec["d_model"], spec["n_heads"], spec["n_kv_heads"]) == (30, 576, 9, 3)
+    assert_same(smollm2.checkpoint.outer_weights(), expected(model, None))
+    for layer in range(30):
+        assert_same(smollm2.checkpoint.block_weights(layer), expected(model, layer))
+    frequencies = spec["positions"]["rotary"]["inverse_frequencies"]
+    np.testing.assert_allclose(frequencies, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def reference() -> tokenizers.Tokenizer:
+    fields = gguf.GGUFReader(gguf_path()).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    types = fields["tokenizer.ggml.token_type"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == 3]
+    return by_hand({token: i for i, token in enumerate(tokens)}, merges, special, digits=True)
+
+
+TEXTS = st.one_of(
+    st.text(max_size=40),
+    st.text("ab '\n\t0123456789éß漢字🙂<|>", max_size=40),
+    st.lists(st.sampled_from(["<|im_start|>", "user\n", " the", "2024", "don't", "  ", "<|im_end|>"]), max_size=8).map("".join),
+)
+
+
+@pytest.mark.smollm2
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS)
+def test_smollm2_tokenizer(smollm2: loading.Loaded, reference: tokenizers.Tokenizer, text: str) -> None:
+    tokenizer = smollm2.tokenizer
+    assert tokenizer is not None
+    ids = tokenizer.encode(text)
+    assert ids == reference.encode(text).ids
+    assert tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=False)
+    assert tokenizer.encode_batch([text, text]) == [ids, ids]
+    assert tokenizer.decode_batch([ids, ids]) == [tokenizer.decode(ids)] * 2
+
+
+@pytest.mark.smollm2
+@settings(max_examples=200, deadline=None)
+@given(ids=st.lists(st.integers(0, 49_151), max_size=12))
+def test_smollm2_round_trips(smollm2: loading.Loaded, reference: tokenizers.Tokenizer, ids: list[int]) -> None:
+    tokenizer = smollm2.tokenizer
+    assert tokenizer is not None
+    text = reference.decode(ids, skip_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.round_trips(ids) == (reference.encode(text).ids == ids)
+    assert tokenizer.round_trips_batch([ids, []]) == [tokenizer.round_trips(ids), True]
+    assert tokenizer.token_strings(ids) == [reference.decode([i], skip_special_tokens=False) for i in ids]
+
+
+@pytest.mark.smollm2
+def test_smollm2_known_answers(smollm2: loading.Loaded) -> None:
+    tokenizer = smollm2.tokenizer
+    assert tokenizer is not None
+    assert tokenizer.encode("<|endoftext|>") == [0]
+    assert (smollm2.bos_id, smollm2.bos_token, smollm2.eos_id, smollm2.eos_token) == (1, "<|im_start|>", 2, "<|im_end|>")
+    assert tokenizer.special_ids == list(range(17))
+    assert tokenizer.vocab_size == 49_152
+    assert tokenizer.prefix_ids == []
+    assert tokenizer.token_strings(tokenizer.encode("1234")) == ["1", "2", "3", "4"]
+    # "the" "re" spells a word of its own: not what the tokenizer would write.
+    the, re = tokenizer.encode("the")[0], tokenizer.encode("re")[0]
+    assert not tokenizer.round_trips([the, re])
+    assert tokenizer.round_trips(tokenizer.encode("there"))
+    assert smollm2.files == (gguf_path(),)
+
+
+@pytest.mark.smollm2
+def test_smollm2_chat(smollm2: loading.Loaded) -> None:
+    assert smollm2.chat_template is not None
+    text = chat.render(smollm2.chat_template, [{"role": "user", "content": "Hi"}], prefill="Yes")
+    assert text == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes"
+    )
+
+
+def test_opening_is_lazy(small: Path) -> None:
+    """A tensor is dequantised when it is read, and not before."""
+    file = GgufFile(small)
+    read: list[str] = []
+    original = file._dequantise
+    file._dequantise = lambda name: read.append(name) or original(name)  # type: ignore[method-assign, func-returns-value]
+    checkpoint = file.checkpoint()
+    assert read == []
+    checkpoint.block_weights(0)
+    assert len(read) == 9
+    assert all(name.startswith("blk.0.") for name in read)
+    assert json.loads(file.tokenizer_json() or "null")["model"]["type"] == "BPE"
