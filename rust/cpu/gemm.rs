@@ -114,6 +114,18 @@ impl Product<'_> {
     }
 }
 
+/// One job, as its tasks share it.
+struct Side<'a> {
+    x: &'a [f32],
+    weight: &'a Weight,
+    panels: Panels<'a>,
+    bias: Option<&'a [f32]>,
+    out: Shared<'a>,
+    width: usize,
+    pad: bool,
+}
+
+/// A tile of one job.
 struct Task {
     job: usize,
     rows: (usize, usize),
@@ -162,15 +174,6 @@ impl Cpu {
                     });
                 }
             }
-        }
-        struct Side<'a> {
-            x: &'a [f32],
-            weight: &'a Weight,
-            panels: Panels<'a>,
-            bias: Option<&'a [f32]>,
-            out: Shared<'a>,
-            width: usize,
-            pad: bool,
         }
         let sides: Vec<Side<'_>> = jobs
             .iter_mut()

@@ -15,7 +15,7 @@ const LN2_LOW: f32 = 1.428_606_765_330_187e-6;
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // At the limits the result is infinite, or rounds to zero.
-    let clipped = x.min(88.8).max(-104.0);
+    let clipped = x.clamp(-104.0, 88.8);
     let t = clipped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = t - ROUND;
     let r = n.mul_add(-LN2_HIGH, clipped);
@@ -32,9 +32,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let half = n >> 1;
     let first = f32::from_bits(((half + 127) << 23) as u32);
     let second = f32::from_bits(((n - half + 127) << 23) as u32);
-    let value = y * first * second;
-    // `min` and `max` lose NaN.
-    if x.is_nan() { x } else { value }
+    y * first * second
 }
 
 /// The error function.
