@@ -5,6 +5,8 @@ mod enter;
 mod error;
 mod load;
 mod model;
+mod objective;
+mod search;
 mod survey;
 mod tokenizer;
 
@@ -19,6 +21,10 @@ mod _core {
     use super::load::Checkpoint;
     #[pymodule_export]
     use super::model::{Cache, Model, build_info, num_threads, set_num_threads};
+    #[pymodule_export]
+    use super::objective::{gradient, score};
+    #[pymodule_export]
+    use super::search::search;
     #[pymodule_export]
     use super::survey::{Survey, document_hash, reach, survey, survey_sites};
     #[pymodule_export]

@@ -96,8 +96,7 @@ pub fn survey(
         .map_err(|_| to_py(Error::argument("checkpoint", "seconds, at least 0", checkpoint)))?;
     let options = Options { out, max_tokens, batch_tokens, checkpoint };
     let mut batches = Batches { next, ready: VecDeque::new(), ended: false };
-    let mut tell =
-        |tokens: u64| Python::attach(|py| progress.call1(py, (tokens,)).map(|_| ())).map_err(foreign);
+    let mut tell = |tokens: u64| Python::attach(|py| progress.call1(py, (tokens,)).map(|_| ())).map_err(foreign);
     let inner = enter(py, |call| {
         run(engine.as_ref(), &settings, name, &options, &mut || batches.document(), &mut tell, call.check)
     })?;

@@ -76,22 +76,22 @@ impl<'a> Observer<'a> {
     /// Units with every row but BOS and sinks; `norms` are the rows' residual norms.
     fn unit_rows(&self, norms: Option<&[f64]>) -> Vec<UnitRows> {
         let rows = |(unit, &first): (&Unit, &usize)| {
-                let candidates = unit.n_bos as usize..unit.tokens.len();
-                let limit = norms.map_or(f64::INFINITY, |norms| {
-                    SINK_RATIO * median(&norms[first + candidates.start..first + candidates.end])
-                });
-                let counted = |offset: &usize| norms.is_none_or(|norms| norms[first + offset] <= limit);
-                let offsets: Vec<usize> = candidates.clone().filter(counted).collect();
-                UnitRows {
-                    document: unit.document,
-                    rows: offsets.iter().map(|offset| (first + offset) as u32).collect(),
-                    positions: offsets.iter().map(|&offset| unit.start + offset as u32).collect(),
-                    last: unit.last,
-                    sampled: unit.document.sampled(unit.index, self.settings.histogram_every),
-                    n_sink: (candidates.len() - offsets.len()) as u32,
-                    n_bos: unit.n_bos,
-                    n_prefix: self.settings.prefix.len() as u32,
-                }
+            let candidates = unit.n_bos as usize..unit.tokens.len();
+            let limit = norms.map_or(f64::INFINITY, |norms| {
+                SINK_RATIO * median(&norms[first + candidates.start..first + candidates.end])
+            });
+            let counted = |offset: &usize| norms.is_none_or(|norms| norms[first + offset] <= limit);
+            let offsets: Vec<usize> = candidates.clone().filter(counted).collect();
+            UnitRows {
+                document: unit.document,
+                rows: offsets.iter().map(|offset| (first + offset) as u32).collect(),
+                positions: offsets.iter().map(|&offset| unit.start + offset as u32).collect(),
+                last: unit.last,
+                sampled: unit.document.sampled(unit.index, self.settings.histogram_every),
+                n_sink: (candidates.len() - offsets.len()) as u32,
+                n_bos: unit.n_bos,
+                n_prefix: self.settings.prefix.len() as u32,
+            }
         };
         self.engine.pool().install(|| self.units.par_iter().zip(&self.first_row).map(rows).collect())
     }

@@ -142,9 +142,8 @@ mod tests {
 
     /// The feature, in float64, of an input as a norm gives it.
     fn value(u: &[f64], weight: &[f32], gain: &[f32], shift: &[f32], bias: f32) -> f64 {
-        let inner: f64 = (0..u.len())
-            .map(|i| f64::from(weight[i]) * (f64::from(gain[i]) * u[i] + f64::from(shift[i])))
-            .sum();
+        let inner: f64 =
+            (0..u.len()).map(|i| f64::from(weight[i]) * (f64::from(gain[i]) * u[i] + f64::from(shift[i]))).sum();
         inner + f64::from(bias)
     }
 

@@ -114,7 +114,11 @@ pub fn run(
             let start = Instant::now();
             store::save(&survey, Some(&reader.progress()), partial)?;
             // Writing takes at most about a thirtieth of the time.
-            pause = options.checkpoint.max(if options.checkpoint.is_zero() { Duration::ZERO } else { start.elapsed() * 30 });
+            pause = options.checkpoint.max(if options.checkpoint.is_zero() {
+                Duration::ZERO
+            } else {
+                start.elapsed() * 30
+            });
             saved = Instant::now();
         }
     }

@@ -252,7 +252,10 @@ impl SiteStats {
             let what = if not_finite {
                 "expected finite values, found NaN or infinity".to_owned()
             } else {
-                format!("expected the squares of a document's values to sum to less than {:e}, found more", Fixed::LIMIT)
+                format!(
+                    "expected the squares of a document's values to sum to less than {:e}, found more",
+                    Fixed::LIMIT
+                )
             };
             return Err(Error::Survey(format!("site {} feature {feature}: {what}", self.name)));
         }

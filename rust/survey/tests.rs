@@ -12,8 +12,8 @@ use super::settings::{FORMAT, Settings, to_value};
 use super::store::{self, Survey};
 use super::topk::{End, Occurrence};
 use crate::engine::request::{
-    Columns, Context, Engine, Gradients, HostRows, Output, Parent, Read, Request, Response, RowRef, TokenScore, TopTokens,
-    WeightKind,
+    Columns, Context, Engine, Gradients, HostRows, Output, Parent, Read, Request, Response, RowRef, TokenScore,
+    TopTokens, WeightKind,
 };
 use crate::engine::site::{Point, Site};
 use crate::error::{Error, Result};
@@ -258,7 +258,8 @@ fn expected(engine: &Fake, settings: &Settings, documents: &[Document], site: Si
 }
 
 fn agrees(survey: &Survey, engine: &Fake, documents: &[Document]) {
-    let parsed: Vec<Site> = survey.settings.sites.iter().map(|name| Site::parse(name, engine.spec()).unwrap()).collect();
+    let parsed: Vec<Site> =
+        survey.settings.sites.iter().map(|name| Site::parse(name, engine.spec()).unwrap()).collect();
     for (stats, &site) in survey.sites.iter().zip(&parsed) {
         let (values, apart) = expected(engine, &survey.settings, documents, site);
         let tally = stats.tally;
@@ -268,11 +269,8 @@ fn agrees(survey: &Survey, engine: &Fake, documents: &[Document]) {
         for (j, (feature, histogram)) in stats.features().zip(stats.histograms()).enumerate() {
             let all: Vec<f64> = values[j].iter().map(|v| f64::from(v.occurrence.value)).collect();
             let units = |sign: f64| {
-                let mut units: Vec<usize> = values[j]
-                    .iter()
-                    .filter(|v| sign * f64::from(v.occurrence.value) > 0.0)
-                    .map(|v| v.unit)
-                    .collect();
+                let mut units: Vec<usize> =
+                    values[j].iter().filter(|v| sign * f64::from(v.occurrence.value) > 0.0).map(|v| v.unit).collect();
                 units.dedup();
                 units.len() as u64
             };

@@ -42,7 +42,9 @@ pub fn site(site: &SiteStats, corpus: &Corpus, settings: &Settings, open: bool) 
         let extreme = ends.iter().all(|&(end, value)| site.extremes(end, j).first().is_none_or(|o| o.value == value));
         require(extreme, || bad("its occurrences do not begin with its extremes"))?;
     }
-    require(open || site.moments().zip(site.features()).all(within), || format!("{name}: a mean is outside its range"))?;
+    require(open || site.moments().zip(site.features()).all(within), || {
+        format!("{name}: a mean is outside its range")
+    })?;
     require(site.open_sums().all(|(sum, squares)| sum.is_finite() && squares.is_finite()), || {
         format!("{name}: the sums of the document in progress are not finite")
     })?;
