@@ -1,0 +1,37 @@
+"""Behaviours: signed scores over balanced prompts, built in and users' own."""
+
+from __future__ import annotations
+
+from signflip.behaviours.behaviour import Behaviour
+from signflip.behaviours.builtin import (
+    agreement,
+    all,
+    antonym,
+    attractor,
+    capital,
+    indirect_object,
+    language,
+    moral,
+    pronoun,
+    say,
+    sentiment,
+)
+from signflip.behaviours.prompts import ModelPrompt, Prompt, document_separator
+
+__all__ = [
+    "Behaviour",
+    "ModelPrompt",
+    "Prompt",
+    "agreement",
+    "all",
+    "antonym",
+    "attractor",
+    "capital",
+    "document_separator",
+    "indirect_object",
+    "language",
+    "moral",
+    "pronoun",
+    "say",
+    "sentiment",
+]

@@ -1,0 +1,34 @@
+"""Plain text on which an edit's side effects are measured."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from signflip.behaviours.prompts import document_separator, leading_bos
+
+if TYPE_CHECKING:
+    from signflip.model import Model
+
+
+def plain_texts() -> list[str]:
+    """A dozen sentences written for this project, of as many kinds."""
+    return list(json.loads(files("signflip.behaviours").joinpath("data/plain.json").read_text(encoding="utf-8")))
+
+
+def plain_sequences(model: Model) -> tuple[list[list[int]], list[int]]:
+    """Their tokens, document separator included, and how many leading tokens each has that no edit touches.
+
+    A model without a tokenizer gets seeded random ids instead.
+    """
+    if model.tokenizer is None:
+        import numpy as np
+
+        rng = np.random.Generator(np.random.Philox(0))
+        length = min(16, model.cfg.n_ctx)
+        return rng.integers(0, model.cfg.d_vocab, (12, length)).tolist(), [0] * 12
+    separator = document_separator(model)
+    ids = [[int(i) for i in model.to_tokens(separator + text)[0]] for text in plain_texts()]
+    leading = len(model.to_tokens(separator)[0]) if separator else leading_bos(model)
+    return ids, [min(leading, len(one) - 1) for one in ids]

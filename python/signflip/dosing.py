@@ -1,0 +1,378 @@
+"""Doses and tiers: what values a feature is set to, and how it is brought there by edits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signflip.errors import ArgumentError, SiteError
+from signflip.resample import to_plain
+from signflip.sweep import RowEdit, Sweep
+
+if TYPE_CHECKING:
+    from signflip.model import Model
+
+Floats = NDArray[np.float32]
+Tier = Literal["T0", "T1"]
+Metric = Literal["", "norm", "covariance"]
+# A gate counts as open above this; where fewer than MIN_ACTS rows have it open, the MIN_ACTS most open ones are taken.
+GATE_OPEN = 0.0
+MIN_ACTS = 16
+# Activations that are (nearly) 0 for every negative input: a gate cannot be mirrored through them.
+_ONE_WAY = {"silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "swish", "gelu_fast", "gelu_python"}
+_MLP = re.compile(r"blocks\.(\d+)\.mlp\.hook_(pre|pre_linear|post)$")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One neuron at a site, with what a survey knows of it.
+
+    Attributes
+    ----------
+    site, index
+        Where.
+    side
+        The sign it keeps, +1 or −1; 0 if not known yet.
+    min, max
+        Extremes seen; NaN if not known.
+    rate, rate_bound, n_tokens
+        Rate of the other sign over tokens, its upper bound a unit, tokens surveyed (0: no survey).
+    """
+
+    site: str
+    index: int
+    side: int = 0
+    min: float = float("nan")
+    max: float = float("nan")
+    rate: float = float("nan")
+    rate_bound: float = float("nan")
+    n_tokens: int = 0
+
+    @classmethod
+    def of(cls, given: Any) -> Feature:
+        """A feature from a `OneSided`, a `Reversal`, a `Feature`, or a tuple `(site, index)`.
+
+        Raises
+        ------
+        ArgumentError
+            If it is none of these.
+        """
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, (tuple, list)) and len(given) == 2 and isinstance(given[0], str):
+            return cls(given[0], int(given[1]))
+        inner = getattr(given, "feature", None)
+        if isinstance(inner, cls):
+            return inner
+        if hasattr(given, "site") and hasattr(given, "index"):
+            known = {key: getattr(given, key) for key in ("min", "max", "rate", "rate_bound", "n_tokens")}
+            return cls(str(given.site), int(given.index), side_sign(given.side), **known)
+        raise ArgumentError(f"feature: expected a one-sided feature or (site, index), found {given!r}")
+
+    @property
+    def name(self) -> str:
+        """Site and neuron, as tables print them."""
+        return f"{self.site}[{self.index}]"
+
+    @property
+    def place(self) -> tuple[int, str] | None:
+        """Layer and point (`pre`, `pre_linear`, `post`) of an MLP site; None elsewhere."""
+        match = _MLP.match(self.site)
+        return (int(match[1]), match[2]) if match else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__}
+
+
+def side_sign(side: Any) -> int:
+    """+1 or −1 for any way to write a side."""
+    if isinstance(side, str):
+        return {"positive": 1, "+": 1, "negative": -1, "-": -1}.get(side, 0)
+    return int(np.sign(side)) if side is not None else 0
+
+
+@dataclass(frozen=True)
+class Dose:
+    """A value that a feature is set to.
+
+    Attributes
+    ----------
+    name
+        `mean`, `zero`, `seen` (the most extreme value seen on the other side where X acts), and the extrapolated
+        `survey extreme` (seen, but the gate not seen open), `minus mean`, `mirror` (of the extreme on its own side).
+    value
+        The value.
+    extrapolated
+        Whether it goes beyond what was seen on the other side where X acts: shown, never decisive.
+    crosses
+        Whether X is then on its other side.
+    """
+
+    name: str
+    value: float
+    extrapolated: bool
+    crosses: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What clean runs say of a feature where it acts.
+
+    Attributes
+    ----------
+    feature
+        The feature, its side and extremes filled in.
+    mean, sd
+        Of X over rows where it acts.
+    other
+        Its most extreme value on the other side over those rows, or NaN where it never was there.
+    n_acts, n_crossed
+        Rows where it acts, and those of them with X on the other side.
+    mirrorable
+        Whether values on the other side reach the rest of the model at all.
+    note
+        Why not.
+    """
+
+    feature: Feature
+    mean: float
+    sd: float
+    other: float
+    n_acts: int
+    n_crossed: int
+    mirrorable: bool
+    note: str
+
+    def plausibility(self, value: float) -> float:
+        """(t − mean)/sd of X where it acts."""
+        return (value - self.mean) / self.sd if self.sd > 0 else float("inf")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__}
+
+
+def profiles(model: Model, features: Sequence[Feature], sweeps: Sequence[Sweep]) -> list[Profile]:
+    """Clean statistics of features over prepared sequences: one pass for all of them.
+
+    Raises
+    ------
+    SiteError
+        If a site is unknown, or an index is outside it.
+    """
+    wanted: dict[str, list[int]] = {}
+    for feature in features:
+        width = model.site_width(feature.site)
+        if not 0 <= feature.index < width:
+            raise SiteError(f"site {feature.site!r}: expected an index of 0 to {width - 1}, found {feature.index}")
+        wanted.setdefault(feature.site, []).append(feature.index)
+        if _has_gate(model, feature):
+            wanted.setdefault(gate_site(feature), []).append(feature.index)
+    columns = {site: sorted(set(indices)) for site, indices in wanted.items()}
+    sites = list(columns)
+    gathered: list[list[Floats]] = [[] for _ in sites]
+    for sweep in sweeps:
+        for kept, chunks in zip(gathered, sweep.many_values([(site, columns[site]) for site in sites]), strict=True):
+            kept.extend(chunks)
+    table = {site: np.concatenate(chunks).astype(np.float64) for site, chunks in zip(sites, gathered, strict=True)}
+
+    def column(site: str, index: int) -> NDArray[np.float64]:
+        return np.asarray(table[site][:, columns[site].index(index)])
+
+    out = []
+    for feature in features:
+        x = column(feature.site, feature.index)
+        acts = np.ones(len(x), bool)
+        if _has_gate(model, feature):
+            acts = acting(column(gate_site(feature), feature.index))
+        out.append(_profile(model, feature, x[acts], x))
+    return out
+
+
+def acting(gate: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a gate lets its linear part through: above 0, or at its most open rows where that is nearly nowhere."""
+    acts = gate > GATE_OPEN
+    if np.count_nonzero(acts) < min(MIN_ACTS, len(gate)):
+        acts = gate >= np.sort(gate)[-min(MIN_ACTS, len(gate))]
+    return np.asarray(acts)
+
+
+def _has_gate(model: Model, feature: Feature) -> bool:
+    return model.cfg.gated_mlp and feature.place is not None and feature.place[1] == "pre_linear"
+
+
+def gate_site(feature: Feature) -> str:
+    """The gate's pre-activation in front of a linear part."""
+    return feature.site.removesuffix("_linear")
+
+
+def _profile(model: Model, feature: Feature, x: NDArray[np.float64], everywhere: NDArray[np.float64]) -> Profile:
+    mean, sd = float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0
+    side = feature.side or (1 if mean >= 0 else -1)
+    low = np.nanmin([feature.min, everywhere.min()])
+    high = np.nanmax([feature.max, everywhere.max()])
+    crossed = x[x * side < 0]
+    other = float(crossed.min() if side > 0 else crossed.max()) if len(crossed) else float("nan")
+    if not _has_gate(model, feature) and feature.n_tokens:
+        # Nothing stands between this site and the rest: the survey's extreme is one where X acts.
+        extreme = feature.min if side > 0 else feature.max
+        if extreme * side < 0:
+            other = float(np.nanmin([other, extreme]) if side > 0 else np.nanmax([other, extreme]))
+    note = ""
+    gate = feature.place is not None and feature.place[1] == "pre" and model.cfg.act_fn in _ONE_WAY
+    if gate and side > 0:
+        note = f"an always positive gate cannot be mirrored through {model.cfg.act_fn}: below 0 it is off, as at 0"
+    filled = replace(feature, side=side, min=float(low), max=float(high))
+    return Profile(filled, mean, sd, other, len(x), len(crossed), not note, note)
+
+
+def doses(profile: Profile, asked: Sequence[float | str | Dose] | None = None) -> list[Dose]:
+    """The doses of a feature, by default `mean`, `zero`, `seen` and the extrapolated ones; or those asked for.
+
+    Raises
+    ------
+    ArgumentError
+        If a dose's name is unknown or a number is not finite.
+    """
+    feature = profile.feature
+    side = feature.side
+    extreme = feature.max if side > 0 else feature.min
+    survey = feature.min if side > 0 else feature.max
+    known = {
+        "mean": profile.mean,
+        "zero": 0.0,
+        "seen": profile.other,
+        "survey extreme": survey if survey * side < 0 else float("nan"),
+        "minus mean": -profile.mean,
+        "mirror": -extreme,
+        "triple mirror": -3 * extreme,
+    }
+    if asked is None:
+        wanted: list[float | str | Dose] = ["mean", "zero", "seen"]
+        if profile.mirrorable:
+            wanted += ["survey extreme", "minus mean", "mirror"]
+    else:
+        wanted = list(asked)
+    out: list[Dose] = []
+    for one in wanted:
+        if isinstance(one, Dose):
+            out.append(one)
+            continue
+        name = one if isinstance(one, str) else f"{float(one):g}"
+        if isinstance(one, str) and one not in known:
+            raise ArgumentError(f"doses: expected numbers or names of {', '.join(known)}, found {one!r}")
+        value = known[one] if isinstance(one, str) else float(one)
+        if not np.isfinite(value):
+            if isinstance(one, str):
+                continue
+            raise ArgumentError(f"doses: expected finite numbers, found {one!r}")
+        crosses = value * side < 0
+        beyond = crosses and not (np.isfinite(profile.other) and value * side >= profile.other * side)
+        if name == "survey extreme" and any(dose.name == "seen" and dose.value == value for dose in out):
+            continue
+        out.append(Dose(name, float(value), bool(beyond), bool(crosses)))
+    return out
+
+
+class Tiers:
+    """Edits that bring a feature to a value over a sweep's rows.
+
+    T0 overwrites X itself. T1 moves the MLP's normalised input h by the least that brings X there, so that every unit
+    of the layer responds: δ = (t − X) u with u = w/‖w‖², or u = Σw/(wᵀΣw) with the input's covariance Σ. No site lies
+    between the norm and the input maps, so it is written where they write: W δ is added to every unit.
+    """
+
+    def __init__(self, model: Model, sweep: Sweep, background: Sequence[Sweep] = ()) -> None:
+        self.model = model
+        self.sweep = sweep
+        self.background = list(background) or [sweep]
+        self._clean: dict[tuple[str, int], list[Floats]] = {}
+        self._moves: dict[tuple[str, int, str], list[tuple[str, Floats]]] = {}
+        self._inputs: dict[int, Floats] = {}
+
+    def available(self, feature: Feature) -> list[tuple[Tier, Metric]]:
+        """The tiers that exist at the feature's site."""
+        place = feature.place
+        if place is None or place[1] == "post":
+            return [("T0", "")]
+        return [("T0", ""), ("T1", "norm"), ("T1", "covariance")]
+
+    def edits(self, feature: Feature, value: float, tier: Tier = "T0", metric: Metric = "") -> list[RowEdit]:
+        """The edits of one variant.
+
+        Raises
+        ------
+        ArgumentError
+            If the tier does not exist at the site.
+        """
+        if tier == "T0":
+            return [RowEdit(feature.site, "set", (feature.index,), float(value))]
+        if (tier, metric) not in self.available(feature):
+            raise ArgumentError(f"tier: expected one that {feature.site} has, found {tier} by {metric!r}")
+        clean = self._values(feature)
+        out = []
+        for site, vector in self._move(feature, metric):
+
+            def rows(c: int, vector: Floats = vector) -> Floats:
+                return np.asarray((np.float32(value) - clean[c]) * vector[None, :], np.float32)
+
+            out.append(RowEdit(site, "add", None, rows))
+        return out
+
+    def _values(self, feature: Feature) -> list[Floats]:
+        key = (feature.site, feature.index)
+        if key not in self._clean:
+            self._clean[key] = self.sweep.values(feature.site, [feature.index])
+        return self._clean[key]
+
+    def _move(self, feature: Feature, metric: Metric) -> list[tuple[str, Floats]]:
+        """For each input map of the layer its site and W u: what a unit of X adds to each of its neurons."""
+        key = (feature.site, feature.index, metric)
+        if key not in self._moves:
+            place = feature.place
+            if place is None:
+                raise ArgumentError(f"tier: expected an MLP input, found {feature.site}")
+            layer, point = place
+            core = self.model._core
+            maps = {"pre": np.asarray(core.weight_matrix("in", layer), np.float64)}
+            if self.model.cfg.gated_mlp:
+                maps["pre_linear"] = np.asarray(core.weight_matrix("in_linear", layer), np.float64)
+            w = maps[point][feature.index]
+            if metric == "norm":
+                u = w / (w @ w)
+            else:
+                h = self._input(layer).astype(np.float64)
+                centred = h - h.mean(0)
+                moved = centred.T @ (centred @ w) / max(1, len(h) - 1)
+                u = moved / (w @ moved)
+            self._moves[key] = [
+                (f"blocks.{layer}.mlp.hook_{name}", np.asarray(matrix @ u, np.float32)) for name, matrix in maps.items()
+            ]
+        return self._moves[key]
+
+    def _input(self, layer: int) -> Floats:
+        """The MLP's normalised input, gain and bias included, over all rows at hand."""
+        if layer not in self._inputs:
+            rows = np.concatenate(
+                [chunk for sweep in self.background for chunk in sweep.values(f"blocks.{layer}.hook_resid_mid")]
+            ).astype(np.float64)
+            core = self.model._core
+            eps = float(json.loads(core.spec())["norm_eps"])
+            if self.model.cfg.normalization == "LN":
+                rows = rows - rows.mean(1, keepdims=True)
+            rows /= np.sqrt((rows**2).mean(1, keepdims=True) + eps)
+            gain = np.asarray(core.weight_row("mlp_norm_gain", layer, 0), np.float64)
+            bias = np.asarray(core.weight_row("mlp_norm_bias", layer, 0), np.float64)
+            self._inputs[layer] = np.asarray(rows * gain + bias, np.float32)
+        return self._inputs[layer]

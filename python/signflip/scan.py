@@ -1,0 +1,587 @@
+"""The scan: every feature brought to its other side by edits, against every behaviour."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from signflip.behaviours.behaviour import Behaviour, Half
+from signflip.behaviours.plain import plain_sequences
+from signflip.dosing import Dose, Feature, Metric, Profile, Tier, Tiers, doses, profiles
+from signflip.errors import ArgumentError, FileError
+from signflip.matched import Layer, TwoSided, exceeds, text_divergence
+from signflip.resample import holm, to_plain
+from signflip.reversal import Reversal, carrying_positions, twins
+from signflip.score import Answers, Design, Score, answers, from_reads, leans, side_means, summarise
+from signflip.sweep import RowEdit, Sweep
+from signflip.verdict import LEVEL, MARGIN, Divergence, Verdict, judge
+
+if TYPE_CHECKING:
+    from signflip.behaviours.prompts import ModelPrompt
+    from signflip.model import Model
+
+log = logging.getLogger("signflip.scan")
+
+MAX_TRIPLES = 50
+# A screened S below this is looked at in full: a little above the point where "weakened" begins.
+LOOK_BELOW = 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One feature at one dose and tier against one behaviour.
+
+    Attributes
+    ----------
+    profile, dose, tier, metric, behaviour, half
+        What was run.
+    score, verdict
+        What came of it.
+    prediction
+        S that is linear in X: 1 − p(1 + k) for a dose of −k times the mean.
+    divergence
+        KL on plain text and where X acts.
+    plausibility
+        (t − mean)/sd of X where it acts.
+    p_holm
+        P-value over clusters, corrected for the number of triples that were confirmed; None on half A.
+    """
+
+    profile: Profile
+    dose: Dose
+    tier: Tier
+    metric: Metric
+    behaviour: str
+    half: Half | None
+    score: Score
+    verdict: Verdict
+    prediction: float | None
+    divergence: Divergence | None
+    plausibility: float
+    p_holm: float | None = None
+
+    @property
+    def feature(self) -> Feature:
+        """The feature."""
+        return self.profile.feature
+
+    @property
+    def how(self) -> str:
+        """The tier with its metric, as tables print it."""
+        return f"{self.tier}/{self.metric}" if self.metric else self.tier
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        plain = {key: getattr(self, key) for key in ("tier", "metric", "behaviour", "half", "prediction", "p_holm")}
+        nested = {key: getattr(self, key) for key in ("dose", "score", "verdict", "divergence", "plausibility")}
+        return dict(to_plain({"feature": self.feature, **plain, **nested}))
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What a scan found.
+
+    Attributes
+    ----------
+    behaviours, refused
+        Behaviours scanned, and those refused, with the reason.
+    profiles
+        The features, with their clean statistics.
+    screen_doses, screen, screen_sides
+        The first look, `[features, behaviours]`: S, and the lower side, at one dose a feature, on a few prompts of
+        half A. It selects and decides nothing.
+    rows
+        Half A in full for the (feature, behaviour) pairs that the screen singled out.
+    confirmed
+        Half B for the triples selected on half A, and the edits that their verdicts are compared with.
+    reversals
+        The confirmed ones that are opposite or half-turned (or so by a heuristic), and extrapolated ones, marked.
+    meta
+        What it rests on: model, its hash, prompts, seed.
+    """
+
+    behaviours: tuple[str, ...]
+    refused: dict[str, str]
+    profiles: tuple[Profile, ...]
+    screen_doses: tuple[Dose, ...]
+    screen: NDArray[np.float64]
+    screen_sides: NDArray[np.float64]
+    rows: tuple[Row, ...]
+    confirmed: tuple[Row, ...]
+    reversals: tuple[Reversal, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def reversed(self) -> list[Reversal]:
+        """Reversals, decisive ones first, opposite before half-turned, the most turned first; often none."""
+        return list(self.reversals)
+
+    def most_turned(self) -> Row | None:
+        """The row with the lowest S, confirmed ones before others: whatever it is called."""
+        rows = [row for row in (self.confirmed or self.rows) if row.dose.crosses] or list(self.confirmed or self.rows)
+        return min(rows, key=lambda row: row.score.mean_ratio.value, default=None)
+
+    def curve(self, feature: Any, behaviour: str) -> list[Row]:
+        """The dose curve of a feature on a behaviour (half A), by tier and then dose."""
+        wanted = Feature.of(feature)
+        rows = [r for r in self.rows if r.behaviour == behaviour and r.feature.name == wanted.name]
+        return sorted(rows, key=lambda row: (row.how, -row.dose.value * row.feature.side))
+
+    def table(self, limit: int | None = 40) -> str:
+        """The rows as text: confirmed ones, then half A, the most turned first."""
+        head = (
+            f"{'half':4} {'feature':34} {'behaviour':16} {'tier':13} {'dose':>22} {'S':>22} {'linear':>7} "
+            f"{'bits':>11} {'KL text':>8} {'acts':>7} {'sd':>6}  verdict"
+        )
+        lines = [head]
+        rows = sorted(self.confirmed, key=_turnedness) + sorted(self.rows, key=_turnedness)
+        for row in rows[:limit]:
+            kl = ("-", "-")
+            if row.divergence is not None:
+                kl = (f"{row.divergence.text:.4f}", f"{row.divergence.acts:.3f}")
+            s = "refused" if row.score.refusal else f"{row.score.mean_ratio:+.2f}"
+            dose = f"{row.dose.name} {row.dose.value:+.3g}"
+            prediction = "-" if row.prediction is None else f"{row.prediction:+.2f}"
+            bits = f"{row.score.bits.value:.2f}/{row.score.clean_bits.value:.2f}"
+            lines.append(
+                f"{row.half or '-':4} {row.feature.name:34} {row.behaviour:16} {row.how:13} {dose:>22} {s:>22} "
+                f"{prediction:>7} {bits:>11} {kl[0]:>8} {kl[1]:>7} {row.plausibility:>6.1f}  {row.verdict}"
+            )
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """What the scan says, in a few sentences."""
+        decisive = [one for one in self.reversals if one.decisive]
+        lines = [
+            f"{len(self.profiles)} features against {len(self.behaviours)} behaviours: {len(self.rows)} rows on half A, "
+            f"{len(self.confirmed)} on half B."
+        ]
+        for name, reason in self.refused.items():
+            lines.append(f"{name} was left out: {reason}.")
+        unmirrored = sum(1 for profile in self.profiles if profile.note)
+        if unmirrored:
+            lines.append(f"{unmirrored} gates cannot be mirrored: below 0 they are off, as at 0.")
+        opposite = [one for one in decisive if one.verdict.label == "opposite"]
+        if not opposite:
+            lines.append("Nothing opposite was found at a dose that was seen, with this many prompts and features.")
+        for one in self.reversals:
+            lines.append(f"{one}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "meta": to_plain(self.meta),
+            "behaviours": list(self.behaviours),
+            "refused": dict(self.refused),
+            "features": to_plain(self.profiles),
+            "screen": {
+                "doses": to_plain(self.screen_doses),
+                "S": to_plain(self.screen),
+                "lower_side": to_plain(self.screen_sides),
+            },
+            "rows": to_plain(self.rows),
+            "confirmed": to_plain(self.confirmed),
+            "reversed": to_plain(self.reversals),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the scan as JSON.
+
+        Raises
+        ------
+        FileError
+            If the file can not be written.
+        """
+        try:
+            Path(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"{path}: can not write the scan: {error.strerror or error}") from error
+
+    def __repr__(self) -> str:
+        return f"<Scan of {len(self.profiles)} features × {len(self.behaviours)} behaviours: {len(self.reversals)} reversed>"
+
+
+def _turnedness(row: Row) -> float:
+    return row.score.mean_ratio.value
+
+
+def scan(
+    model: Model,
+    features: Iterable[Any],
+    behaviours: Behaviour | Sequence[Behaviour],
+    doses: Sequence[float | str | Dose] | None = None,
+    *,
+    screen: int = 6,
+    keep: int = 8,
+    look_below: float = LOOK_BELOW,
+    tiers: Sequence[Tier] = ("T0", "T1"),
+    confirm: int = MAX_TRIPLES,
+    replicates: int = 2000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Scan:
+    """Bring features to their other side by edits, and see what it does to behaviours.
+
+    First every feature at its furthest dose on a few prompts of half A, at all positions but the leading special
+    tokens; then the pairs that look turned on all of half A, along the dose curve and by tier; then at most 50
+    triples (feature, behaviour, dose), chosen there, on half B, whose numbers alone are reported as effects.
+
+    Parameters
+    ----------
+    model
+        The model.
+    features
+        `OneSided` features of a survey, or `(site, index)`: then extremes are those of the prompts.
+    behaviours
+        What to look at. Those at which the clean model is at chance are left out, and said so.
+    doses
+        Numbers or names (see `Dose`); by default the clean mean, 0, the most extreme value seen on the other side
+        where X acts, and, extrapolated, the survey's extreme, minus the mean, and the mirrored extreme.
+    screen
+        Prompts of each behaviour in the first look; 0 looks at everything in full.
+    keep
+        At most this many (feature, behaviour) pairs are looked at in full.
+    look_below
+        Only those whose S in the first look is below.
+    tiers
+        Which to run.
+    confirm
+        At most this many triples go to half B.
+    replicates, seed
+        Of the bootstrap.
+    progress
+        Whether to show a bar.
+
+    Raises
+    ------
+    ArgumentError
+        If there are no features or no behaviours, or a dose is unknown.
+    SiteError
+        If a feature's site or index does not exist.
+    """
+    listed = [behaviours] if isinstance(behaviours, Behaviour) else list(behaviours)
+    given = [Feature.of(one) for one in features]
+    if not given:
+        raise ArgumentError("features: expected at least one, found none")
+    if not listed:
+        raise ArgumentError("behaviours: expected at least one, found none")
+    if not 0 <= confirm <= MAX_TRIPLES:
+        raise ArgumentError(f"confirm: expected 0 to {MAX_TRIPLES}, found {confirm}")
+    return _Run(model, given, listed, doses, tuple(tiers), replicates, seed, progress).run(
+        screen, keep, look_below, confirm
+    )
+
+
+@dataclass(eq=False)
+class _Half:
+    """A behaviour's half on a model, ready for variants."""
+
+    behaviour: Behaviour
+    prompts: list[ModelPrompt]
+    design: Design
+    clean: Answers
+    sweep: Sweep
+
+    @classmethod
+    def of(cls, model: Model, behaviour: Behaviour, half: Half | None, index: Sequence[int] | None = None) -> _Half:
+        prompts = behaviour.prompts_for(model, half)
+        clean = behaviour.clean(model, half)
+        if index is not None:
+            prompts, clean = [prompts[i] for i in index], clean.take(index)
+        design = Design.of(behaviour.name, [one.prompt for one in prompts], half)
+        sweep = Sweep(model, [one.ids for one in prompts], [one.n_leading for one in prompts])
+        return cls(behaviour, prompts, design, clean, sweep)
+
+    def answers(self, variants: Sequence[Sequence[RowEdit]], mass: bool = True) -> list[Answers]:
+        pairs = [[one.correct, one.opposite] for one in self.prompts]
+        targets = [one.correct for one in self.prompts] if mass else None
+        logits, log_probs = self.sweep.ends(pairs, variants, targets)
+        return [from_reads(logits[v], None if log_probs is None else log_probs[v]) for v in range(len(variants))]
+
+
+class _Run:
+    def __init__(
+        self,
+        model: Model,
+        features: list[Feature],
+        behaviours: list[Behaviour],
+        asked: Sequence[float | str | Dose] | None,
+        tiers: tuple[Tier, ...],
+        replicates: int,
+        seed: int,
+        progress: bool,
+    ) -> None:
+        self.model, self.features, self.listed, self.asked = model, features, behaviours, asked
+        self.tiers, self.replicates, self.seed, self.progress = tiers, replicates, seed, progress
+        self.refused: dict[str, str] = {}
+        self.text = Sweep(model, *plain_sequences(model))
+        self.layers: dict[int, Layer] = {}
+        self.text_kl: dict[tuple[str, float, str], Divergence] = {}
+
+    def run(self, screen: int, keep: int, look_below: float, confirm: int) -> Scan:
+        halves: dict[str, _Half] = {}
+        for behaviour in self.listed:
+            half = _Half.of(self.model, behaviour, "A")
+            clean = summarise(half.design, half.clean, half.clean, replicates=self.replicates, seed=self.seed)
+            if clean.refusal is not None:
+                self.refused[behaviour.name] = clean.refusal
+            else:
+                halves[behaviour.name] = half
+        names = tuple(halves)
+        self.half_a = halves
+        clean_sweeps = [half.sweep for half in halves.values()] + [self.text]
+        self.profiles = profiles(self.model, self.features, clean_sweeps)
+        self.curves = [doses(profile, self.asked) for profile in self.profiles]
+        chosen = [_furthest(profile, curve) for profile, curve in zip(self.profiles, self.curves, strict=True)]
+        table, sides = self._screen(names, chosen, screen)
+        pairs = _candidates(table, keep, look_below if screen else np.inf)
+        rows = self._in_full([(f, names[b]) for f, b in pairs])
+        triples = _triples(rows, confirm)
+        confirmed, reversals = self._confirm(triples)
+        meta = {
+            "model": self.model.name,
+            "model_hash": self.model.hash,
+            "behaviours": {name: len(half.prompts) for name, half in halves.items()},
+            "seed": self.seed,
+            "replicates": self.replicates,
+            "screened_prompts": screen,
+            "confirmed_triples": len(triples),
+            "margin": MARGIN,
+            "level": LEVEL,
+        }
+        return Scan(
+            names,
+            self.refused,
+            tuple(self.profiles),
+            tuple(chosen),
+            table,
+            sides,
+            tuple(rows),
+            tuple(confirmed),
+            tuple(sorted(reversals, key=lambda one: one.order)),
+            meta,
+        )
+
+    # ---- the first look ----------------------------------------------------------------------------------------------
+
+    def _screen(
+        self, names: Sequence[str], chosen: Sequence[Dose], n: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        shape = (len(self.features), len(names))
+        s, lower = np.full(shape, np.nan), np.full(shape, np.nan)
+        if not n or not names:
+            return s, lower
+        small = [_Half.of(self.model, self.half_a[b].behaviour, "A", self.half_a[b].behaviour.subset(n, "A")) for b in names]
+        prompts = [one for half in small for one in half.prompts]
+        sweep = Sweep(self.model, [one.ids for one in prompts], [one.n_leading for one in prompts])
+        columns = [[one.correct, one.opposite] for one in prompts]
+        # By layer, so that variants of one request join at about the same depth.
+        order = sorted(range(len(self.features)), key=lambda f: _layer(self.features[f]))
+        variants = [
+            [RowEdit(self.features[f].site, "set", (self.features[f].index,), float(chosen[f].value))] for f in order
+        ]
+        with tqdm(total=len(order), desc="scan: first look", disable=not self.progress, unit="feature") as bar:
+            logits, _ = sweep.ends(columns, variants, on_done=bar.update)
+        for v, f in enumerate(order):
+            at = 0
+            for b, half in enumerate(small):
+                run = from_reads(logits[v, at : at + len(half.prompts)], None)
+                at += len(half.prompts)
+                s[f, b], lower[f, b] = _quick(half.design, half.clean, run)
+        return s, lower
+
+    # ---- half A ------------------------------------------------------------------------------------------------------
+
+    def _variants(self, sweep: Sweep, feature: int, curve: Sequence[Dose]) -> list[tuple[Dose, Tier, Metric, list[RowEdit]]]:
+        one = self.profiles[feature].feature
+        tiers = Tiers(self.model, sweep, [sweep, self.text])
+        out = []
+        for tier, metric in tiers.available(one):
+            if tier not in self.tiers:
+                continue
+            for dose in curve:
+                # At its mean X hardly moves: T1 there says nothing that T0 does not.
+                if tier == "T1" and dose.name == "mean":
+                    continue
+                out.append((dose, tier, metric, tiers.edits(one, dose.value, tier, metric)))
+        return out
+
+    def _in_full(self, pairs: Sequence[tuple[int, str]]) -> list[Row]:
+        rows: list[Row] = []
+        for feature, name in tqdm(pairs, desc="scan: half A", disable=not self.progress, unit="pair"):
+            rows.extend(self._pair(feature, self.half_a[name], self.curves[feature], "A"))
+        return rows
+
+    def _pair(self, feature: int, half: _Half, curve: Sequence[Dose], which: Half, bounds: bool = False) -> list[Row]:
+        """All doses and tiers of a feature on one half of a behaviour."""
+        profile = self.profiles[feature]
+        planned = self._variants(half.sweep, feature, curve)
+        ran = half.answers([edits for *_, edits in planned])
+        scores = [summarise(half.design, half.clean, run, replicates=self.replicates, seed=self.seed) for run in ran]
+        paired = self._paired(half, feature, planned, which)
+        rows = []
+        for (dose, tier, metric, _), score, simple in zip(planned, scores, paired, strict=True):
+            same = {
+                d.name: other
+                for (d, t, m, _), other in zip(planned, scores, strict=True)
+                if (t, m) == (tier, metric) or (t == "T0" and d.name == "mean")
+            }
+            zero = same.get("zero")
+            score = score.with_share(zero) if zero is not None else score
+            removed = [same[name] for name in ("mean", "zero") if name in same and dose.name not in ("mean", "zero")]
+            kl = self._kl(feature, dose, tier, metric, bounds=bounds and dose.crosses)
+            verdict = judge(
+                score,
+                ablations=removed,
+                divergence=kl,
+                kind=half.behaviour.kind,
+                paired=simple,
+                tier=tier,
+                decisive=not dose.extrapolated,
+            )
+            prediction = None
+            if score.share is not None and profile.mean:
+                prediction = 1 - score.share.value * (1 - dose.value / profile.mean)
+            rows.append(
+                Row(
+                    profile, dose, tier, metric, half.behaviour.name, which, score, verdict, prediction, kl,
+                    profile.plausibility(dose.value),
+                )
+            )  # fmt: skip
+        return rows
+
+    def _paired(
+        self, half: _Half, feature: int, planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]], which: Half
+    ) -> list[Score | None]:
+        """The paired simple behaviour under the same edits, where there is one."""
+        simple = next((one for one in self.listed if one.name == half.behaviour.paired), None)
+        if simple is None:
+            return [None] * len(planned)
+        other = _Half.of(self.model, simple, which)
+        tiers = Tiers(self.model, other.sweep, [other.sweep, self.text])
+        one = self.profiles[feature].feature
+        ran = other.answers([tiers.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned], mass=False)
+        return [
+            summarise(other.design, other.clean, run, replicates=min(200, self.replicates), seed=self.seed)
+            for run in ran
+        ]
+
+    def _kl(self, feature: int, dose: Dose, tier: Tier, metric: Metric, bounds: bool) -> Divergence:
+        one = self.profiles[feature].feature
+        key = (one.name, dose.value, f"{tier}{metric}{bounds}")
+        if key not in self.text_kl:
+            tiers = Tiers(self.model, self.text, [self.text])
+            edits = tiers.edits(one, dose.value, tier, metric)
+            layer = self._layer(one)
+            self.text_kl[key] = text_divergence(layer, self.text, edits, one, dose.value, **({} if bounds else {"n": 0}))
+        return self.text_kl[key]
+
+    def _layer(self, feature: Feature) -> Layer | None:
+        if feature.place is None:
+            return None
+        number = feature.place[0]
+        if number not in self.layers:
+            self.layers[number] = Layer(self.model, self.text, number)
+        return self.layers[number]
+
+    # ---- half B ------------------------------------------------------------------------------------------------------
+
+    def _confirm(self, triples: Sequence[Row]) -> tuple[list[Row], list[Reversal]]:
+        found: list[Row] = []
+        tested: list[Row] = []
+        by_pair: dict[tuple[str, str], list[Row]] = {}
+        for row in triples:
+            by_pair.setdefault((row.feature.name, row.behaviour), []).append(row)
+        number = {profile.feature.name: f for f, profile in enumerate(self.profiles)}
+        halves: dict[str, _Half] = {}
+        for (name, behaviour), chosen in tqdm(
+            by_pair.items(), desc="scan: half B", disable=not self.progress, unit="pair"
+        ):
+            feature = number[name]
+            if behaviour not in halves:
+                halves[behaviour] = _Half.of(self.model, self.half_a[behaviour].behaviour, "B")
+            half = halves[behaviour]
+            wanted = {row.dose.value: row.dose for row in chosen}
+            removal = [dose for dose in doses(self.profiles[feature], ["mean", "zero"]) if dose.value not in wanted]
+            rows = self._pair(feature, half, [*removal, *wanted.values()], "B", bounds=True)
+            keys = {(row.dose.value, row.tier, row.metric) for row in chosen}
+            for row in rows:
+                if (row.dose.value, row.tier, row.metric) in keys:
+                    tested.append(row)
+                elif row.tier == "T0":
+                    found.append(row)
+        corrected = holm([row.verdict.p for row in tested])
+        tested = [replace(row, p_holm=p) for row, p in zip(tested, corrected, strict=True)]
+        reversals = [self._reversal(row, halves) for row in tested if row.verdict.label in Reversal.LABELS]
+        return tested + found, [one for one in reversals if one is not None]
+
+    def _reversal(self, row: Row, halves: dict[str, _Half]) -> Reversal | None:
+        if row.p_holm is None or row.p_holm > LEVEL:
+            return None
+        half = self.half_a[row.behaviour]
+        positions, drops = carrying_positions(self.model, half.prompts, half.clean, row.feature, row.dose.value)
+        equal = None
+        if row.score.share is not None and row.feature.place is not None and row.profile.mean:
+            k = -row.dose.value / row.profile.mean
+            equal = twins(self.model, half.sweep, half.answers, half.design, half.clean, row.feature, row.score.share.value, k)
+        switch = row.prediction is not None and exceeds(row.score.s, row.prediction, equal, MARGIN)
+        return Reversal.of(row, half, positions, drops, equal, switch)
+
+
+def _layer(feature: Feature) -> int:
+    parts = feature.site.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else -1
+
+
+def _furthest(profile: Profile, curve: Sequence[Dose]) -> Dose:
+    """The dose furthest on the other side."""
+    if not curve:
+        raise ArgumentError(f"doses: expected at least one for {profile.feature.name}, found none")
+    return min(curve, key=lambda dose: dose.value * profile.feature.side)
+
+
+def _quick(design: Design, clean: Answers, run: Answers) -> tuple[float, float]:
+    """S and the lower side from few prompts, without intervals."""
+    ones = np.ones((1, len(design)))
+    base, moved = side_means(ones, design, clean.margin)[0], side_means(ones, design, run.margin)[0]
+    lean = leans(ones, design, clean.margin)[0]
+    shift = np.asarray([lean[design.side == side].mean() for side in (0, 1)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(moved.sum() / base.sum()), float(((moved - shift) / (base - shift)).min())
+
+
+def _candidates(table: NDArray[np.float64], keep: int, below: float) -> list[tuple[int, int]]:
+    """The (feature, behaviour) pairs with the lowest S in the first look (all, where there was none)."""
+    if np.isinf(below):
+        return [(f, b) for f in range(table.shape[0]) for b in range(table.shape[1])]
+    flat = [(float(table[f, b]), f, b) for f, b in zip(*np.nonzero(table < below), strict=True)]
+    return [(int(f), int(b)) for _, f, b in sorted(flat)[:keep]]
+
+
+def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
+    """What goes to half B: of each pair and tier the lowest decisive and the lowest extrapolated dose that looks turned.
+
+    The single most turned row always goes, so that there is something to report under its honest name.
+    """
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if not row.dose.crosses and row.dose.name != "zero":
+            continue
+        if row.score.lowest_side >= -MARGIN / 2:
+            continue
+        key = (row.feature.name, row.behaviour, row.tier, row.metric, row.dose.extrapolated)
+        if key not in best or row.score.mean_ratio.value < best[key].score.mean_ratio.value:
+            best[key] = row
+    chosen = sorted(best.values(), key=_turnedness)
+    crossing = [row for row in rows if row.dose.crosses] or list(rows)
+    if crossing and not chosen:
+        chosen = [min(crossing, key=_turnedness)]
+    return chosen[:limit]

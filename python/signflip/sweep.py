@@ -1,0 +1,276 @@
+"""Many edits over one set of sequences: one forest, clean values read once, variants in groups that fill the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signflip import forest
+
+if TYPE_CHECKING:
+    from signflip.model import Model
+
+Floats = NDArray[np.float32]
+
+# Rows of one forest, and of all variants of one request: the kernels are at their best long before, buffers stay small.
+FOREST_ROWS = 4096
+REQUEST_ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some of the sequences as one forest.
+
+    Attributes
+    ----------
+    trie
+        The forest.
+    members
+        Which sequences.
+    rows
+        int64 `[rows, 2]`: segment and offset of every token that edits touch.
+    ends
+        int64 `[members, 2]`: each sequence's last token.
+    from_end
+        int64 `[rows]`: for forests that share nothing, each row's position counted from its sequence's end (−1 last).
+    owner
+        int64 `[rows]`: a sequence that the row belongs to.
+    """
+
+    trie: forest.Forest
+    members: tuple[int, ...]
+    rows: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    from_end: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class RowEdit:
+    """An edit over a sweep's rows.
+
+    Attributes
+    ----------
+    site, op
+        As in `Edit`, `op` one of set, add, scale.
+    columns
+        Columns of the site, None for all.
+    values
+        One number, or for each chunk an array `[rows, columns]`.
+    mask
+        For each chunk which rows are edited; None: all.
+    """
+
+    site: str
+    op: str
+    columns: tuple[int, ...] | None
+    values: float | Callable[[int], Floats]
+    mask: Callable[[int], NDArray[np.bool_]] | None = None
+
+
+class Sweep:
+    """Sequences prepared for many variants.
+
+    Parameters
+    ----------
+    model
+        The model.
+    sequences
+        Token ids.
+    n_leading
+        For each sequence, how many leading tokens no edit touches.
+    share
+        Whether common prefixes are computed once. Without it each row belongs to one sequence, so that edits can name
+        positions counted from the end.
+    """
+
+    def __init__(
+        self, model: Model, sequences: Sequence[Sequence[int]], n_leading: Sequence[int], share: bool = True
+    ) -> None:
+        self.model = model
+        self.sequences = [list(sequence) for sequence in sequences]
+        self.chunks = list(_chunks(self.sequences, list(n_leading), share))
+
+    @property
+    def n_rows(self) -> int:
+        """Tokens of the clean pass."""
+        return sum(chunk.trie.n_tokens for chunk in self.chunks)
+
+    def values(self, site: str, columns: Sequence[int] | None = None) -> list[Floats]:
+        """Clean values at every row that edits touch, `[rows, columns]` a chunk."""
+        out = []
+        for chunk in self.chunks:
+            rows = _refs(0, chunk.rows)
+            outputs, _ = self.model._core.run(
+                chunk.trie.segments, [("values", rows, site, None if columns is None else list(columns))], []
+            )
+            out.append(np.asarray(outputs[0]).reshape(len(chunk.rows), -1))
+        return out
+
+    def many_values(self, wanted: Sequence[tuple[str, Sequence[int] | None]]) -> list[list[Floats]]:
+        """`values` for several sites in one pass: `out[site][chunk]`."""
+        out: list[list[Floats]] = [[] for _ in wanted]
+        for chunk in self.chunks:
+            rows = _refs(0, chunk.rows)
+            reads = [("values", rows, site, None if cols is None else list(cols)) for site, cols in wanted]
+            outputs, _ = self.model._core.run(chunk.trie.segments, reads, [])
+            for kept, array in zip(out, outputs, strict=True):
+                kept.append(np.asarray(array).reshape(len(chunk.rows), -1))
+        return out
+
+    def ends(
+        self,
+        columns: Sequence[Sequence[int]],
+        variants: Sequence[Sequence[RowEdit]],
+        targets: Sequence[int] | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> tuple[Floats, Floats | None]:
+        """Read the last position of every sequence under every variant (an empty one is the clean model).
+
+        Parameters
+        ----------
+        columns
+            Vocabulary columns of each sequence, the same number for all.
+        variants
+            The edits.
+        targets
+            For each sequence a token whose log-probability to read, too.
+        on_done
+            Called with the number of variants finished.
+
+        Returns
+        -------
+        tuple
+            Logits `[variants, sequences, columns]`, and log-probabilities `[variants, sequences]` or None.
+        """
+        logits = np.empty((len(variants), len(self.sequences), len(columns[0])), np.float32)
+        log_probs = None if targets is None else np.empty((len(variants), len(self.sequences)), np.float32)
+        for c, chunk in enumerate(self.chunks):
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for m, i in enumerate(chunk.members):
+                groups.setdefault(tuple(columns[i]), []).append(m)
+            for part in self._parts(chunk, len(variants)):
+                core, numbers = self._core(c, [variants[v] for v in part])
+                reads: list[tuple[Any, ...]] = []
+                for number in numbers:
+                    for cols, members in groups.items():
+                        reads.append(("logits", _refs(number, chunk.ends[members]), list(cols)))
+                    if targets is not None:
+                        reads.append(("log_prob", _refs(number, chunk.ends), [targets[i] for i in chunk.members]))
+                outputs, _ = self.model._core.run(chunk.trie.segments, reads, core)
+                at = iter(outputs)
+                for v in part:
+                    for members in groups.values():
+                        logits[v, [chunk.members[m] for m in members]] = next(at)
+                    if log_probs is not None:
+                        log_probs[v, list(chunk.members)] = np.asarray(next(at)).reshape(-1)
+                if on_done is not None and c == len(self.chunks) - 1:
+                    on_done(len(part))
+        return logits, log_probs
+
+    def divergence(self, masks: Sequence[NDArray[np.bool_]], variants: Sequence[Sequence[RowEdit]]) -> list[Floats]:
+        """KL(clean ‖ variant) of the next token in nats, at the rows of each chunk's mask: `[rows]` a variant."""
+        out: list[list[Floats]] = [[] for _ in variants]
+        for c, chunk in enumerate(self.chunks):
+            rows = chunk.rows[masks[c]]
+            if not len(rows):
+                continue
+            outputs, _ = self.model._core.run(chunk.trie.segments, [("logits", _refs(0, rows), None)], [])
+            clean = _log_softmax(np.asarray(outputs[0]))
+            probability = np.exp(clean)
+            # Whole rows of logits: a few variants at a time.
+            for start in range(0, len(variants), 8):
+                part = list(range(start, min(start + 8, len(variants))))
+                core, numbers = self._core(c, [variants[v] for v in part])
+                reads = [("logits", _refs(number, rows), None) for number in numbers]
+                outputs, _ = self.model._core.run(chunk.trie.segments, reads, core)
+                for v, array in zip(part, outputs, strict=True):
+                    kl = (probability * (clean - _log_softmax(np.asarray(array)))).sum(1)
+                    out[v].append(np.maximum(kl, 0).astype(np.float32))
+        return [np.concatenate(one) if one else np.zeros(0, np.float32) for one in out]
+
+    def _parts(self, chunk: Chunk, n: int) -> Iterator[list[int]]:
+        step = max(1, REQUEST_ROWS // max(1, chunk.trie.n_tokens))
+        for start in range(0, n, step):
+            yield list(range(start, min(start + step, n)))
+
+    def _core(self, c: int, variants: Sequence[Sequence[RowEdit]]) -> tuple[list[list[Any]], list[int]]:
+        """The engine's variants, and the number of each (0 is the clean forest)."""
+        core: list[list[Any]] = []
+        numbers = []
+        chunk = self.chunks[c]
+        for edits in variants:
+            plain = []
+            for edit in edits:
+                rows, values = chunk.rows, edit.values if isinstance(edit.values, float) else edit.values(c)
+                if edit.mask is not None:
+                    kept = edit.mask(c)
+                    rows = rows[kept]
+                    values = values if isinstance(values, float) else values[kept]
+                if not len(rows):
+                    continue
+                flat = [values] if isinstance(values, float) else np.asarray(values, np.float32).ravel().tolist()
+                columns = None if edit.columns is None else list(edit.columns)
+                plain.append((edit.site, edit.op, columns, [tuple(row) for row in rows.tolist()], flat))
+            if plain:
+                core.append(plain)
+            numbers.append(len(core) if plain else 0)
+        return core, numbers
+
+
+def _refs(variant: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.hstack([np.full((len(rows), 1), variant, np.int64), rows])
+
+
+def _log_softmax(logits: Floats) -> NDArray[np.float64]:
+    x = logits.astype(np.float64)
+    x -= x.max(1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True)))
+
+
+def _chunks(sequences: list[list[int]], n_leading: list[int], share: bool) -> Iterator[Chunk]:
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    batch: list[int] = []
+    rows = 0
+    previous: list[int] = []
+    for i in order:
+        own = len(sequences[i]) - (_shared(sequences[i], previous) if share else 0)
+        if batch and rows + own > FOREST_ROWS:
+            yield _chunk(sequences, n_leading, batch, share)
+            batch, rows, own = [], 0, len(sequences[i])
+        batch.append(i)
+        rows += own
+        previous = sequences[i]
+    if batch:
+        yield _chunk(sequences, n_leading, batch, share)
+
+
+def _shared(a: list[int], b: list[int]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def _chunk(sequences: list[list[int]], n_leading: list[int], batch: list[int], share: bool) -> Chunk:
+    own = [sequences[i] for i in batch]
+    trie = forest.build(own) if share else forest.flat(own)
+    seen: dict[tuple[int, int], None] = {}
+    from_end, owner = [], []
+    for i, cells in zip(batch, trie.rows, strict=True):
+        length = len(cells)
+        for position in range(n_leading[i], length):
+            cell = (int(cells[position, 0]), int(cells[position, 1]))
+            if cell not in seen:
+                seen[cell] = None
+                from_end.append(position - length)
+                owner.append(i)
+    rows = np.asarray(list(seen), np.int64).reshape(-1, 2)
+    ends = np.stack([cells[-1] for cells in trie.rows])
+    return Chunk(trie, tuple(batch), rows, ends, np.asarray(from_end, np.int64), np.asarray(owner, np.int64))
