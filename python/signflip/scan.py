@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
-from signflip.dosing import Dose, Feature, Metric, Profile, Tier, Tiers, doses, profiles
+from signflip.dosing import Dose, Feature, Metric, Moves, Profile, Tier, Tiers, doses, profiles, tiers_of
 from signflip.errors import ArgumentError, FileError
-from signflip.matched import Layer, TwoSided, exceeds, text_divergence
+from signflip.matched import Layer, exceeds, text_divergences
 from signflip.resample import holm, to_plain
 from signflip.reversal import Reversal, carrying_positions, twins
 from signflip.score import Answers, Design, Score, answers, from_reads, leans, side_means, summarise
@@ -324,7 +324,9 @@ class _Run:
         self.refused: dict[str, str] = {}
         self.text = Sweep(model, *plain_sequences(model))
         self.layers: dict[int, Layer] = {}
-        self.text_kl: dict[tuple[str, float, str], Divergence] = {}
+        # Σ is that of plain text and of half A's prompts of all behaviours.
+        self.moves = Moves(model, [self.text])
+        self.on_text = Tiers(self.moves, self.text)
 
     def run(self, screen: int, keep: int, look_below: float, confirm: int) -> Scan:
         halves: dict[str, _Half] = {}
@@ -338,6 +340,7 @@ class _Run:
         names = tuple(halves)
         self.half_a = halves
         clean_sweeps = [half.sweep for half in halves.values()] + [self.text]
+        self.moves.background = clean_sweeps
         self.profiles = profiles(self.model, self.features, clean_sweeps)
         self.curves = [doses(profile, self.asked) for profile in self.profiles]
         chosen = [_furthest(profile, curve) for profile, curve in zip(self.profiles, self.curves, strict=True)]
@@ -402,9 +405,9 @@ class _Run:
 
     def _variants(self, sweep: Sweep, feature: int, curve: Sequence[Dose]) -> list[tuple[Dose, Tier, Metric, list[RowEdit]]]:
         one = self.profiles[feature].feature
-        tiers = Tiers(self.model, sweep, [sweep, self.text])
+        tiers = Tiers(self.moves, sweep)
         out = []
-        for tier, metric in tiers.available(one):
+        for tier, metric in tiers_of(one):
             if tier not in self.tiers:
                 continue
             for dose in curve:
@@ -427,8 +430,9 @@ class _Run:
         ran = half.answers([edits for *_, edits in planned])
         scores = [summarise(half.design, half.clean, run, replicates=self.replicates, seed=self.seed) for run in ran]
         paired = self._paired(half, feature, planned, which)
+        moved = self._divergences(feature, planned, bounds)
         rows = []
-        for (dose, tier, metric, _), score, simple in zip(planned, scores, paired, strict=True):
+        for (dose, tier, metric, _), score, simple, kl in zip(planned, scores, paired, moved, strict=True):
             same = {
                 d.name: other
                 for (d, t, m, _), other in zip(planned, scores, strict=True)
@@ -437,7 +441,6 @@ class _Run:
             zero = same.get("zero")
             score = score.with_share(zero) if zero is not None else score
             removed = [same[name] for name in ("mean", "zero") if name in same and dose.name not in ("mean", "zero")]
-            kl = self._kl(feature, dose, tier, metric, bounds=bounds and dose.crosses)
             verdict = judge(
                 score,
                 ablations=removed,
@@ -466,7 +469,7 @@ class _Run:
         if simple is None:
             return [None] * len(planned)
         other = _Half.of(self.model, simple, which)
-        tiers = Tiers(self.model, other.sweep, [other.sweep, self.text])
+        tiers = Tiers(self.moves, other.sweep)
         one = self.profiles[feature].feature
         ran = other.answers([tiers.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned], mass=False)
         return [
@@ -474,15 +477,21 @@ class _Run:
             for run in ran
         ]
 
-    def _kl(self, feature: int, dose: Dose, tier: Tier, metric: Metric, bounds: bool) -> Divergence:
+    def _divergences(
+        self, feature: int, planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]], bounds: bool
+    ) -> list[Divergence]:
+        """KL of each planned edit; with bounds, against units pushed as far as the dose pushes X's own."""
         one = self.profiles[feature].feature
-        key = (one.name, dose.value, f"{tier}{metric}{bounds}")
-        if key not in self.text_kl:
-            tiers = Tiers(self.model, self.text, [self.text])
-            edits = tiers.edits(one, dose.value, tier, metric)
-            layer = self._layer(one)
-            self.text_kl[key] = text_divergence(layer, self.text, edits, one, dose.value, **({} if bounds else {"n": 0}))
-        return self.text_kl[key]
+        layer = self._layer(one)
+        edits = [self.on_text.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned]
+        if not bounds:
+            return text_divergences(layer, self.text, edits, one)
+        out: list[Divergence] = []
+        for dose in dict.fromkeys(dose for dose, *_ in planned):
+            own = [e for (d, *_), e in zip(planned, edits, strict=True) if d == dose]
+            out += text_divergences(layer, self.text, own, one, dose.value if dose.crosses else None)
+        order = [i for dose in dict.fromkeys(dose for dose, *_ in planned) for i, p in enumerate(planned) if p[0] == dose]
+        return [out[order.index(i)] for i in range(len(planned))]
 
     def _layer(self, feature: Feature) -> Layer | None:
         if feature.place is None:
