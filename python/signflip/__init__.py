@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import logging
 
-from signflip import errors
-from signflip._core import __version__, set_num_threads
+from signflip import errors, objectives
+from signflip._core import __version__
 from signflip.edits import Edit, PerSequence
 from signflip.errors import SignflipError
 from signflip.loading import load
 from signflip.model import ActivationCache, Model, get_act_name
+from signflip.one_sided import OneSided
+from signflip.reach import reach
+from signflip.search import SearchResult, search
+from signflip.survey import Survey, merge, survey
+from signflip.threads import set_num_threads
 
 logging.getLogger("signflip").addHandler(logging.NullHandler())
 
@@ -21,11 +26,19 @@ __all__ = [
     "ActivationCache",
     "Edit",
     "Model",
+    "OneSided",
     "PerSequence",
+    "SearchResult",
     "SignflipError",
+    "Survey",
     "__version__",
     "errors",
     "get_act_name",
     "load",
+    "merge",
+    "objectives",
+    "reach",
+    "search",
     "set_num_threads",
+    "survey",
 ]

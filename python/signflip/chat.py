@@ -21,7 +21,7 @@ from signflip.errors import ArgumentError, CheckpointError, FileError, Tokenizer
 class _GenerationTag(jinja2.ext.Extension):
     """``{% generation %}``, by which templates mark the assistant's words for training: here it is only its body."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - the base class's own form
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from signflip.checks import integer, listed
 from signflip.errors import ArgumentError, SiteError
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def resolve_positions(positions: Positions, sequence: int, length: int) -> list[
     if isinstance(positions, (int, np.integer)):
         positions = [int(positions)]
     found = []
-    for position in positions:
-        place = int(position)
+    for position in listed("positions", positions, "an index, a list of them or a slice"):
+        place = integer("positions", position)
         if not -length <= place < length:
             raise ArgumentError(f"positions: expected {-length} to {length - 1} in sequence {sequence}, found {place}")
         found.append(place % length)
@@ -111,7 +112,10 @@ def resolve_columns(
         return None
     if heads is not None:
         d_head = width // heads
-        head, dim = (index, None) if isinstance(index, (int, np.integer)) else (tuple(index) + (None,))[:2]
+        parts = [index] if isinstance(index, (int, np.integer)) else listed("index", index, "head or (head, dim)")
+        if len(parts) not in (1, 2):
+            raise SiteError(f"site {name!r}: expected an index head or (head, dim), found {index!r}")
+        head, dim = (*parts, None)[:2]
         if not isinstance(head, (int, np.integer)) or not 0 <= head < heads:
             raise SiteError(f"site {name!r}: expected a head of 0 to {heads - 1}, found {index!r}")
         if dim is None:
@@ -119,7 +123,12 @@ def resolve_columns(
         if not isinstance(dim, (int, np.integer)) or not 0 <= dim < d_head:
             raise SiteError(f"site {name!r}: expected a dimension of 0 to {d_head - 1}, found {index!r}")
         return [int(head) * d_head + int(dim)]
-    columns = [int(index)] if isinstance(index, (int, np.integer)) else [int(i) for i in index]
+    if isinstance(index, (int, np.integer)):
+        columns = [int(index)]
+    else:
+        columns = [integer("index", i) for i in listed("index", index, "a neuron or a list of them")]
+    if not columns:
+        raise ArgumentError(f"index: expected at least one at {name}, found none")
     for column in columns:
         if not 0 <= column < width:
             raise SiteError(f"site {name!r}: expected an index of 0 to {width - 1}, found {column}")
@@ -136,7 +145,7 @@ def core_values(
     ArgumentError
         If a value is not finite or has the wrong shape.
     """
-    width = model.site_width(edit.site)
+    _, heads, width = model._core.site(edit.site)
     n = len(columns) if columns is not None else width
     if edit.op == "zero":
         return "set", [[0.0] for _ in places]
@@ -156,7 +165,15 @@ def core_values(
     if len(per_sequence) != len(places):
         raise ArgumentError(f"value: expected {len(places)} entries, one a sequence, found {len(per_sequence)}")
     explicit = edit.positions is not None
+    if heads is not None and edit.index is None and not edit.site.endswith("attn.hook_pattern"):
+        # As the cache shows the site: the last two axes are [head, d_head].
+        per_sequence = [_merge_heads(one, heads, width // heads) for one in per_sequence]
     return op, [_flat(one, n, len(place), edit, explicit) for one, place in zip(per_sequence, places, strict=True)]
+
+
+def _merge_heads(value: Any, heads: int, d_head: int) -> Any:
+    shape = np.shape(value) if isinstance(value, (np.ndarray, list, tuple)) else ()
+    return np.reshape(value, (*shape[:-2], heads * d_head)) if shape[-2:] == (heads, d_head) else value
 
 
 def _limits(value: Any) -> list[Any]:

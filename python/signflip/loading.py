@@ -104,7 +104,8 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         raise FileError(f"{name}: no such file or folder, and not a hub id")
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
-    except Exception as err:  # noqa: BLE001 - what the network's client below raises differs by the hub's version
+    # Whatever it is: what the network's client below raises differs by the hub's version.
+    except Exception as err:
         at = f" at revision {revision!r}" if revision else ""
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise FileError(f"{name}: no such file or folder, and the hub gives no such model{at}: {reason}") from err
@@ -252,9 +253,7 @@ def _ids(value: Any) -> list[int]:
     return [each for each in values if isinstance(each, int) and not isinstance(each, bool) and each >= 0]
 
 
-def load(
-    path_or_hub_id: str | Path, revision: str | None = None, device: str = "cpu", dtype: str = "float32"
-) -> Model:
+def load(path_or_hub_id: str | Path, revision: str | None = None, device: str = "cpu", dtype: str = "float32") -> Model:
     """Load a model.
 
     Parameters

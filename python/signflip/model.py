@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from signflip import forest
+from signflip.checks import integer, listed
 from signflip.edits import Edit, PerSequence, Positions, core_values, resolve_columns, resolve_positions
 from signflip.errors import ArgumentError, SiteError, TokenError, TokenizerError
+from signflip.objectives import Objective
 
 Floats = NDArray[np.float32]
 Tokens = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer[Any]]
@@ -114,8 +117,8 @@ class ActivationCache(Mapping[str, Any]):
     def __getitem__(self, key: str | tuple[str, int]) -> Any:
         name = get_act_name(*key) if isinstance(key, tuple) else get_act_name(key)
         if name not in self._values:
-            held = ", ".join(list(self._values)[:8])
-            raise SiteError(f"site {name!r}: not in this cache, which holds {held or 'nothing'}")
+            near = difflib.get_close_matches(name[:256], list(self._values), 4, 0)
+            raise SiteError(f"site {name!r}: not in this cache; the nearest there are {', '.join(near) or 'none'}")
         return self._values[name]
 
     def __contains__(self, key: object) -> bool:
@@ -367,6 +370,8 @@ class Model:
         return out
 
     def _edit(self, edit: Edit, ids: list[list[int]]) -> _PlannedEdit:
+        if not isinstance(edit, Edit):
+            raise ArgumentError(f"edits: expected a list of Edit, found {edit!r} in it")
         _, heads, width = self._core.site(edit.site)
         places = [resolve_positions(edit.positions, i, len(sequence)) for i, sequence in enumerate(ids)]
         if edit.positions is not None and not any(places):
@@ -480,7 +485,7 @@ class Model:
         float32 array `[batch, pos, d_vocab]`; a list of `[pos, d_vocab]` where lengths differ.
         """
         self._need_unembedding("run")
-        ((logits,),) = self.read(tokens, [Logits(None)], [list(edits)])
+        ((logits,),) = self.read(tokens, [Logits(None)], [listed("edits", edits, "a list of Edit")])
         return _stack(logits)
 
     def reward(self, tokens: Any, edits: Sequence[Edit] = ()) -> Floats:
@@ -499,7 +504,7 @@ class Model:
             raise ArgumentError(f"reward: expected a reward model, found the language model {self.name}")
         sequences = self.as_sequences(tokens)
         last = PerSequence([[self.pooled_position(sequence)] for sequence in sequences])
-        ((values,),) = self.read(sequences, [Logits(last)], [list(edits)])
+        ((values,),) = self.read(sequences, [Logits(last)], [listed("edits", edits, "a list of Edit")])
         return np.stack([one[0] for one in values])
 
     def pooled_position(self, sequence: Sequence[int]) -> int:
@@ -524,7 +529,11 @@ class Model:
             if not chosen:
                 raise SiteError("site: names_filter lets none of the model's sites through")
             return chosen
-        chosen = [get_act_name(*name) if isinstance(name, tuple) else get_act_name(name) for name in names_filter]
+        chosen = []
+        for name in listed("names_filter", names_filter, "a name, a list of names or a function"):
+            if not isinstance(name, (str, tuple)):
+                raise SiteError(f"site {name!r}: expected a name")
+            chosen.append(get_act_name(*name) if isinstance(name, tuple) else get_act_name(name))
         for name in chosen:
             self._core.site(name)
         return chosen
@@ -559,14 +568,14 @@ class Model:
         """
         sequences = self.as_sequences(tokens)
         names = self._filter(names_filter)
+        edits = listed("edits", edits, "a list of Edit")
         final: Read
         if stop_at_layer is None:
             self._need_unembedding("run_with_cache")
             final = Logits(None)
         else:
             n = self.cfg.n_layers
-            if not -n <= stop_at_layer <= n:
-                raise ArgumentError(f"stop_at_layer: expected {-n} to {n}, found {stop_at_layer}")
+            stop_at_layer = integer("stop_at_layer", stop_at_layer, -n, n)
             stop = stop_at_layer + n if stop_at_layer < 0 else stop_at_layer
             order = {name: i for i, name in enumerate(self.sites())}
             end = f"blocks.{stop}.hook_resid_pre" if stop < n else f"blocks.{n - 1}.hook_resid_post"
@@ -574,8 +583,11 @@ class Model:
             if isinstance(names_filter, (str, list, tuple)) and len(within) < len(names):
                 beyond = next(name for name in names if name not in within)
                 raise SiteError(f"site {beyond!r}: is not computed before layer {stop_at_layer}")
+            for edit in edits:
+                if isinstance(edit, Edit) and order.get(edit.site, -1) > order[end]:
+                    raise SiteError(f"site {edit.site!r}: an edit there cannot fire before layer {stop_at_layer}")
             names, final = within, Values(end)
-        out = self.read(sequences, [final, *(Values(name) for name in names)], [list(edits)])[0]
+        out = self.read(sequences, [final, *(Values(name) for name in names)], [edits])[0]
         values = {name: self._site_array(name, arrays) for name, arrays in zip(names, out[1:], strict=True)}
         return _stack(out[0]), ActivationCache(values)
 
@@ -612,7 +624,10 @@ class Model:
         self._need_unembedding("run_with_hooks")
         sequences = self.as_sequences(tokens)
         hooks: dict[str, list[Hook]] = {}
-        for name, function in fwd_hooks:
+        for entry in listed("fwd_hooks", fwd_hooks, "a list of (name, function)"):
+            if not isinstance(entry, (tuple, list)) or len(entry) != 2 or not callable(entry[1]):
+                raise ArgumentError(f"fwd_hooks: expected (name, function), found {entry!r}")
+            name, function = entry
             for site in self._filter(name if callable(name) else [name]):
                 hooks.setdefault(site, []).append(function)
         lengths = {len(sequence) for sequence in sequences}
@@ -632,7 +647,12 @@ class Model:
             for function in hooks[name]:
                 new = function(act, HookPoint(name))
                 if new is not None:
-                    new = np.asarray(new, dtype=np.float32)
+                    if hasattr(new, "detach"):
+                        new = new.detach().cpu().numpy()
+                    new = np.asarray(new)
+                    if new.dtype.kind not in "fiub":
+                        raise ArgumentError(f"hook at {name}: expected real numbers, found {new.dtype}")
+                    new = new.astype(np.float32)
                     if new.shape != act.shape:
                         raise ArgumentError(f"hook at {name}: expected shape {act.shape}, found {new.shape}")
                     act = new
@@ -645,6 +665,22 @@ class Model:
         read = ("logits", np.ascontiguousarray(rows), None)
         outputs, _ = self._core.run(trie.segments, [read], [], hooks=(list(hooks), step))
         return np.asarray(outputs[0]).reshape(batch, length, -1)
+
+    # ------------------------------------------------------------------ objectives
+
+    def score(self, token_lists: Any, objective: Objective) -> Floats:
+        """The objective of each sequence, `[n]`: see `signflip.scoring.score`."""
+        from signflip import scoring
+
+        return scoring.score(self, token_lists, objective)
+
+    def gradient(
+        self, tokens: Any, objective: Objective, wrt: str | Sequence[str] = ("hook_embed",)
+    ) -> tuple[Any, dict[str, Any]]:
+        """An objective's value, and its derivative by sites: see `signflip.scoring.gradient`."""
+        from signflip import scoring
+
+        return scoring.gradient(self, tokens, objective, wrt)
 
     # ------------------------------------------------------------------ generation
 
@@ -683,13 +719,14 @@ class Model:
         int64 array `[batch, pos]`, prompts included; a list of `[pos]` where lengths differ.
         """
         self._need_unembedding("generate")
-        if max_new_tokens < 0:
-            raise ArgumentError(f"max_new_tokens: expected at least 0, found {max_new_tokens}")
+        max_new_tokens = integer("max_new_tokens", max_new_tokens, 0)
+        seed = integer("seed", seed, 0, 2**64 - 1)
         if not temperature >= 0 or not np.isfinite(temperature):
             raise ArgumentError(f"temperature: expected at least 0, found {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ArgumentError(f"top_k: expected at least 1, found {top_k}")
-        if any(edit.positions is not None for edit in edits):
+        if top_k is not None:
+            top_k = integer("top_k", top_k, 1)
+        edits = listed("edits", edits, "a list of Edit")
+        if any(isinstance(edit, Edit) and edit.positions is not None for edit in edits):
             raise ArgumentError("edits: expected edits at all positions while generating, found positions")
         sequences = self.as_sequences(tokens)
         for sequence in sequences:

@@ -5,6 +5,9 @@ mod enter;
 mod error;
 mod load;
 mod model;
+mod objective;
+mod search;
+mod survey;
 mod tokenizer;
 
 use pyo3::prelude::*;
@@ -18,6 +21,12 @@ mod _core {
     use super::load::Checkpoint;
     #[pymodule_export]
     use super::model::{Cache, Model, build_info, num_threads, set_num_threads};
+    #[pymodule_export]
+    use super::objective::{gradient, score};
+    #[pymodule_export]
+    use super::search::search;
+    #[pymodule_export]
+    use super::survey::{Survey, document_hash, reach, survey, survey_sites};
     #[pymodule_export]
     use super::tokenizer::Tokenizer;
 

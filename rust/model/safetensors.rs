@@ -209,3 +209,108 @@ fn convert<const N: usize>(bytes: &[u8], chunk: impl Fn(&[[u8; N]], &mut [f32]) 
     out.par_chunks_mut(CHUNK).zip(elements.par_chunks(CHUNK)).for_each(|(to, from)| chunk(from, to));
     out
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use half::bf16;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A folder of its own, removed when dropped.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(file: &str, bytes: &[u8]) -> Self {
+            static COUNT: AtomicUsize = AtomicUsize::new(0);
+            let name = format!("signflip-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let folder = std::env::temp_dir().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(file), bytes).unwrap();
+            Self(folder)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A file, written out here byte by byte: one tensor `x` after `padding` spaces of the header.
+    fn file(dtype: &str, elements: usize, data: &[u8], padding: usize) -> Vec<u8> {
+        let header = format!(r#"{{"x":{{"dtype":"{dtype}","shape":[{elements}],"data_offsets":[0,{}]}}}}"#, data.len());
+        let header = format!("{header}{}", " ".repeat((8 - header.len() % 8) % 8 + padding));
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+    }
+
+    fn read(dtype: &str, elements: usize, data: &[u8], padding: usize) -> (bool, Vec<f32>) {
+        let scratch = Scratch::new(SINGLE, &file(dtype, elements, data, padding));
+        let folder = Folder::open(&scratch.0).unwrap();
+        assert_eq!(folder.shape("x").unwrap(), Some(vec![elements]));
+        let values = folder.read("x").unwrap();
+        (matches!(values, Cow::Borrowed(_)), values.into_owned())
+    }
+
+    #[test]
+    fn aligned_f32_is_not_copied() {
+        let values = [1.5_f32, -0.0, f32::MIN_POSITIVE, 3e38];
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert_eq!(read("F32", 4, &bytes, 0), (cfg!(target_endian = "little"), values.to_vec()));
+        assert_eq!(read("F32", 4, &bytes, 1), (false, values.to_vec()), "a header that does not align its data");
+    }
+
+    #[test]
+    fn every_half_is_converted_exactly() {
+        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let same = |found: Vec<f32>, wanted: fn(u16) -> f64| {
+            for (bits, x) in (0..=u16::MAX).zip(found) {
+                let wanted = wanted(bits);
+                assert!(f64::from(x) == wanted || (x.is_nan() && wanted.is_nan()), "{bits:#06x}: {x} {wanted}");
+            }
+        };
+        same(read("F16", 65_536, &all, 1).1, |bits| f16::from_bits(bits).to_f64());
+        same(read("BF16", 65_536, &all, 1).1, |bits| bf16::from_bits(bits).to_f64());
+    }
+
+    #[test]
+    fn shards_are_plain_names() {
+        for name in ["a.safetensors", "model-00001-of-00002.safetensors"] {
+            assert!(inside(name).is_ok());
+        }
+        for name in ["", ".", "..", "/etc/passwd", "../a", "a/b", "a/", "./a", "a\\b", "a\0b"] {
+            assert!(inside(name).is_err(), "{name:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Whatever is done to a file, it is read or refused; and what is read has the size that its shape says.
+        #[test]
+        fn mutated_files_are_read_or_refused(
+            changes in prop::collection::vec((0_usize..120, any::<u8>()), 0..4),
+            keep in prop::option::of(0_usize..120),
+        ) {
+            let mut bytes = file("F32", 4, &[0; 16], 0);
+            for (at, byte) in changes {
+                let len = bytes.len();
+                bytes[at % len] = byte;
+            }
+            bytes.truncate(keep.unwrap_or(usize::MAX));
+            let scratch = Scratch::new(SINGLE, &bytes);
+            match Folder::open(&scratch.0) {
+                Err(error) => prop_assert_eq!(error.class(), "CheckpointError"),
+                Ok(folder) => for name in folder.tensors() {
+                    if let Ok(Some(shape)) = folder.shape(name) {
+                        prop_assert_eq!(folder.read(name).unwrap().len(), shape.iter().product::<usize>());
+                    }
+                },
+            }
+        }
+    }
+}

@@ -1,8 +1,10 @@
 //! Text to token ids and back, by the `tokenizers` crate.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use rayon::prelude::*;
+use serde::de::IgnoredAny;
 
 use crate::error::{Error, Result};
 
@@ -23,8 +25,9 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From the text of a `tokenizer.json`.
     pub fn from_json(json: &str) -> Result<Self> {
-        let inner: tokenizers::Tokenizer = json.parse().map_err(|e| Error::Tokenizer(format!("malformed: {e}")))?;
-        Self::new(inner)
+        // The crate panics on some malformed files; syntax is checked first, so that its errors say where it broke.
+        serde_json::from_str::<IgnoredAny>(json).map_err(|e| Error::Tokenizer(format!("expected JSON: {e}")))?;
+        Self::new(guarded(|| json.parse())?)
     }
 
     /// From a `tokenizer.json`.
@@ -39,7 +42,7 @@ impl Tokenizer {
     }
 
     fn new(mut inner: tokenizers::Tokenizer) -> Result<Self> {
-        inner.with_truncation(None).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        guarded(|| inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
         let mut pieces: Vec<Option<Box<str>>> = Vec::new();
         for (piece, id) in inner.get_vocab(true) {
@@ -71,8 +74,7 @@ impl Tokenizer {
 
     /// Ids of a text. Special tokens written in it are parsed; with `add_special`, the post-processor adds its own (BOS).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| Error::Tokenizer(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(guarded(|| self.inner.encode_fast(text, add_special))?.get_ids().to_vec())
     }
 
     /// Text of ids, exactly: nothing is cleaned up, and special tokens are kept unless `skip_special`.
@@ -81,7 +83,7 @@ impl Tokenizer {
             let size = self.pieces.len();
             return Err(Error::Tokens(format!("expected ids of the tokenizer (0 to {}), found {id}", size - 1)));
         }
-        self.inner.decode(ids, skip_special).map_err(|e| Error::Tokenizer(e.to_string()))
+        guarded(|| self.inner.decode(ids, skip_special))
     }
 
     /// [`Self::encode`] of many texts, in parallel.
@@ -132,5 +134,56 @@ impl Tokenizer {
     /// Ids that [`Self::encode`] puts in front of a text (BOS), often none.
     pub fn prefix(&self) -> &[u32] {
         &self.prefix
+    }
+}
+
+/// Calls into the crate, whose panics on tokenizers that make no sense become errors like its own.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| Error::Tokenizer(e.to_string())),
+        Err(_) => Err(Error::Tokenizer("malformed: the tokenizers crate cannot make sense of it".to_owned())),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Words and spaces, a BOS in front.
+    const WORDS: &str = r#"{
+        "version": "1.0", "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},
+        "padding": null, "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": null,
+        "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "post_processor": {"type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
+        "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"<s>": 0, "?": 1, "a": 2, "cat": 5}}
+    }"#;
+
+    #[test]
+    fn begins_with_what_the_post_processor_adds_and_never_truncates() {
+        let tokenizer = Tokenizer::from_json(WORDS).unwrap();
+        assert_eq!(tokenizer.encode("a cat a", true).unwrap(), [0, 2, 5, 2]);
+        assert_eq!(tokenizer.encode("<s> cat", false).unwrap(), [0, 5]);
+        assert_eq!(tokenizer.prefix(), [0]);
+        assert_eq!(tokenizer.special_ids(), [0]);
+        assert_eq!(tokenizer.size(), 6);
+        assert!(tokenizer.round_trips(&[2, 5]).unwrap());
+    }
+
+    #[test]
+    fn ids_in_a_hole_of_the_vocabulary_are_refused() {
+        let tokenizer = Tokenizer::from_json(WORDS).unwrap();
+        assert_eq!(tokenizer.piece(3), None);
+        assert!(matches!(tokenizer.decode(&[2, 3], false), Err(Error::Tokens(what)) if what.contains("found 3")));
+    }
+
+    #[test]
+    fn files_that_make_no_sense_are_errors() {
+        for json in ["", "{}", "[", r#"{"model": {"type": "BPE"}}"#, &WORDS.replace("WordLevel", "Nothing")] {
+            assert!(matches!(Tokenizer::from_json(json), Err(Error::Tokenizer(_))), "{json}");
+        }
     }
 }

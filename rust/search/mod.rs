@@ -1,1 +1,22 @@
-//! Token search.
+//! Token search: objectives, their scores and gradients, and the methods that raise them.
+
+pub mod candidates;
+pub mod checkpoint;
+pub mod contexts;
+mod epo;
+#[cfg(test)]
+mod fake;
+pub mod forest;
+pub mod front;
+mod gcg;
+pub mod ledger;
+pub mod objective;
+pub mod rng;
+pub mod run;
+pub mod score;
+#[cfg(test)]
+mod tests;
+
+pub use objective::{Objective, ObjectiveSpec};
+pub use run::{Aggregate, Method, Progress, SearchResult, Settings, Variant, search};
+pub use score::{gradient, score};

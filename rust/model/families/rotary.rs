@@ -83,3 +83,58 @@ fn llama3(config: &Config<'_>, scaling: &Config<'_>, plain: Vec<f64>, n_ctx: usi
 fn unsupported(found: &str) -> Error {
     Error::Unsupported { what: format!("{found}; supported: rope types default, linear and llama3 on whole heads") }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn frequencies(config: &Value) -> Result<Vec<f64>> {
+        inverse_frequencies(&Config::new(config).unwrap(), 4, 64)
+    }
+
+    #[test]
+    fn old_and_new_places_agree() {
+        let plain = vec![1.0, 0.1];
+        for config in [
+            json!({"rope_theta": 100.0}),
+            json!({"rope_theta": 100.0, "rope_scaling": null}),
+            json!({"rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}}),
+            json!({"rope_theta": 7.0, "rope_parameters": {"rope_theta": 100.0}}),
+        ] {
+            assert_eq!(frequencies(&config).unwrap(), plain);
+        }
+        assert_eq!(frequencies(&json!({})).unwrap(), [1.0, 0.01]);
+        let scaled = [0.5, 0.05];
+        for config in [
+            json!({"rope_theta": 100.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+            json!({"rope_theta": 100.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+            json!({"rope_parameters": {"rope_theta": 100.0, "rope_type": "linear", "factor": 2.0}}),
+            json!({"rope_parameters": {"rope_theta": 100.0, "rope_type": "factors", "factors": [2.0, 2.0]}}),
+        ] {
+            assert_eq!(frequencies(&config).unwrap(), scaled);
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused() {
+        for config in [
+            json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+            json!({"partial_rotary_factor": 0.5}),
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}),
+        ] {
+            assert_eq!(frequencies(&config).unwrap_err().class(), "UnsupportedModelError");
+        }
+        for config in [
+            json!({"rope_theta": 0.0}),
+            json!({"rope_theta": "1"}),
+            json!({"rope_scaling": {"type": "linear", "factor": 0.0}}),
+            json!({"rope_scaling": {"type": "factors", "factors": [1.0]}}),
+            json!({"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}}),
+        ] {
+            assert_eq!(frequencies(&config).unwrap_err().class(), "CheckpointError");
+        }
+    }
+}

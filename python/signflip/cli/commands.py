@@ -1,0 +1,258 @@
+"""What each command does: open its inputs, call the public function of the same name, print what came back."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import signflip as sf
+from signflip.cli.codes import NOTHING_FOUND, OK
+from signflip.cli.output import print_json, table
+from signflip.errors import ArgumentError
+
+FEATURE = re.compile(r"(.+?)(?::(\d+)|\[(\d+)\])")
+
+
+def survey(args: argparse.Namespace) -> int:
+    """``signflip survey``."""
+    model = _load(args)
+    corpus: Any = args.corpus[0] if len(args.corpus) == 1 else [Path(path) for path in args.corpus]
+    result = sf.survey(
+        model,
+        corpus,
+        sites=args.sites,
+        context=args.context,
+        prefix=args.prefix,
+        out=args.out,
+        max_tokens=args.max_tokens,
+        field=args.field,
+        progress=not args.quiet,
+    )
+    if args.json:
+        print_json({"out": args.out, "metadata": result.metadata})
+    else:
+        print(result)
+        print(f"written to {args.out}")
+    return OK
+
+
+def one_sided(args: argparse.Namespace) -> int:
+    """``signflip one-sided``."""
+    opened = sf.Survey.open(args.survey)
+    found = opened.one_sided(max_rate=args.max_rate, confidence=args.confidence)
+    if args.site is not None:
+        opened[args.site]  # an unknown site is an error that names the nearest, not an empty table
+        found = type(found)(feature for feature in found if feature.site == args.site)
+    if args.json:
+        print_json(found)
+    else:
+        print(found.table(args.limit))
+    return OK if found else NOTHING_FOUND
+
+
+def scan(args: argparse.Namespace) -> int:
+    """``signflip scan``."""
+    model = _load(args)
+    features = sf.Survey.open(args.survey).one_sided(max_rate=args.max_rate, confidence=args.confidence)
+    if args.feature:
+        features = [pick_feature(features, name) for name in args.feature]
+    if args.limit is not None:
+        features = features[: args.limit]
+    if not features:
+        print("signflip: no feature is one-sided at this rate: nothing to scan", file=sys.stderr)
+        return NOTHING_FOUND
+    chosen = _chosen_behaviours(args.behaviour)
+    shown = not args.quiet and sys.stderr.isatty()
+    result = sf.scan(model, features, chosen, doses=args.doses, seed=args.seed, progress=shown)
+    if args.out is not None:
+        result.save(args.out)
+    reversed_ = result.reversed()
+    if args.json:
+        print_json(result)
+    else:
+        print(result.table())
+        print(result.summary())
+    return OK if reversed_ else NOTHING_FOUND
+
+
+def search(args: argparse.Namespace) -> int:
+    """``signflip search``."""
+    model = _load(args)
+    objective, contexts = _objective(args)
+    if args.lower:
+        objective = -objective
+    result = sf.search(
+        model,
+        objective,
+        tokens=args.tokens,
+        method=args.method,
+        contexts=[tuple(context) for context in args.context] if args.context else contexts,
+        chat=args.chat,
+        steps=args.steps,
+        width=args.width,
+        seed=args.seed,
+        stop_at=args.stop_at,
+        out=args.out,
+        progress=not args.quiet,
+    )
+    best = result.best
+    # A flip is on the other side where its objective is positive; other objectives have only the threshold asked for.
+    if args.stop_at is not None:
+        reached = best.value >= args.stop_at
+    else:
+        reached = best.value > 0 or not (args.survey or args.scan)
+    if args.json:
+        print_json({"best": best, "front": result.front, "work": result.work, "reached": reached})
+    else:
+        print(result)
+        if not reached:
+            print(f"not reached within this budget: the best value is {best.value:.4g}")
+    return OK if reached else NOTHING_FOUND
+
+
+def _objective(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The objective that was asked for, and the contexts that come with it."""
+    sources = [name for name in ("survey", "scan", "neuron", "logprob") if getattr(args, name) is not None]
+    if len(sources) != 1:
+        raise ArgumentError(
+            "search: expected one of --survey, --scan, --neuron, --logprob, found "
+            + (" and ".join(f"--{name}" for name in sources) or "none")
+        )
+    where = {} if args.position is None else {"position": args.position}
+    if args.neuron is not None:
+        return sf.objectives.neuron(*split_feature(args.neuron), **where), None
+    if args.logprob is not None:
+        return sf.objectives.logprob(args.logprob), None
+    if args.scan is not None:
+        found = sf.Scan.open(args.scan).reversed()
+        if args.feature is not None:
+            found = [r for r in found if (r.feature.site, r.feature.index) == split_feature(args.feature)]
+        if not found:
+            raise ArgumentError(f"{args.scan}: the scan found {args.feature or 'nothing'} not reversed")
+        return found[0].flip(), found[0].contexts
+    if args.feature is None:
+        raise ArgumentError("search: --survey needs --feature SITE:INDEX")
+    return find_feature(args.survey, args.feature).flip(), None
+
+
+def flip(args: argparse.Namespace) -> int:
+    """``signflip flip``."""
+    model = _load(args)
+    feature = find_feature(args.survey, args.feature)
+    result = sf.flip(model, feature, sf.SearchResult.open(args.result), chosen_behaviour(args.behaviour))
+    if args.out is not None:
+        result.save(args.out)
+    if args.json:
+        print_json(result)
+    else:
+        print(result)
+    return OK
+
+
+def run(args: argparse.Namespace) -> int:
+    """``signflip run``."""
+    model = _load(args)
+    edits = [sf.Edit(site, op, value, index=index) for site, op, value, index in args.edit]
+    tokens = model.to_tokens(model.to_chat(args.text) if args.chat else args.text)
+    logits = np.asarray(model.run(tokens, edits=edits))[0, -1].astype(np.float64)
+    logprobs = logits - np.logaddexp.reduce(logits)
+    order = np.argsort(-logits, kind="stable")[: args.top]
+    top = [
+        {"id": int(i), "token": model.to_string([int(i)]), "logit": logits[i], "logprob": logprobs[i]} for i in order
+    ]
+    made = None
+    if args.max_new_tokens:
+        ids = model.generate(
+            tokens, args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed, edits=edits
+        )
+        made = model.to_string(np.asarray(ids).reshape(-1)[np.asarray(tokens).size :])
+    if args.json:
+        print_json({"tokens": model.to_str_tokens(tokens), "next": top, "generated": made})
+        return OK
+    print("tokens:", " ".join(repr(token) for token in model.to_str_tokens(tokens)))
+    print(
+        table(("next", "id", "logit", "logprob"), ((repr(t["token"]), t["id"], t["logit"], t["logprob"]) for t in top))
+    )
+    if made is not None:
+        print("generated:", repr(made))
+    return OK
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """``signflip doctor``."""
+    from signflip.doctor import examine
+
+    found = examine()
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(f"{name:<12} {value}" for name, value in found.items()))
+    return OK
+
+
+def demo(args: argparse.Namespace) -> int:
+    """``signflip demo``."""
+    from signflip.demo import run_demo
+
+    _set_threads(args)
+    say = (
+        (lambda line: print(line, file=sys.stderr, flush=True)) if args.json else (lambda line: print(line, flush=True))
+    )
+    summary = run_demo(
+        Path(args.out), model=args.model, tokens=args.tokens, seed=args.seed, progress=not args.quiet, say=say
+    )
+    if args.json:
+        print_json(summary)
+    return OK
+
+
+def _load(args: argparse.Namespace) -> Any:
+    _set_threads(args)
+    return sf.load(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
+
+
+def _set_threads(args: argparse.Namespace) -> None:
+    if args.threads is not None:
+        sf.set_num_threads(args.threads)
+
+
+def split_feature(name: str) -> tuple[str, int]:
+    """``SITE:INDEX``, or ``SITE[INDEX]`` as tables print it, in its two parts."""
+    match = FEATURE.fullmatch(name)
+    if match is None:
+        raise ArgumentError(f"feature: expected SITE:INDEX, found {name!r}")
+    return match[1], int(match[2] or match[3])
+
+
+def pick_feature(features: Sequence[Any], name: str) -> Any:
+    """The feature of that name among one-sided ones."""
+    wanted = split_feature(name)
+    for feature in features:
+        if (feature.site, feature.index) == wanted:
+            return feature
+    raise ArgumentError(f"feature {name}: not among the {len(features)} features that are one-sided at this rate")
+
+
+def find_feature(path: str, name: str) -> Any:
+    """Find a feature in a survey file, however often its other side was seen."""
+    return pick_feature(sf.Survey.open(path).one_sided(max_rate=0.5), name)
+
+
+def _chosen_behaviours(names: Sequence[str] | None) -> list[Any]:
+    return [chosen_behaviour(name) for name in names] if names else sf.behaviours.all()
+
+
+def chosen_behaviour(name: str) -> Any:
+    """A built-in behaviour by its name, or one from a JSONL file."""
+    if name.endswith(".jsonl"):
+        return sf.Behaviour.open(name)
+    known = {behaviour.name: behaviour for behaviour in sf.behaviours.all()}
+    if name not in known:
+        raise ArgumentError(f"behaviour {name!r}: expected one of {', '.join(known)} or a .jsonl file")
+    return known[name]

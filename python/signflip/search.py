@@ -1,0 +1,616 @@
+"""Token search: the prompts that raise an objective, with fluency beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from signflip import _core
+from signflip.errors import ArgumentError, FileError, SearchError, TokenError, TokenizerError
+from signflip.objectives import Objective, for_core
+from signflip.scoring import Prompts
+
+__all__ = ["Found", "SearchResult", "Step", "search"]
+
+_FORMAT = "signflip search 1"
+# Stands for the free tokens while a chat template is rendered: a noncharacter, which no text holds.
+_SLOT = "\ufdd0"
+_DEFAULTS = {"epo": {"steps": 300, "width": 256, "topk": 512}, "gcg": {"steps": 500, "width": 512, "topk": 256}}
+
+Context = tuple[str | Sequence[int], str | Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A prompt that a search chose.
+
+    Attributes
+    ----------
+    tokens
+        The free tokens.
+    text
+        Their text, None without a tokenizer.
+    value
+        The objective, over all contexts.
+    cross_entropy
+        Nats a token, over the free tokens that have something in front of them, the mean over all contexts; None on a
+        reward model.
+    """
+
+    tokens: list[int]
+    text: str | None
+    value: float
+    cross_entropy: float | None
+
+
+@dataclass(frozen=True)
+class Best(Found):
+    """The prompt of the highest value.
+
+    Attributes
+    ----------
+    sequences
+        The whole ids, one list a context. Scoring them gives `value` again (with contexts, after aggregation).
+    """
+
+    sequences: Prompts
+
+
+@dataclass(frozen=True)
+class Step:
+    """The population after a step.
+
+    Attributes
+    ----------
+    event
+        ``"start"``, ``"step"``, ``"restart"`` (all slots take the prompt best at one penalty) or ``"fresh"`` (the
+        population stood still and was drawn anew).
+    members
+        One a slot.
+    """
+
+    event: str
+    members: list[Found]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found, and what it rests on.
+
+    Attributes
+    ----------
+    best
+        The prompt of the highest value of all that were scored in every context.
+    front
+        The Pareto front of value against cross-entropy over the members ever chosen, lowest cross-entropy first.
+    history
+        The chosen members, step by step; the first is the start.
+    ended
+        ``"steps"``, ``"reached"`` (`stop_at`) or ``"exhausted"`` (every prompt of allowed tokens was met).
+    work
+        Counts of work done and saved.
+    objective
+        What was raised.
+    settings
+        All that decides the result: the arguments, the contexts' ids, the model's hash.
+    version
+        Of signflip.
+    """
+
+    best: Best
+    front: list[Found]
+    history: list[Step]
+    ended: str
+    work: dict[str, int]
+    objective: Objective
+    settings: dict[str, Any]
+    version: str
+
+    def __str__(self) -> str:
+        s, w = self.settings, self.work
+        counts = f"{w['values']} values, {w['looked_up']} looked up, {w['pruned']} pruned"
+        lines = [
+            f"{s['method']} ({s['variant']}), {s['tokens']} tokens, seed {s['seed']}: {w['steps']} steps ({self.ended})",
+            counts,
+            f"raised: {self.objective}",
+            f"{'value':>10}  {'nats/token':>10}  prompt",
+        ]
+        for found in self.front:
+            entropy = "" if found.cross_entropy is None else f"{found.cross_entropy:.3f}"
+            lines.append(f"{found.value:>10.4g}  {entropy:>10}  {_shown(found)}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form that JSON can hold; prompts are listed once."""
+        index: dict[tuple[int, ...], int] = {}
+        prompts: list[dict[str, Any]] = []
+
+        def place(found: Found) -> int:
+            key = tuple(found.tokens)
+            if key not in index:
+                index[key] = len(prompts)
+                prompts.append(
+                    {
+                        "tokens": found.tokens,
+                        "text": found.text,
+                        "value": found.value,
+                        "cross_entropy": found.cross_entropy,
+                    }
+                )
+            return index[key]
+
+        return {
+            "format": _FORMAT,
+            "version": self.version,
+            "settings": self.settings,
+            "objective": self.objective.to_dict(),
+            "best": place(self.best),
+            "sequences": list(self.best.sequences),
+            "spans": [list(span) for span in self.best.sequences.spans],
+            "front": [place(found) for found in self.front],
+            "history": [
+                {"event": step.event, "members": [place(found) for found in step.members]} for step in self.history
+            ],
+            "ended": self.ended,
+            "work": self.work,
+            "prompts": prompts,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the result as JSON, whole or not at all.
+
+        Raises
+        ------
+        FileError
+            If the file cannot be written.
+        """
+        _write(Path(path), json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> SearchResult:
+        """A result that `save` wrote.
+
+        Raises
+        ------
+        FileError
+            If the file cannot be read.
+        SearchError
+            If it is not a search's result.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise FileError(f"{path}: {getattr(err, 'strerror', None) or err}") from err
+        try:
+            return cls._from_dict(json.loads(text))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as err:
+            raise SearchError(f"search: {path}: expected a result that signflip wrote, found something else") from err
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
+        if data["format"] != _FORMAT:
+            raise ValueError(data["format"])
+        prompts = [
+            Found([int(one) for one in p["tokens"]], p["text"], float(p["value"]), _number(p["cross_entropy"]))
+            for p in data["prompts"]
+        ]
+        best = prompts[data["best"]]
+        spans = [(start, end) for start, end in data["spans"]]
+        return cls(
+            best=Best(best.tokens, best.text, best.value, best.cross_entropy, Prompts(data["sequences"], spans)),
+            front=[prompts[i] for i in data["front"]],
+            history=[Step(step["event"], [prompts[i] for i in step["members"]]) for step in data["history"]],
+            ended=data["ended"],
+            work={name: int(count) for name, count in data["work"].items()},
+            objective=Objective.from_dict(data["objective"]),
+            settings=data["settings"],
+            version=data["version"],
+        )
+
+
+def search(
+    model: Any,
+    objective: Objective,
+    tokens: int = 12,
+    method: str = "epo",
+    contexts: Sequence[Context] | None = None,
+    chat: bool = False,
+    steps: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    stop_at: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    variant: str = "default",
+    aggregate: str = "mean",
+    topk: int | None = None,
+    population: int = 8,
+    prune: bool = True,
+    screen: int | None = None,
+    patience: int | None = None,
+    start: str | Sequence[int] | None = None,
+    printable: bool | None = None,
+    special_tokens: bool | None = None,
+    allow: Iterable[int | str] | None = None,
+    deny: Iterable[int | str] | None = None,
+    retokenize: bool | None = None,
+    progress: bool | Callable[[int, float | None], object] = True,
+) -> SearchResult:
+    """Search for the tokens that raise an objective.
+
+    Parameters
+    ----------
+    model
+        A `signflip.Model`.
+    objective
+        From `signflip.objectives`.
+    tokens
+        Number of free tokens.
+    method
+        ``"epo"``: a population along the front of value against cross-entropy (Thompson, Straznickas and Sklar 2024);
+        ``"gcg"``: one prompt, value alone (Zou et al. 2023).
+    contexts
+        `(before, after)` the free tokens, as texts (the tokenizer's BOS is put in front of `before`, special tokens in a
+        text are parsed) or as ids (run as they are). None: the tokenizer's BOS, if it adds one, and the free tokens.
+    chat
+        The contexts are user messages round the free tokens, put into the model's chat template up to the start of the
+        answer. Without contexts the message is the free tokens alone.
+    steps
+        At most this many; 300 for EPO and 500 for GCG by default.
+    width
+        Children a step; 256 and 512 by default.
+    seed
+        Decides every draw. Neither threads nor an interruption change a result.
+    stop_at
+        End as soon as the best value is at least this; None runs the whole budget.
+    out
+        The result's file. While the search runs, its state is kept beside it (``.partial``); the same call takes it up
+        again, and returns a finished result at once.
+    variant
+        ``"code"`` and ``"paper"``: the steps as published (the tables in the core's `epo.rs` and `gcg.rs` say how they
+        differ); ``"default"``: improved, at least by drawing a population afresh once it stands still.
+    aggregate
+        Over contexts: ``"mean"`` or ``"worst"``.
+    topk
+        Tokens that the gradient proposes at each position; 512 for EPO and 256 for GCG by default.
+    population
+        Slots of EPO.
+    prune
+        Drop children that no slot can choose before their cross-entropy is computed. Changes the work alone.
+    screen
+        Score children on this many contexts, drawn anew each step, and only the most promising on all; 0: on all. By
+        default 4 where there are more than 4 contexts (default variant), else 0.
+    patience
+        Steps in a row without a change of population, after which it is drawn afresh (default variant). By default as
+        many as it takes to draw about as many children as one prompt has neighbours.
+    start
+        Free tokens to start from, as text or ids. By default random, and for the published GCG exclamation marks.
+    printable
+        Use tokens of printable text only. On by default, but for the published EPO, as are the next two.
+    special_tokens
+        Let special tokens be used. Off by default.
+    allow, deny
+        Use these tokens only, do not use these: ids, or texts that are one token each.
+    retokenize
+        Use only prompts that are the same ids after decode and encode of the whole prompt, in every context. On by
+        default, but for the published EPO.
+    progress
+        Show a bar, or call `progress(step, best value)` after each step.
+
+    Returns
+    -------
+    SearchResult
+
+    Raises
+    ------
+    SearchError
+        If the filters leave nothing to search with, or `out` holds another search.
+    ArgumentError, TokenError, SiteError, ContextLengthError, TokenizerError, FileError
+        If an argument is out of its domain or a file cannot be written.
+    """
+    if method not in _DEFAULTS:
+        raise ArgumentError(f"method: expected 'epo' or 'gcg', found {method!r}")
+    if variant not in ("default", "code", "paper"):
+        raise ArgumentError(f"variant: expected 'default', 'code' or 'paper', found {variant!r}")
+    if aggregate not in ("mean", "worst"):
+        raise ArgumentError(f"aggregate: expected 'mean' or 'worst', found {aggregate!r}")
+    defaults = _DEFAULTS[method]
+    n = _count("tokens", tokens, 1)
+    own = not (method == "epo" and variant != "default")
+    filters = {
+        "printable": own if printable is None else bool(printable),
+        "special_tokens": not own if special_tokens is None else bool(special_tokens),
+        "retokenize": own if retokenize is None else bool(retokenize),
+    }
+    if model.tokenizer is None:
+        if printable or retokenize or special_tokens is False:
+            raise TokenizerError(f"tokenizer: {model.name} has none, so its prompts cannot be filtered by text")
+        filters = {"printable": False, "special_tokens": True, "retokenize": False}
+    core_objective = for_core(model, objective)
+    ids = _contexts(model, contexts, chat)
+    allowed = _allowed(model, filters["printable"], filters["special_tokens"], allow, deny)
+    given = None if start is None else _start(model, start, n)
+    begin = (
+        [given] if given is not None else _published_start(model, n) if method == "gcg" and variant != "default" else []
+    )
+    width = _count("width", defaults["width"] if width is None else width, 1)
+    topk = _count("topk", defaults["topk"] if topk is None else topk, 1)
+    neighbours = n * min(topk, int(allowed.sum()))
+    if screen is None:
+        screen = 4 if len(ids) > 4 and variant == "default" else 0
+    if stop_at is not None and not math.isfinite(stop_at):
+        raise ArgumentError(f"stop_at: expected a finite number or None, found {stop_at}")
+    settings: dict[str, Any] = {
+        "method": method,
+        "variant": variant,
+        "tokens": n,
+        "steps": _count("steps", defaults["steps"] if steps is None else steps, 0),
+        "width": width,
+        "topk": topk,
+        "population": _count("population", population, 1),
+        "aggregate": aggregate,
+        "seed": _count("seed", seed, 0, 2**64 - 1),
+        "stop_at": None if stop_at is None else float(np.float32(stop_at)),
+        "prune": bool(prune),
+        "screen": _count("screen", screen, 0),
+        "patience": _count("patience", max(1, -(-neighbours // width)) if patience is None else patience, 1),
+        "start": begin,
+        "start_required": given is not None,
+    }
+    described = settings | {
+        "contexts": ids,
+        "filters": filters,
+        "allowed": hashlib.sha256(allowed.tobytes()).hexdigest(),
+        "model": model.hash,
+        "device": model.device,
+        "dtype": model.dtype,
+    }
+    identity = json.dumps(
+        [_FORMAT, _core.__version__, described, core_objective], sort_keys=True, separators=(",", ":")
+    )
+    path = None if out is None else Path(out)
+    if path is not None:
+        if path.exists():
+            return _finished(path, described, objective)
+        _writable(path)
+    partial = None if path is None else path.with_name(path.name + ".partial")
+    core_settings = settings | {
+        "checkpoint": None if partial is None else str(partial),
+        "checkpoint_every": 2.0,
+        "identity": hashlib.sha256(identity.encode()).hexdigest(),
+    }
+    with _Progress(progress, settings["steps"]) as report:
+        text = _core.search(
+            model._core,
+            core_objective,
+            ids,
+            json.dumps(core_settings, allow_nan=False),
+            allowed.tobytes(),
+            model.tokenizer if filters["retokenize"] else None,
+            report,
+        )
+    result = _result(model, json.loads(text), objective, described)
+    if path is not None and partial is not None:
+        result.save(path)
+        partial.unlink(missing_ok=True)
+    return result
+
+
+def _result(model: Any, data: Mapping[str, Any], objective: Objective, settings: dict[str, Any]) -> SearchResult:
+    def single(value: float | None) -> float | None:
+        # The core's float32s are written in their shortest form.
+        return None if value is None else float(np.float32(value))
+
+    def found(entry: Mapping[str, Any]) -> Found:
+        text = None if model.tokenizer is None else _text(model, entry["tokens"])
+        value = single(entry["value"])
+        return Found(entry["tokens"], text, math.nan if value is None else value, single(entry["cross_entropy"]))
+
+    prompts = [found(entry) for entry in data["prompts"]]
+    best = found(data["best"])
+    spans = [(start, end) for start, end in data["spans"]]
+    return SearchResult(
+        best=Best(best.tokens, best.text, best.value, best.cross_entropy, Prompts(data["sequences"], spans)),
+        front=[found(entry) for entry in data["front"]],
+        history=[Step(past["event"], [prompts[i] for i in past["members"]]) for past in data["history"]],
+        ended=data["ended"],
+        work=data["work"],
+        objective=objective,
+        settings=settings,
+        version=_core.__version__,
+    )
+
+
+def _finished(path: Path, settings: Mapping[str, Any], objective: Objective) -> SearchResult:
+    result = SearchResult.open(path)
+    here = json.loads(json.dumps(settings))
+    if here == result.settings and objective == result.objective:
+        return result
+    changed = [name for name in here if here[name] != result.settings.get(name)] or ["objective"]
+    raise SearchError(f"search: {path} holds the result of a search with another {', '.join(changed)}")
+
+
+def _shown(found: Found) -> str:
+    return repr(found.text) if found.text is not None else str(found.tokens)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _count(name: str, value: Any, least: int, most: int = 2**32 - 1) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise ArgumentError(f"{name}: expected an integer, found {value!r}")
+    if not least <= value <= most:
+        raise ArgumentError(f"{name}: expected {least} to {most}, found {value}")
+    return int(value)
+
+
+def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> list[tuple[list[int], list[int]]]:
+    if contexts is None:
+        if not chat:
+            return [([] if model.tokenizer is None else list(model.tokenizer.prefix_ids), [])]
+        contexts = [("", "")]
+    contexts = list(contexts)
+    if not contexts:
+        raise ArgumentError("contexts: expected at least one, or None, found none")
+    ids = []
+    for context in contexts:
+        if isinstance(context, str) or not isinstance(context, Sequence) or len(context) != 2:
+            raise ArgumentError(f"contexts: expected (before, after) pairs, found {context!r}")
+        before, after = context
+        if chat:
+            if not isinstance(before, str) or not isinstance(after, str):
+                raise ArgumentError(f"contexts: expected texts for the chat template, found {context!r}")
+            parts = model.to_chat([{"role": "user", "content": before + _SLOT + after}]).split(_SLOT)
+            if len(parts) != 2:
+                raise TokenizerError(f"chat template: writes a user's message {len(parts) - 1} times, not once")
+            ids.append((_encode(model, parts[0], False), _encode(model, parts[1], False)))
+        else:
+            ids.append((_encode(model, before, True), _encode(model, after, False)))
+    return ids
+
+
+def _encode(model: Any, part: str | Sequence[int], bos: bool) -> list[int]:
+    if not isinstance(part, str):
+        return _ids(model, part)
+    if model.tokenizer is None:
+        raise TokenizerError(f"tokenizer: {model.name} has none, so text cannot be used; give contexts as ids")
+    return [int(one) for one in model.tokenizer.encode(part, bos)]
+
+
+def _ids(model: Any, ids: Any) -> list[int]:
+    if not isinstance(ids, (Sequence, np.ndarray)):
+        raise TokenError(f"tokens: expected text or ids, found {ids!r}")
+    checked = []
+    for one in ids:
+        if isinstance(one, (bool, np.bool_)) or not isinstance(one, (int, np.integer)):
+            raise TokenError(f"tokens: expected integer ids, found {one!r}")
+        if not 0 <= one < model.cfg.d_vocab:
+            raise TokenError(f"tokens: id {one} is outside the vocabulary of {model.cfg.d_vocab} ids")
+        checked.append(int(one))
+    return checked
+
+
+def _start(model: Any, start: str | Sequence[int], n: int) -> list[int]:
+    ids = _encode(model, start, False)
+    if len(ids) != n:
+        raise ArgumentError(f"start: expected {n} tokens, found {len(ids)}")
+    return ids
+
+
+def _published_start(model: Any, n: int) -> list[list[int]]:
+    """The exclamation marks that GCG starts from, where they are one token each."""
+    if model.tokenizer is None:
+        return []
+    for text in ("! " * n, "!" + " !" * (n - 1), " !" * n):
+        ids = [int(one) for one in model.tokenizer.encode(text.rstrip(), False)]
+        if len(ids) == n:
+            return [ids]
+    return []
+
+
+def _allowed(
+    model: Any,
+    printable: bool,
+    special_tokens: bool,
+    allow: Iterable[int | str] | None,
+    deny: Iterable[int | str] | None,
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """One flag a token of the model's vocabulary."""
+    vocabulary, tokenizer = model.cfg.d_vocab, model.tokenizer
+    allowed = np.ones(vocabulary, np.uint8)
+    if tokenizer is not None:
+        # Rows of the embedding that no token has are padding.
+        known = [i for i in range(vocabulary) if tokenizer.id_to_piece(i) is not None]
+        allowed[:] = 0
+        allowed[known] = 1
+        if printable:
+            for i, text in zip(known, tokenizer.token_strings(known), strict=True):
+                allowed[i] = text != "" and text.isprintable() and "\ufffd" not in text
+        if not special_tokens:
+            allowed[[i for i in tokenizer.special_ids if i < vocabulary]] = 0
+    if allow is not None:
+        mask = np.zeros(vocabulary, np.uint8)
+        mask[_listed(model, "allow", allow)] = 1
+        allowed &= mask
+    if deny is not None:
+        allowed[_listed(model, "deny", deny)] = 0
+    return allowed
+
+
+def _listed(model: Any, name: str, tokens: Iterable[int | str]) -> list[int]:
+    ids: list[int] = []
+    if isinstance(tokens, str):
+        raise ArgumentError(f"{name}: expected a list of ids or texts, found one text {tokens!r}")
+    for token in tokens:
+        if isinstance(token, str):
+            found = _encode(model, token, False)
+            if len(found) != 1:
+                raise TokenError(f"tokens: expected texts of one token each in {name}, found {len(found)} in {token!r}")
+            ids += found
+        else:
+            ids += _ids(model, [token])
+    return ids
+
+
+def _text(model: Any, ids: list[int]) -> str | None:
+    # A vocabulary padded beyond the tokenizer has ids without text.
+    known = all(model.tokenizer.id_to_piece(one) is not None for one in ids)
+    return str(model.tokenizer.decode(ids)) if known else None
+
+
+class _Progress:
+    """A bar on a terminal, or the caller's function."""
+
+    def __init__(self, progress: bool | Callable[[int, float | None], object], steps: int) -> None:
+        self._call = progress if callable(progress) else None
+        self._bar = None
+        if self._call is None and progress:
+            self._bar = tqdm(total=steps, desc="search", unit="step", disable=None, file=sys.stderr)
+
+    def __enter__(self) -> Callable[[int, float | None], object] | None:
+        if self._bar is not None:
+            return self._show
+        return self._call
+
+    def _show(self, step: int, best: float | None) -> None:
+        assert self._bar is not None
+        self._bar.update(step - self._bar.n)
+        if best is not None:
+            self._bar.set_postfix_str(f"best {best:.4g}", refresh=False)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _writable(path: Path) -> None:
+    """Fails before the work rather than after it."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileError(f"{path}: no such folder {folder}")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise FileError(f"{path}: cannot be written")
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as err:
+        raise FileError(f"{path}: {err.strerror or err}") from err

@@ -1,0 +1,197 @@
+//! The host step of a survey: sorts a batch's rows into counted ones and those counted apart, and counts them.
+
+use rayon::prelude::*;
+
+use super::document::DocumentHash;
+use super::settings::Settings;
+use super::stats::{SiteStats, UnitRows};
+use crate::engine::request::{Engine, Host, HostRows};
+use crate::engine::site::{Point, Site};
+use crate::error::{Error, Result};
+
+/// How many times the median norm of its context a residual's norm must exceed for its token to be a sink.
+pub const SINK_RATIO: f64 = 10.0;
+
+/// A context of a document, as it goes through the engine (behind the prefix).
+#[derive(Clone, Debug)]
+pub struct Unit {
+    /// The document.
+    pub document: DocumentHash,
+    /// Which of its units.
+    pub index: u32,
+    /// Index of the first token in the document.
+    pub start: u32,
+    /// Leading tokens that the tokenizer put there itself.
+    pub n_bos: u32,
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// Whether the document ends here.
+    pub last: bool,
+}
+
+/// Counts one batch.
+pub struct Observer<'a> {
+    sites: &'a [Site],
+    stats: &'a mut [SiteStats],
+    units: &'a [Unit],
+    settings: &'a Settings,
+    engine: &'a dyn Engine,
+    /// First row of each unit.
+    first_row: Vec<usize>,
+    n_rows: usize,
+    /// Rows as the sites of a layer see them: that layer, and the units.
+    layer: Option<(usize, Vec<UnitRows>)>,
+    /// Statistics that have been fed.
+    fed: usize,
+}
+
+impl<'a> Observer<'a> {
+    /// For a request of the prefix's segment, if there is a prefix, and one segment a unit; `stats[i]` are those of
+    /// `sites[i]`.
+    pub fn new(
+        sites: &'a [Site],
+        stats: &'a mut [SiteStats],
+        units: &'a [Unit],
+        settings: &'a Settings,
+        engine: &'a dyn Engine,
+    ) -> Self {
+        let mut n_rows = settings.prefix.len();
+        let mut first_row = Vec::with_capacity(units.len());
+        for unit in units {
+            first_row.push(n_rows);
+            n_rows += unit.tokens.len();
+        }
+        Self { sites, stats, units, settings, engine, first_row, n_rows, layer: None, fed: 0 }
+    }
+
+    /// Checks that the engine came past every site.
+    pub fn finish(self) -> Result<()> {
+        if self.fed == self.stats.len() {
+            Ok(())
+        } else {
+            Err(Error::Internal(format!("the engine passed {} of {} surveyed sites", self.fed, self.stats.len())))
+        }
+    }
+
+    /// Units with every row but BOS and sinks; `norms` are the rows' residual norms.
+    fn unit_rows(&self, norms: Option<&[f64]>) -> Vec<UnitRows> {
+        let rows = |(unit, &first): (&Unit, &usize)| {
+            let candidates = unit.n_bos as usize..unit.tokens.len();
+            let limit = norms.map_or(f64::INFINITY, |norms| {
+                SINK_RATIO * median(&norms[first + candidates.start..first + candidates.end])
+            });
+            let counted = |offset: &usize| norms.is_none_or(|norms| norms[first + offset] <= limit);
+            let offsets: Vec<usize> = candidates.clone().filter(counted).collect();
+            UnitRows {
+                document: unit.document,
+                rows: offsets.iter().map(|offset| (first + offset) as u32).collect(),
+                positions: offsets.iter().map(|&offset| unit.start + offset as u32).collect(),
+                last: unit.last,
+                sampled: unit.document.sampled(unit.index, self.settings.histogram_every),
+                n_sink: (candidates.len() - offsets.len()) as u32,
+                n_bos: unit.n_bos,
+                n_prefix: self.settings.prefix.len() as u32,
+            }
+        };
+        self.engine.pool().install(|| self.units.par_iter().zip(&self.first_row).map(rows).collect())
+    }
+
+    /// Learns from the residual that enters a layer which tokens are sinks there.
+    fn find_sinks(&mut self, site: Site, layer: usize, width: usize, data: &[f32]) -> Result<()> {
+        let norms: Vec<f64> =
+            self.engine.pool().install(|| data.par_chunks(width).with_min_len(16).map(norm).collect());
+        if norms.iter().any(|norm| !norm.is_finite()) {
+            return Err(Error::Survey(format!("site {}: expected finite values, found NaN or infinity", site.name())));
+        }
+        self.layer = Some((layer, self.unit_rows(Some(&norms))));
+        Ok(())
+    }
+
+    fn count(&mut self, site: Site, index: usize, width: usize, data: &[f32]) -> Result<()> {
+        let everything;
+        let units = match &self.layer {
+            _ if !judged(site) => {
+                everything = self.unit_rows(None);
+                &everything
+            }
+            Some((layer, units)) if *layer == site.layer => units,
+            _ => return Err(Error::Internal(format!("site {} came before its layer's residual", site.name()))),
+        };
+        let stats = &mut self.stats[index];
+        if stats.width != width {
+            return Err(Error::Internal(format!("site {} has width {width}, not {}", site.name(), stats.width)));
+        }
+        self.fed += 1;
+        stats.observe(units, data, self.engine.pool())
+    }
+
+    /// The layer that a residual enters, if the sinks of a surveyed site depend on it.
+    fn enters(&self, site: Site) -> Option<usize> {
+        let n_layers = self.engine.spec().n_layers;
+        let layer = match site.point {
+            Point::ResidPre => site.layer,
+            Point::ResidPost if site.layer + 1 == n_layers => n_layers,
+            _ => return None,
+        };
+        self.sites.iter().any(|&other| other.layer == layer && judged(other)).then_some(layer)
+    }
+}
+
+/// Whether a site lies behind a residual that can hold a sink: the embeddings do not.
+fn judged(site: Site) -> bool {
+    !matches!(site.point, Point::Embed | Point::PosEmbed)
+}
+
+/// Euclidean norm in float64: eight lanes, then the lanes in order.
+fn norm(row: &[f32]) -> f64 {
+    let mut lanes = [0.0_f64; 8];
+    for chunk in row.chunks(8) {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+    }
+    lanes.iter().sum::<f64>().sqrt()
+}
+
+/// The middle value, or the mean of the two middle ones.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let half = sorted.len() / 2;
+    match (sorted.len() % 2, sorted.get(half), sorted.get(half.wrapping_sub(1))) {
+        (1, Some(&middle), _) => middle,
+        (_, Some(&upper), Some(&lower)) => f64::midpoint(lower, upper),
+        _ => f64::INFINITY,
+    }
+}
+
+impl Host for Observer<'_> {
+    fn wants(&self, site: Site) -> bool {
+        self.enters(site).is_some() || self.sites.contains(&site)
+    }
+
+    fn step(&mut self, site: Site, rows: &HostRows<'_>, width: usize, data: &mut [f32]) -> Result<()> {
+        let lead = usize::from(!self.settings.prefix.is_empty());
+        let in_order = rows.rows.len() == self.n_rows
+            && data.len() == self.n_rows * width
+            && self.units.iter().zip(&self.first_row).enumerate().all(|(i, (unit, &first))| {
+                let rows = &rows.rows[first..first + unit.tokens.len()];
+                rows.iter().enumerate().all(|(at, row)| (row.variant, row.segment, row.offset) == (0, i + lead, at))
+            });
+        if !in_order {
+            return Err(Error::Internal(format!("site {} came with rows out of order", site.name())));
+        }
+        // A residual that leaves the last layer is one of that layer's own sites first.
+        let enters = self.enters(site);
+        if let Some(layer) = enters.filter(|&layer| layer == site.layer) {
+            self.find_sinks(site, layer, width, data)?;
+        }
+        if let Some(index) = self.sites.iter().position(|&other| other == site) {
+            self.count(site, index, width, data)?;
+        }
+        match enters.filter(|&layer| layer != site.layer) {
+            Some(layer) => self.find_sinks(site, layer, width, data),
+            None => Ok(()),
+        }
+    }
+}

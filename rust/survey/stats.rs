@@ -1,0 +1,342 @@
+//! Statistics of every feature of a site: a commutative monoid, to the bit.
+
+use rayon::prelude::*;
+
+use super::document::DocumentHash;
+use super::fixed::{Fixed, mean_and_variance};
+use super::histogram::{Histogram, Scratch};
+use super::moments::{self, Columns, Moments, STRIP, Sums};
+use super::topk::{End, Extremes, Occurrence};
+use crate::error::{Error, Result};
+
+/// Tokens and units of a site, counted ones and those counted apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tokens that the statistics hold.
+    pub n_tokens: u64,
+    /// Units with at least one such token.
+    pub n_units: u64,
+    /// Attention sinks, counted apart.
+    pub n_sink: u64,
+    /// BOS tokens of the tokenizer's, counted apart.
+    pub n_bos: u64,
+    /// Tokens of the given prefix, counted apart.
+    pub n_prefix: u64,
+    /// Counted tokens that the histograms hold.
+    pub n_histogram: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.n_tokens += other.n_tokens;
+        self.n_units += other.n_units;
+        self.n_sink += other.n_sink;
+        self.n_bos += other.n_bos;
+        self.n_prefix = self.n_prefix.saturating_add(other.n_prefix);
+        self.n_histogram += other.n_histogram;
+    }
+}
+
+/// A context of one batch, as one site sees it.
+#[derive(Clone, Debug, Default)]
+pub struct UnitRows {
+    /// The document it is a piece of.
+    pub document: DocumentHash,
+    /// The batch's rows that count, in position order.
+    pub rows: Vec<u32>,
+    /// The tokens' indices in the document, one a row.
+    pub positions: Vec<u32>,
+    /// Whether the document ends here.
+    pub last: bool,
+    /// Whether histograms count it.
+    pub sampled: bool,
+    /// Tokens counted apart.
+    pub n_sink: u32,
+    /// Tokens counted apart.
+    pub n_bos: u32,
+    /// Tokens counted apart.
+    pub n_prefix: u32,
+}
+
+/// A column's statistics that are kept as plain numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Feature {
+    /// Smallest value (infinity if nothing was counted).
+    pub min: f32,
+    /// Largest value.
+    pub max: f32,
+    /// Sum of the values.
+    pub sum: Fixed,
+    /// Sum of their squares.
+    pub squares: Fixed,
+    /// Values above zero.
+    pub positive: u64,
+    /// Values below zero.
+    pub negative: u64,
+    /// Units that hold a value above zero.
+    pub units_positive: u64,
+    /// Units that hold a value below zero.
+    pub units_negative: u64,
+}
+
+impl Feature {
+    /// Of nothing.
+    pub const EMPTY: Self = Self {
+        min: f32::INFINITY,
+        max: f32::NEG_INFINITY,
+        sum: Fixed([0; 3]),
+        squares: Fixed([0; 3]),
+        positive: 0,
+        negative: 0,
+        units_positive: 0,
+        units_negative: 0,
+    };
+
+    fn merge(&mut self, other: &Self) {
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+        self.sum.add(other.sum);
+        self.squares.add(other.squares);
+        self.positive += other.positive;
+        self.negative += other.negative;
+        self.units_positive += other.units_positive;
+        self.units_negative += other.units_negative;
+    }
+}
+
+/// Neighbouring columns of a site.
+#[derive(Clone, Debug)]
+struct Strip {
+    features: Vec<Feature>,
+    histograms: Vec<Histogram>,
+    top: Extremes,
+    bottom: Extremes,
+    /// Sums of the document in progress.
+    open: Sums,
+}
+
+/// Why a value could not be counted: the column, and whether it was not finite (else too large).
+type Refused = (usize, bool);
+
+impl Strip {
+    fn new(len: usize, capacity: usize) -> Self {
+        Self {
+            features: vec![Feature::EMPTY; len],
+            histograms: vec![Histogram::default(); len],
+            top: Extremes::new(End::Top, len, capacity),
+            bottom: Extremes::new(End::Bottom, len, capacity),
+            open: Sums::ZERO,
+        }
+    }
+
+    fn observe(&mut self, columns: Columns<'_>, units: &[UnitRows], tools: &mut Tools) -> Result<(), Refused> {
+        for unit in units {
+            if !unit.rows.is_empty() {
+                let mut seen = Moments::EMPTY;
+                moments::accumulate(columns, &unit.rows, &mut seen, &mut self.open);
+                if let Some(bad) = self.open.squares[..columns.len].iter().position(|x| !x.is_finite()) {
+                    return Err((bad, true));
+                }
+                self.fold(&seen);
+                self.extremes(columns, unit, &seen, tools);
+            }
+            if unit.last {
+                self.close()?;
+            }
+        }
+        if units.iter().any(|unit| unit.sampled && !unit.rows.is_empty()) {
+            let rows = units.iter().filter(|unit| unit.sampled).flat_map(|unit| unit.rows.iter().copied());
+            moments::buckets(columns, rows, &mut tools.keys);
+            for (j, histogram) in self.histograms.iter_mut().enumerate() {
+                tools.scratch.count(histogram, &tools.keys, j, columns.len);
+            }
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self, seen: &Moments) {
+        for (j, feature) in self.features.iter_mut().enumerate() {
+            feature.min = feature.min.min(seen.min[j]);
+            feature.max = feature.max.max(seen.max[j]);
+            feature.positive += u64::from(seen.positive[j]);
+            feature.negative += u64::from(seen.negative[j]);
+            feature.units_positive += u64::from(seen.positive[j] > 0);
+            feature.units_negative += u64::from(seen.negative[j] > 0);
+        }
+    }
+
+    /// Looks at single values only in columns whose extreme of the unit could be kept.
+    fn extremes(&mut self, columns: Columns<'_>, unit: &UnitRows, seen: &Moments, tools: &mut Tools) {
+        for (kept, best) in [(&mut self.top, &seen.max), (&mut self.bottom, &seen.min)] {
+            tools.live.clear();
+            tools.live.extend((0..columns.len).filter(|&j| kept.admits(j, best[j], &unit.document)));
+            if tools.live.is_empty() {
+                continue;
+            }
+            for (&row, &position) in unit.rows.iter().zip(&unit.positions) {
+                let row = columns.row(row);
+                for &j in &tools.live {
+                    let value = row[j] + 0.0;
+                    if kept.admits(j, value, &unit.document) {
+                        kept.insert(j, Occurrence { value, position, document: unit.document });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rounds the sums of the document in progress to fixed point and starts the next.
+    fn close(&mut self) -> Result<(), Refused> {
+        for (j, feature) in self.features.iter_mut().enumerate() {
+            let sum = Fixed::from_f64(self.open.sum[j]).ok_or((j, false))?;
+            feature.sum.add(sum);
+            feature.squares.add(Fixed::from_f64(self.open.squares[j]).ok_or((j, false))?);
+        }
+        self.open = Sums::ZERO;
+        Ok(())
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for (mine, others) in self.features.iter_mut().zip(&other.features) {
+            mine.merge(others);
+        }
+        for (mine, others) in self.histograms.iter_mut().zip(&other.histograms) {
+            mine.merge(others);
+        }
+        self.top.merge(&other.top);
+        self.bottom.merge(&other.bottom);
+    }
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Tools {
+    scratch: Scratch,
+    keys: Vec<u16>,
+    live: Vec<usize>,
+}
+
+/// Statistics of all features of one site.
+#[derive(Clone, Debug)]
+pub struct SiteStats {
+    /// The site's name.
+    pub name: String,
+    /// Number of features.
+    pub width: usize,
+    /// Tokens and units.
+    pub tally: Tally,
+    /// What the norm in front of the site permits at all, `(lowest, highest)` a feature, where it is known.
+    pub reach: Option<Vec<(f64, f64)>>,
+    strips: Vec<Strip>,
+}
+
+impl SiteStats {
+    /// Of nothing; `capacity` occurrences are kept at either end.
+    pub fn new(name: String, width: usize, capacity: usize) -> Self {
+        let strips = (0..width).step_by(STRIP).map(|start| Strip::new(STRIP.min(width - start), capacity)).collect();
+        Self { name, width, tally: Tally::default(), reach: None, strips }
+    }
+
+    /// Counts a batch, `data` being `[rows, width]`. Units are in corpus order; a document's pieces are consecutive,
+    /// in this batch or over several.
+    pub fn observe(&mut self, units: &[UnitRows], data: &[f32], pool: &rayon::ThreadPool) -> Result<()> {
+        let width = self.width;
+        let refused: Option<Refused> = pool.install(|| {
+            let found = self.strips.par_iter_mut().enumerate().map_init(Tools::default, |tools, (i, strip)| {
+                let columns = Columns { data, width, start: i * STRIP, len: strip.features.len() };
+                strip.observe(columns, units, tools).err().map(|(column, nan)| (i * STRIP + column, nan))
+            });
+            found.flatten().min()
+        });
+        if let Some((feature, not_finite)) = refused {
+            let what = if not_finite {
+                "expected finite values, found NaN or infinity".to_owned()
+            } else {
+                format!(
+                    "expected the squares of a document's values to sum to less than {:e}, found more",
+                    Fixed::LIMIT
+                )
+            };
+            return Err(Error::Survey(format!("site {} feature {feature}: {what}", self.name)));
+        }
+        for unit in units {
+            let n_tokens = unit.rows.len() as u64;
+            self.tally.add(&Tally {
+                n_tokens,
+                n_units: u64::from(n_tokens > 0),
+                n_sink: u64::from(unit.n_sink),
+                n_bos: u64::from(unit.n_bos),
+                n_prefix: u64::from(unit.n_prefix),
+                n_histogram: if unit.sampled { n_tokens } else { 0 },
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes in what another survey of the same site counted. Neither may have a document in progress.
+    pub fn merge(&mut self, other: &Self) {
+        self.tally.add(&other.tally);
+        self.reach = match (self.reach.take(), &other.reach) {
+            // Each bound holds; where the last bits differ (another machine's arithmetic), so does the tighter one.
+            (Some(mine), Some(others)) => {
+                Some(mine.iter().zip(others).map(|(a, b)| (a.0.max(b.0), a.1.min(b.1))).collect())
+            }
+            (mine, others) => mine.or_else(|| others.clone()),
+        };
+        for (mine, others) in self.strips.iter_mut().zip(&other.strips) {
+            mine.merge(others);
+        }
+    }
+
+    /// The features in order.
+    pub fn features(&self) -> impl Iterator<Item = &Feature> {
+        self.strips.iter().flat_map(|strip| &strip.features)
+    }
+
+    /// Mean and population variance of every feature (NaN if nothing was counted).
+    pub fn moments(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.features().map(|feature| mean_and_variance(self.tally.n_tokens, feature.sum, feature.squares))
+    }
+
+    /// The histograms in order.
+    pub fn histograms(&self) -> impl Iterator<Item = &Histogram> {
+        self.strips.iter().flat_map(|strip| &strip.histograms)
+    }
+
+    /// A feature's most extreme occurrences, most extreme first.
+    pub fn extremes(&self, end: End, feature: usize) -> &[Occurrence] {
+        let strip = &self.strips[feature / STRIP];
+        match end {
+            End::Top => strip.top.column(feature % STRIP),
+            End::Bottom => strip.bottom.column(feature % STRIP),
+        }
+    }
+
+    /// Sums of the document in progress, `(values, squares)` a feature.
+    pub(super) fn open_sums(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.strips.iter().flat_map(|strip| {
+            strip.open.sum.iter().zip(&strip.open.squares).take(strip.features.len()).map(|(&a, &b)| (a, b))
+        })
+    }
+
+    /// Restores one feature from a file.
+    pub(super) fn restore(
+        &mut self,
+        index: usize,
+        feature: Feature,
+        histogram: Histogram,
+        occurrences: impl Iterator<Item = (End, Occurrence)>,
+        open: (f64, f64),
+    ) {
+        let (strip, j) = (&mut self.strips[index / STRIP], index % STRIP);
+        strip.features[j] = feature;
+        strip.histograms[j] = histogram;
+        for (end, occurrence) in occurrences {
+            match end {
+                End::Top => strip.top.insert(j, occurrence),
+                End::Bottom => strip.bottom.insert(j, occurrence),
+            }
+        }
+        (strip.open.sum[j], strip.open.squares[j]) = open;
+    }
+}

@@ -1,0 +1,180 @@
+"""The command line: words and defaults of the Python functions, exit codes, errors in one line."""
+
+import argparse
+import inspect
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import signflip
+from signflip.cli import commands, main
+from signflip.cli.output import plain, table
+from signflip.cli.parser import build_parser
+from signflip.errors import FileError, InternalError, SiteError
+
+
+@dataclass
+class Feature:
+    site: str = "blocks.0.mlp.hook_pre"
+    index: int = 3
+    side: int = 1
+    n_tokens: int = 100
+    n_units: int = 7
+    rate: float = 0.0
+    rate_bound: float = 0.4
+    min: float = 0.5
+    max: float = 2.0
+    margin: float = 0.5
+    reach: float = -float("inf")
+    certified: bool = False
+
+
+class FakeSurvey:
+    """A survey of one or no one-sided feature that remembers what it was asked."""
+
+    def __init__(self, features):
+        self.features, self.asked = features, []
+
+    def one_sided(self, max_rate=0.0, confidence=0.95):
+        self.asked.append((max_rate, confidence))
+        return self.features
+
+    def __getitem__(self, site):
+        if site not in {f.site for f in self.features}:
+            raise SiteError(f"site {site!r}: unknown")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The library's part replaced by what a test puts there."""
+    library = SimpleNamespace(Survey=SimpleNamespace(open=lambda path: library.survey), survey=FakeSurvey([Feature()]))
+    monkeypatch.setattr(commands, "sf", library)
+    return library
+
+
+def test_one_sided_prints_a_table_or_json(fake, capsys):
+    assert main(["one-sided", "x.survey", "--max-rate", "0.001"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["site", "index", "side"]
+    assert row.split()[:4] == ["blocks.0.mlp.hook_pre", "3", "+", "100"]
+    assert fake.survey.asked == [(0.001, 0.95)]
+
+    assert main(["one-sided", "x.survey", "--json"]) == 0
+    (feature,) = json.loads(capsys.readouterr().out)
+    assert feature["index"] == 3
+    assert feature["reach"] is None  # JSON has no infinity
+
+
+def test_nothing_found_is_exit_code_1(fake, capsys):
+    fake.survey.features = []
+    assert main(["one-sided", "x.survey", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (FileError("x.survey: No such file"), 2, "signflip: x.survey: No such file\n"),
+        (SiteError("site 'a':\n  nearest b"), 2, "signflip: site 'a': nearest b\n"),
+        (PermissionError(13, "Permission denied", "x"), 2, "signflip: [Errno 13] Permission denied: 'x'\n"),
+        (KeyboardInterrupt(), 130, "signflip: interrupted\n"),
+        (InternalError("internal error (please report it): x"), 70, "signflip: internal error (please report it): x\n"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(fake, capsys, raised, code, said):
+    def fail(path):
+        raise raised
+
+    fake.Survey.open = fail
+    assert main(["one-sided", "x.survey"]) == code
+    assert capsys.readouterr() == ("", said)
+    with pytest.raises(type(raised)):
+        main(["one-sided", "x.survey", "--debug"])
+
+
+def test_an_unforeseen_error_is_called_a_bug(fake, capsys):
+    fake.Survey.open = lambda path: 1 / 0
+    assert main(["one-sided", "x.survey"]) == 70
+    assert "ZeroDivisionError" in (err := capsys.readouterr().err)
+    assert "--debug" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["search", "m"], "expected one of --survey, --scan, --neuron, --logprob, found none"),
+        (["search", "m", "--neuron", "a:1", "--logprob", "x"], "found --neuron and --logprob"),
+        (["search", "m", "--neuron", "mlp.hook_post"], "expected SITE:INDEX, found 'mlp.hook_post'"),
+        (
+            ["search", "m", "--survey", "s", "--feature", "blocks.0.mlp.hook_pre:4"],
+            "blocks.0.mlp.hook_pre:4: not among",
+        ),
+    ],
+)
+def test_arguments_that_do_not_go_together(fake, capsys, argv, said):
+    fake.load = lambda *args, **kwargs: None
+    assert main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["survey", "m"], ["search", "m", "--tokens", "many"]])
+def test_bad_usage_is_exit_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "renamed"),
+    [
+        ("survey", signflip.survey, {}),
+        ("one-sided", signflip.Survey.one_sided, {}),
+        ("scan", signflip.scan, {}),
+        ("search", signflip.search, {"contexts": "context"}),
+        ("survey", signflip.load, {}),
+    ],
+)
+def test_defaults_are_those_of_the_functions(command, function, renamed):
+    (commands_of_parser,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    options = {action.dest: action for action in commands_of_parser.choices[command]._actions}
+    compared = 0
+    for name, parameter in inspect.signature(function).parameters.items():
+        action = options.get(renamed.get(name, name))
+        if action is None or parameter.default is inspect.Parameter.empty or action.required:
+            continue
+        assert action.default == parameter.default, name
+        compared += 1
+    assert compared >= 1
+
+
+def test_a_closed_pipe_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "signflip", "doctor"], stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_plain_holds_what_json_can():
+    value = {"a": np.float32(0.5), 2: [np.arange(2), float("nan")], "f": Feature(), "none": None}
+    assert json.loads(json.dumps(plain(value), allow_nan=False))["2"] == [[0, 1], None]
+    assert plain(value)["a"] == 0.5
+    assert plain(value)["f"]["site"] == "blocks.0.mlp.hook_pre"
+
+
+def test_table_aligns_words_left_and_numbers_right():
+    assert table(("name", "n"), [("a", 5), ("long", 10.25)]).splitlines() == [
+        "name      n",
+        "a         5",
+        "long  10.25",
+    ]

@@ -1,0 +1,528 @@
+"""Surveys against torch hooks and a float64 recomputation; kills, merges and files; bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.numpy import load_file
+from scipy.stats import binomtest
+
+import signflip as sf
+from signflip.errors import (
+    ArgumentError,
+    FileError,
+    SiteError,
+    SurveyError,
+    TokenError,
+    TokenizerError,
+)
+from signflip.one_sided import rate_bound
+from survey_run import documents
+
+VOCAB = 60
+
+
+def _tokenizer(folder: Path) -> None:
+    """Lower-case letters and the space, behind a BOS of id 0."""
+    vocab = {token: i for i, token in enumerate(["<s>", "<unk>", *" abcdefghijklmnopqrstuvwxyz\n"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _peer(kind: str) -> Any:
+    torch.manual_seed(3)
+    if kind == "llama":
+        config: Any = transformers.LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=24,
+            intermediate_size=37,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
+        model: Any = transformers.LlamaForCausalLM(config)
+    else:
+        config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=20, n_inner=70, n_layer=2, n_head=2, n_positions=64)
+        model = transformers.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = torch.randn_like(parameter) * (0.3 if parameter.dim() > 1 or "norm" not in name else 0.2)
+            parameter.copy_(1 + spread if name.split(".")[-2].startswith(("ln_", "norm")) else spread)
+        embed = model.get_input_embeddings().weight
+        # Token 5 is an attention sink from the first layer on.
+        embed[5] *= 60
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, sf.Model, Path]:
+    """transformers' model, signflip's, and the folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    peer = _peer(request.param)
+    peer.save_pretrained(folder)
+    _tokenizer(folder)
+    return peer, sf.load(folder), folder
+
+
+def _hooked(peer: Any, ids: list[int]) -> dict[str, np.ndarray]:
+    """Every MLP site and residual of one sequence, by torch hooks."""
+    seen: dict[str, np.ndarray] = {}
+
+    def keep(name: str, which: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            value = args[0] if which == "in" else output
+            seen[name] = value[0].detach().double().numpy()
+
+        return hook
+
+    handles = []
+    llama = hasattr(peer, "model")
+    for i, block in enumerate(peer.model.layers if llama else peer.transformer.h):
+        name = f"blocks.{i}."
+        places = {"hook_resid_pre": (block, "in")}
+        if llama:
+            places["mlp.hook_pre"] = (block.mlp.gate_proj, "out")
+            places["mlp.hook_pre_linear"] = (block.mlp.up_proj, "out")
+            places["mlp.hook_post"] = (block.mlp.down_proj, "in")
+        else:
+            places["mlp.hook_pre"] = (block.mlp.c_fc, "out")
+            places["mlp.hook_post"] = (block.mlp.c_proj, "in")
+        handles += [module.register_forward_hook(keep(name + key, which)) for key, (module, which) in places.items()]
+    with torch.no_grad():
+        peer(torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _cached(model: sf.Model, ids: list[int]) -> dict[str, np.ndarray]:
+    """The same by the engine itself, one sequence at a time."""
+    _, cache = model.run_with_cache(ids)
+    return {name: np.asarray(cache[name], np.float64)[0] for name in cache if "mlp" in name or "resid_pre" in name}
+
+
+def _recompute(values_of: Any, docs: list[list[int]], context: int, prefix: list[int]) -> dict[str, dict[str, Any]]:
+    """Counted rows of every site as the docstring of `survey` states them, plainly."""
+    out: dict[str, dict[str, Any]] = {}
+    piece = context - len(prefix)
+    unit = -1
+    for doc in docs:
+        for start in range(0, len(doc), piece):
+            unit += 1
+            part = doc[start : start + piece]
+            values = values_of(prefix + part)
+            for site, rows in values.items():
+                if "mlp" not in site:
+                    continue
+                norms = np.linalg.norm(values[f"{site.split('mlp')[0]}hook_resid_pre"][len(prefix) :], axis=1)
+                counted = norms <= 10 * np.median(norms)
+                at = out.setdefault(site, {"rows": [], "units": [], "places": [], "n_sink": 0})
+                at["rows"].append(rows[len(prefix) :][counted])
+                at["units"] += [unit] * int(counted.sum())
+                at["places"] += [(sf._core.document_hash(doc), start + int(i)) for i in np.flatnonzero(counted)]
+                at["n_sink"] += int((~counted).sum())
+    for at in out.values():
+        at["rows"] = np.concatenate(at["rows"])
+        at["units"] = np.array(at["units"])
+    return out
+
+
+def _units(at: dict[str, Any], holds: np.ndarray) -> np.ndarray:
+    return sum(holds[at["units"] == unit].any(0) for unit in np.unique(at["units"]))
+
+
+DOCS = [
+    [3, 4, 9],
+    list(range(50)),
+    [5, 7, 5, 8, 9, 10, 11, 12, 13, 14],
+    [11] * 20,
+    [8],
+    *itertools.islice(documents(), 12),
+]
+
+
+@pytest.fixture(scope="module")
+def surveyed(pair: tuple[Any, sf.Model, Path]) -> sf.Survey:
+    return sf.survey(pair[1], DOCS, context=24, prefix=[1, 2], histogram_every=1, top=4)
+
+
+def test_numbers_equal_a_float64_recomputation_from_the_engines_own_values(
+    pair: tuple[Any, sf.Model, Path], surveyed: sf.Survey
+) -> None:
+    expected = _recompute(lambda ids: _cached(pair[1], ids), DOCS, 24, [1, 2])
+    assert set(surveyed) == set(expected)
+    assert sum(at["n_sink"] for at in expected.values()) > 0
+    for site, at in expected.items():
+        got, rows = surveyed[site], at["rows"]
+        assert got.n_tokens == len(rows) and got.n_sink == at["n_sink"]
+        assert got.n_prefix == 2 * surveyed.n_units and got.n_bos == 0
+        np.testing.assert_array_equal(got.count, len(rows))
+        np.testing.assert_array_equal(got.min, rows.min(0))
+        np.testing.assert_array_equal(got.max, rows.max(0))
+        np.testing.assert_array_equal(got.positive, (rows > 0).sum(0))
+        np.testing.assert_array_equal(got.negative, (rows < 0).sum(0))
+        np.testing.assert_array_equal(got.units_positive, _units(at, rows > 0))
+        np.testing.assert_array_equal(got.units_negative, _units(at, rows < 0))
+        # float64 sums of a few hundred float32 values: 1e-13 of the largest.
+        scale = np.abs(rows).max(0)
+        np.testing.assert_array_less(np.abs(got.mean - rows.mean(0)), 1e-13 * scale)
+        np.testing.assert_array_less(np.abs(got.var - rows.var(0)), 1e-13 * scale**2)
+        np.testing.assert_array_equal(got.top().value, -np.sort(-rows, axis=0)[:4].T)
+        np.testing.assert_array_equal(got.bottom(2).value, np.sort(rows, axis=0)[:2].T)
+        ids = {place: i for i, place in enumerate(at["places"])}
+        for occurrences in (got.top(), got.bottom()):
+            for feature in range(got.width):
+                places = zip(occurrences.document[feature], occurrences.position[feature], strict=True)
+                where = [ids[(str(document), int(position))] for document, position in places]
+                np.testing.assert_array_equal(rows[where, feature], occurrences.value[feature])
+        for q in (0.0, 0.05, 0.5, 1.0):
+            exact = np.sort(rows, axis=0)[round(q * (len(rows) - 1))]
+            assert np.all(np.abs(got.quantile(q) - exact) <= np.abs(exact) / 17 * (1 + 1e-9))
+        edges, counts = got.histogram(3)
+        assert counts.sum() == len(rows) and np.all(np.diff(edges) > 0)
+
+
+def test_numbers_equal_those_of_torch_hooks(pair: tuple[Any, sf.Model, Path], surveyed: sf.Survey) -> None:
+    expected = _recompute(lambda ids: _hooked(pair[0], ids), DOCS, 24, [1, 2])
+    for site, at in expected.items():
+        got, rows = surveyed[site], at["rows"]
+        assert (got.n_tokens, got.n_sink) == (len(rows), at["n_sink"])
+        # Both are float32 forwards: values agree to some 1e-5 of a feature's scale; signs where they are not that small.
+        near = 2e-5 * np.abs(rows).max(0)
+        for mine, theirs in ((got.min, rows.min(0)), (got.max, rows.max(0)), (got.mean, rows.mean(0))):
+            assert np.all(np.abs(mine - theirs) <= near)
+        assert np.all(np.abs(np.sqrt(got.var) - rows.std(0)) <= near)
+        for mine, sign in ((got.positive, 1), (got.negative, -1)):
+            assert np.all(((sign * rows) > near).sum(0) <= mine) and np.all(mine <= ((sign * rows) > -near).sum(0))
+        for mine, sign in ((got.units_positive, 1), (got.units_negative, -1)):
+            assert np.all(_units(at, sign * rows > near) <= mine) and np.all(mine <= _units(at, sign * rows > -near))
+
+
+def test_batches_threads_and_merging_give_the_same_bytes(
+    pair: tuple[Any, sf.Model, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model, _ = pair
+
+    def written(name: str, survey: sf.Survey) -> bytes:
+        survey.save(tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    whole = written("whole", sf.survey(model, DOCS, context=24, out=tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == whole and not (tmp_path / "out.partial").exists()
+    assert written("again", sf.Survey.open(tmp_path / "out")) == whole
+    parts = [sf.survey(model, DOCS[i::3], context=24) for i in range(3)]
+    for order in itertools.permutations(parts):
+        assert written("merged", sf.merge(order)) == whole
+        assert written("nested", sf.merge([order[0], sf.merge(order[1:])])) == whole
+    monkeypatch.setattr(sys.modules["signflip.survey"], "_BATCH", 1)
+    threads = sf._core.num_threads()
+    try:
+        for n in (1, 3):
+            sf.set_num_threads(n)
+            assert written("threads", sf.survey(model, reversed(DOCS), context=24)) == whole
+    finally:
+        sf.set_num_threads(threads)
+
+
+def test_the_file_is_safetensors_with_one_json_text(pair: tuple[Any, sf.Model, Path], tmp_path: Path) -> None:
+    found = sf.survey(pair[1], DOCS, sites="mlp.hook_post", context=24, out=tmp_path / "x", prefix=[4])
+    tensors = load_file(tmp_path / "x")
+    np.testing.assert_array_equal(tensors["blocks.1.mlp.hook_post/min"], found["blocks.1.mlp.hook_post"].min)
+    with open(tmp_path / "x", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    ((_, text),) = header["__metadata__"].items()
+    meta = json.loads(text)
+    assert text == json.dumps(meta, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert meta["settings"]["model_hash"] == pair[1].hash and meta["settings"]["prefix"] == [4]
+    assert meta["settings"]["bos"] == "prefix" and meta["settings"]["dtype"] == "float32"
+    assert meta["corpus"]["n_documents"] == len(DOCS) and meta["corpus"]["n_tokens"] == sum(map(len, DOCS))
+    total = sum(int.from_bytes(bytes.fromhex(sf._core.document_hash(doc)), "little") for doc in DOCS) % 2**128
+    assert meta["corpus"]["hash"] == total.to_bytes(16, "little").hex()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_resumed_it_writes_the_same_bytes(
+    pair: tuple[Any, sf.Model, Path], tmp_path: Path, stop: signal.Signals
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    sf.survey(pair[1], documents(), context=32, prefix=[1], out=whole, histogram_every=2)
+    partial = tmp_path / "killed.partial"
+    run = [sys.executable, str(Path(__file__).with_name("survey_run.py")), str(pair[2]), str(out)]
+    before = b""
+    for _ in range(2):
+        # At 10 ms a document there is time to find it between two requests, or within one.
+        process = subprocess.Popen([*run, "0.01"], stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 60
+        while not (partial.exists() and partial.read_bytes() != before):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(stop)
+        start = time.monotonic()
+        process.wait()
+        assert time.monotonic() - start < 1
+        assert process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 130)
+        assert not out.exists()
+        before = partial.read_bytes()
+    subprocess.run([*run, "0"], check=True, stdout=subprocess.PIPE)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not partial.exists()
+
+
+def test_unfinished_state_of_another_survey_is_refused(pair: tuple[Any, sf.Model, Path], tmp_path: Path) -> None:
+    _, model, _ = pair
+    out = tmp_path / "x"
+
+    def breaks() -> Iterator[list[int]]:
+        yield from DOCS
+        raise ZeroDivisionError("the corpus's own error")
+
+    module = sys.modules["signflip.survey"]
+    settings = {"_CHECKPOINT": 0.0, "_BATCH": 16}
+    saved = {key: vars(module)[key] for key in settings}
+    vars(module).update(settings)
+    try:
+        with pytest.raises(ZeroDivisionError, match="the corpus's own error"):
+            sf.survey(model, breaks(), context=24, out=out)
+    finally:
+        vars(module).update(saved)
+    with pytest.raises(SurveyError, match=r"context \(24 and 20\)"):
+        sf.survey(model, DOCS, context=20, out=out)
+    with pytest.raises(SurveyError, match="not those of this corpus"):
+        sf.survey(model, [[9], *DOCS], context=24, out=out)
+    with pytest.raises(SurveyError, match="max_tokens"):
+        sf.survey(model, DOCS, context=24, out=out, max_tokens=400)
+    with pytest.raises(SurveyError, match="unfinished"):
+        sf.Survey.open(tmp_path / "x.partial")
+    resumed = sf.survey(model, DOCS, context=24, out=out)
+    assert resumed.n_documents == len(DOCS)
+
+
+def test_text_is_tokenised_as_the_model_does_and_its_bos_counted_apart(
+    pair: tuple[Any, sf.Model, Path], tmp_path: Path
+) -> None:
+    _, model, _ = pair
+    texts = ["hello world", "a", "the quick brown fox jumps over the lazy dog"]
+    ids = [model.to_tokens(text)[0].tolist() for text in texts]
+    assert all(one[0] == 0 for one in ids)
+    found = sf.survey(model, texts, context=20)
+    site = found.sites[0]
+    assert found[site].n_bos == len(texts) and found.metadata["settings"]["bos"] == "tokenizer"
+    assert found.n_tokens == sum(map(len, ids))
+    assert found[site].n_tokens + found[site].n_sink == found.n_tokens - len(texts)
+    # A BOS that is given as an id is a token as any other.
+    given = sf.survey(model, ids, context=20)
+    assert given[site].n_bos == 0 and given[site].n_tokens + given[site].n_sink == found.n_tokens
+    # The same documents from files.
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"meta": {"body": text}}) + "\n\n" for text in texts))
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    lines = sf.survey(model, tmp_path / "a.jsonl", context=20, field="meta.body")
+    files = sf.survey(model, [tmp_path / f"{i}.txt" for i in range(3)], context=20)
+    for other in (lines, files, sf.survey(model, iter(texts), context=20)):
+        assert other.metadata == found.metadata
+        np.testing.assert_array_equal(other[site].mean, found[site].mean)
+    prefixed = sf.survey(model, texts, context=20, prefix="so")
+    assert prefixed.metadata["settings"]["prefix"] == model.to_tokens("so")[0].tolist()
+    assert prefixed[site].n_bos == 0 and prefixed.n_tokens == found.n_tokens - len(texts)
+
+
+def test_max_tokens_cuts_the_last_document(pair: tuple[Any, sf.Model, Path]) -> None:
+    cut = sf.survey(pair[1], DOCS, context=24, max_tokens=10)
+    same = sf.survey(pair[1], [DOCS[0], DOCS[1][:7]], context=24)
+    assert cut.n_tokens == 10 and cut.metadata == same.metadata
+
+
+def test_bad_input_names_what_is_wrong(pair: tuple[Any, sf.Model, Path], tmp_path: Path) -> None:
+    _, model, folder = pair
+    (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (tmp_path / "number.jsonl").write_text('{"text": 3}\n')
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "not.survey").write_bytes(b"x" * 100)
+    (folder.parent / "plain").mkdir(exist_ok=True)
+    cases: list[tuple[type[Exception], str, Any]] = [
+        (FileError, "absent.txt: no such file", lambda: sf.survey(model, "absent.txt")),
+        (FileError, "absent.txt: no such file", lambda: sf.survey(model, [tmp_path / "absent.txt"])),
+        (FileError, "found a folder", lambda: sf.survey(model, tmp_path)),
+        (
+            SurveyError,
+            r"latin.txt line 2: not UTF-8 \(byte 0xe9 at column 3\)",
+            lambda: sf.survey(model, tmp_path / "latin.txt"),
+        ),
+        (
+            SurveyError,
+            "bad.jsonl line 2: no field 'text'; its fields are 'body'",
+            lambda: sf.survey(model, tmp_path / "bad.jsonl"),
+        ),
+        (SurveyError, "broken.jsonl line 2: not JSON", lambda: sf.survey(model, tmp_path / "broken.jsonl")),
+        (SurveyError, "number.jsonl line 1: expected text", lambda: sf.survey(model, tmp_path / "number.jsonl")),
+        (SurveyError, "corpus is empty", lambda: sf.survey(model, [])),
+        (SurveyError, "corpus is empty", lambda: sf.survey(model, tmp_path / "empty.txt")),
+        (SurveyError, "corpus is empty", lambda: sf.survey(model, [[], []])),
+        (SiteError, "blocks.0.mlp.hook_pre", lambda: sf.survey(model, DOCS, sites=["blocks.9.mlp.hook_pre"])),
+        (SiteError, "nearest", lambda: sf.survey(model, DOCS, sites="mlp.hook_poste")),
+        (ArgumentError, "sites", lambda: sf.survey(model, DOCS, sites=[])),
+        (FileError, "x.survey", lambda: sf.survey(model, DOCS, out=tmp_path / "none" / "x.survey")),
+        (FileError, tmp_path.name, lambda: sf.survey(model, DOCS, out=tmp_path)),
+        (TokenError, "id 60 in document 1 of the corpus", lambda: sf.survey(model, [[1], [60]])),
+        (TokenError, "id -1", lambda: sf.survey(model, [[-1]])),
+        (ArgumentError, "found int", lambda: sf.survey(model, [1, 2])),
+        (ArgumentError, "found int", lambda: sf.survey(model, 3)),
+        (ArgumentError, "context", lambda: sf.survey(model, DOCS, context=0)),
+        (ArgumentError, "prefix's 3", lambda: sf.survey(model, DOCS, context=3, prefix=[1, 2, 3])),
+        (ArgumentError, "max_tokens", lambda: sf.survey(model, DOCS, max_tokens=0)),
+        (FileError, "absent", lambda: sf.Survey.open(tmp_path / "absent")),
+        (SurveyError, "not a survey file", lambda: sf.Survey.open(tmp_path / "not.survey")),
+        (SurveyError, "not a survey file", lambda: sf.Survey.open(folder / "model.safetensors")),
+        (ArgumentError, "surveys", lambda: sf.merge([])),
+    ]
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message):
+            call()
+    a, b = sf.survey(model, DOCS, context=24), sf.survey(model, DOCS, context=25)
+    with pytest.raises(SurveyError, match=r"cannot merge surveys that differ in context \(24 and 25\)"):
+        sf.merge([a, b])
+    with pytest.raises(SiteError, match="nearest are"):
+        a["blocks.0.mlp.hook_pree"]
+    for bad in (lambda: a.one_sided(max_rate=1), lambda: a.one_sided(confidence=1), lambda: a[a.sites[0]].top(11)):
+        with pytest.raises(ArgumentError):
+            bad()
+    # Without a tokenizer, text is refused.
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(TokenizerError, match="bare has none"):
+        sf.survey(sf.load(bare), ["text"])
+    with pytest.raises(TokenizerError, match="bare has none"):
+        sf.survey(sf.load(bare), DOCS, prefix="text")
+
+
+def test_the_rate_bound_is_clopper_and_pearsons() -> None:
+    for n, hits, alpha in ((1, 0, 0.05), (10, 10, 0.01), (300, 0, 0.05 / 138_240), (50, 3, 1e-6), (4000, 7, 1e-7)):
+        exact = binomtest(hits, n, alternative="less").proportion_ci(1 - alpha, "exact").high
+        assert rate_bound(np.array([hits]), n, alpha)[0] == pytest.approx(exact, rel=1e-6)
+    # The numbers that the design states for SmolLM2's 138,240 features.
+    assert rate_bound(np.array([0]), 300, 0.05 / 138_240)[0] == pytest.approx(0.048, abs=5e-4)
+    assert rate_bound(np.array([0]), 4000, 0.05 / 138_240)[0] == pytest.approx(0.0037, abs=5e-5)
+
+
+def test_one_sided_features_are_those_that_kept_one_sign(pair: tuple[Any, sf.Model, Path], surveyed: sf.Survey) -> None:
+    n_features = sum(surveyed[site].width for site in surveyed)
+    for max_rate in (0.0, 0.05):
+        found = surveyed.one_sided(max_rate=max_rate, confidence=0.9)
+        expected = set()
+        for site in surveyed:
+            at = surveyed[site]
+            for i in range(at.width):
+                rate = min(at.positive[i], at.negative[i]) / at.n_tokens
+                if rate <= max_rate and (at.min[i], at.max[i]) != (0, 0):
+                    expected.add((site, i))
+        assert {(one.site, one.index) for one in found} == expected and expected
+        assert [one.rate for one in found] == sorted(one.rate for one in found)
+        for one in found:
+            at = surveyed[one.site]
+            hits = int((at.units_negative if one.side > 0 else at.units_positive)[one.index])
+            exact = binomtest(hits, at.n_units, alternative="less").proportion_ci(1 - 0.1 / n_features, "exact").high
+            assert one.rate_bound == pytest.approx(exact, rel=1e-6)
+            assert one.margin == (one.min if one.side > 0 else -one.max)
+            assert (one.margin >= 0) == (one.rate == 0)
+            assert not one.certified or one.rate == 0
+    assert len(found.table(2).splitlines()) == 4
+    assert json.loads(found.to_json())[0]["site"] == found[0].site
+    assert found.to_dataframe().shape == (len(found), 14) if _has_pandas() else True
+
+
+def _has_pandas() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("pandas") is not None
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> sf.Model:
+    """A GPT-2 with a neuron that is constant (0), one that is always zero (1), and one just out of reach of zero (2)."""
+    folder = tmp_path_factory.mktemp("planted")
+    peer = _peer("gpt2")
+    mlp, norm = peer.transformer.h[1].mlp, peer.transformer.h[1].ln_2
+    with torch.no_grad():
+        mlp.c_fc.weight[:, :2] = 0
+        mlp.c_fc.bias[:2] = torch.tensor([1.5, 0.0])
+        scaled = (mlp.c_fc.weight[:, 2] * norm.weight).double()
+        radius = (20 * ((scaled - scaled.mean()) ** 2).sum()).sqrt()
+        mlp.c_fc.bias[2] = (radius * 1.02 - mlp.c_fc.weight[:, 2].double() @ norm.bias.double()).float()
+    peer.save_pretrained(folder)
+    return sf.load(folder)
+
+
+def test_certified_features_are_known(planted: sf.Model) -> None:
+    site = "blocks.1.mlp.hook_pre"
+    found = {one.index: one for one in sf.survey(planted, DOCS, sites=site, context=24).one_sided()}
+    assert found[0].certified and found[0].side == 1 and found[0].min == found[0].max == 1.5
+    assert 1 not in found
+    assert found[2].certified and found[2].reach is not None and 0 < found[2].reach < found[2].min
+    others = [one for one in found.values() if one.index > 2]
+    assert others and all(one.reach is not None and one.certified == (one.reach * one.side >= 0) for one in others)
+
+
+def test_reach_holds_and_is_attained(pair: tuple[Any, sf.Model, Path]) -> None:
+    _, model, _ = pair
+    draw = np.random.default_rng(0)
+    layer, d = 1, model.cfg.d_model
+    gain = np.asarray(model._core.weight_matrix("mlp_norm_gain", layer), np.float64)[0]
+    kinds = {"mlp.hook_pre": "in", **({"mlp.hook_pre_linear": "in_linear"} if model.cfg.gated_mlp else {})}
+    for name, kind in kinds.items():
+        site = f"blocks.{layer}.{name}"
+        bounds = sf.reach(model, site)
+        assert bounds is not None
+        weights = np.asarray(model._core.weight_matrix(kind, layer), np.float64)
+        for i in (0, 7, 30):
+            along = weights[i] * gain
+            # The residual along ±w∘g, steps away from it (an optimiser's last ones), and anything else.
+            steps = [sign * (along + draw.normal(size=d) * size) for sign in (1, -1) for size in (0, 1e-3, 0.1)]
+            inputs = [1e3 * step for step in steps] + [draw.normal(size=d) * 10 for _ in range(20)]
+            edits = [[sf.Edit(f"blocks.{layer}.hook_resid_mid", "set", x.astype(np.float32))] for x in inputs]
+            read = sf.model.Values(site, [-1], [i])
+            values = np.array([float(v[0][0][0, 0]) for v in model.read([[3]], [read], edits)])
+            assert np.all((values >= bounds[i, 0]) & (values <= bounds[i, 1]))
+            width = bounds[i, 1] - bounds[i, 0]
+            assert values.max() >= bounds[i, 1] - 0.01 * width and values.min() <= bounds[i, 0] + 0.01 * width
+    post = sf.reach(model, f"blocks.{layer}.mlp.hook_post")
+    assert post is not None
+    seen = sf.survey(model, DOCS, sites="mlp.hook_post", context=24)[f"blocks.{layer}.mlp.hook_post"]
+    assert np.all((post[:, 0] <= seen.min) & (seen.max <= post[:, 1]))
+
+
+def test_reach_of_a_tokens_own_features_tries_the_vocabulary(pair: tuple[Any, sf.Model, Path]) -> None:
+    _, model, _ = pair
+    for name in ("hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_q", "blocks.0.attn.hook_v"):
+        bounds = sf.reach(model, name)
+        if model.cfg.family == "gpt2" and name != "hook_embed":
+            assert bounds is None
+            continue
+        values = np.concatenate([one for one in model.read([[t] for t in range(VOCAB)], [sf.model.Values(name)])[0][0]])
+        values = values.reshape(VOCAB, -1)
+        np.testing.assert_array_equal(bounds, np.stack([values.min(0), values.max(0)], 1))
+        longer = model.read([[7, 3, 9, 3]], [sf.model.Values(name)])[0][0][0].reshape(4, -1)
+        assert bounds is not None and np.all((longer >= bounds[:, 0]) & (longer <= bounds[:, 1]))
+    assert sf.reach(model, "blocks.1.attn.hook_z") is None
