@@ -210,6 +210,18 @@ class Sweep:
                     out[v, at] = np.maximum(kl, 0)
         return out
 
+    def whole_ends(self, c: int, members: Sequence[int], variants: Sequence[Sequence[RowEdit]]) -> list[Floats]:
+        """Whole rows of logits at the last position of some members of a chunk: `[members, d_vocab]` a variant."""
+        ends = self.chunks[c].ends[list(members)]
+        out: list[Floats] = []
+        step = max(1, LOGIT_ROWS // max(1, len(ends)))
+        for start in range(0, len(variants), step):
+            core, numbers = self._core(c, variants[start : start + step])
+            reads = [("logits", _refs(number, ends), None) for number in numbers]
+            outputs, _ = self.model._core.run(self.chunks[c].trie.segments, reads, core)
+            out.extend(np.asarray(one) for one in outputs)
+        return out
+
     def _parts(self, chunk: Chunk, n: int) -> Iterator[list[int]]:
         step = max(1, REQUEST_ROWS // max(1, chunk.trie.n_tokens))
         for start in range(0, n, step):
