@@ -333,7 +333,9 @@ class Moves:
         """The MLP's normalised input, gain and bias included, over all rows at hand."""
         if layer not in self._inputs:
             site = f"blocks.{layer}.hook_resid_mid"
-            rows = np.concatenate([chunk for sweep in self.background for chunk in sweep.values(site)]).astype(np.float64)
+            rows = np.concatenate([chunk for sweep in self.background for chunk in sweep.values(site)]).astype(
+                np.float64
+            )
             core = self.model._core
             eps = float(json.loads(core.spec())["norm_eps"])
             if self.model.cfg.normalization == "LN":

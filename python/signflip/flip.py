@@ -362,7 +362,9 @@ class _Test:
             self.score(from_reads(logits[v], log_probs[v] if log_probs is not None else None))
             for v in range(len(planned))
         ]
-        removed = {d.name: s for (d, t, _), s in zip(planned, scores, strict=True) if t == "T0" and d.name in ("mean", "zero")}
+        removed = {
+            d.name: s for (d, t, _), s in zip(planned, scores, strict=True) if t == "T0" and d.name in ("mean", "zero")
+        }
         layer = Layer(self.model, self.text, one.place[0]) if one.place is not None else None
         edits = [on_text.edits(one, d.value, t, m) for d, t, m in planned]
         best: tuple[float, Verdict] | None = None
@@ -460,7 +462,9 @@ class _Test:
             every = np.concatenate(x_clean)
             edits.append(Edit(site, "clamp", (float(every.min()), float(every.max())), index=index, positions=spans))
         ids = [one.ids for one in inserted]
-        clamped = self.add("clamped", "found tokens, X at its clean values", answers(self.model, self.prompts, edits, ids))
+        clamped = self.add(
+            "clamped", "found tokens, X at its clean values", answers(self.model, self.prompts, edits, ids)
+        )
         back = [Edit(site, "set", taken, index=index, positions=after)]
         reproduced = self.add(
             "set to triggered", "no tokens, X at its triggered values", answers(self.model, self.prompts, back)
@@ -492,7 +496,9 @@ class _Test:
             ids = [insert(self.model, one, tokens).ids for one in self.prompts]
             ran.append(ids)
             said = repr(self.model.to_string(list(tokens))) if self.model.tokenizer is not None else str(list(tokens))
-            self.add("random tokens", f"random {said} ({log_prob:.1f} nats)", answers(self.model, self.prompts, (), ids))
+            self.add(
+                "random tokens", f"random {said} ({log_prob:.1f} nats)", answers(self.model, self.prompts, (), ids)
+            )
         moved = [self._other_tokens_kl([one.ids for one in inserted]), *(self._other_tokens_kl(ids) for ids in ran)]
         if len(moved) < 2:
             return None

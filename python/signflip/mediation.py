@@ -48,8 +48,8 @@ class Mediation:
 
 def mediate(clean: Score, tokens: Score, clamped: Score, reproduced: Score) -> Mediation:
     """Judge mediation from four scores on the same prompts and resamples, each share by its one-sided 95% limit."""
-    one, found = clean.replicated["s"], tokens.replicated["s"]
-    held, alone = clamped.replicated["s"], reproduced.replicated["s"]
+    one, found = clean.known.replicated["s"], tokens.known.replicated["s"]
+    held, alone = clamped.known.replicated["s"], reproduced.known.replicated["s"]
     point = {key: score.mean_ratio.value for key, score in (("c", tokens), ("d", clamped), ("r", reproduced))}
     effect = Estimate.of(point["c"] - 1, found - one)
     size = point["c"] - 1

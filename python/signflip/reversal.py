@@ -15,7 +15,7 @@ from signflip.matched import Layer, TwoSided
 from signflip.resample import to_plain
 from signflip.score import Answers, Design, Score, from_reads, side_means
 from signflip.sweep import RowEdit, Sweep
-from signflip.verdict import Condition, Divergence, Verdict, constant_answer
+from signflip.verdict import Condition, Divergence, Verdict
 
 if TYPE_CHECKING:
     from signflip.behaviours.prompts import ModelPrompt
@@ -98,7 +98,7 @@ class Reversal:
     def order(self) -> tuple[Any, ...]:
         """How reversals are ranked."""
         label = self.LABELS.index(self.verdict.label)
-        return (not self.decisive, label, constant_answer(self.score), self.score.mean_ratio.value)
+        return (not self.decisive, label, self.verdict.constant, self.score.mean_ratio.value)
 
     def flip(self, position: int | str | None = None) -> Any:
         """The objective that is positive exactly when X is on its other side, read where the effect is carried."""
@@ -125,6 +125,23 @@ class Reversal:
             **{key: to_plain(getattr(self, key)) for key in (*keys, *more)},
             "failed": [condition.name for condition in self.failed],
         }
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Reversal:
+        """What `to_json` gave: all that a search and a flip test need."""
+        verdict = Verdict.from_json(plain["verdict"])
+        profile = Profile(**{**_numbers(plain["profile"]), "feature": Feature(**_numbers(plain["profile"]["feature"]))})
+        twins = plain["twins"] and TwoSided(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in plain["twins"].items()}
+        )
+        return cls(
+            Feature(**_numbers(plain["feature"])), plain["behaviour"], Dose(**plain["dose"]), plain["tier"],
+            plain["metric"], Score.from_json(plain["score"]), verdict, verdict.failed, profile, plain["prediction"],
+            twins, plain["switch"], plain["divergence"] and Divergence(**plain["divergence"]),
+            _number(plain["plausibility"]), plain["p_holm"], tuple(plain["positions"]),
+            {int(place): drop for place, drop in plain["drops"].items()},
+            [(before, after) for before, after in plain["contexts"]],
+        )  # fmt: skip
 
 
 def carrying_positions(
@@ -164,9 +181,7 @@ def carrying_positions(
     return carried, overall
 
 
-def contexts_of(
-    prompts: Sequence[ModelPrompt], carried: dict[str, list[int]], position: int
-) -> list[tuple[str, str]]:
+def contexts_of(prompts: Sequence[ModelPrompt], carried: dict[str, list[int]], position: int) -> list[tuple[str, str]]:
     """`(before, after)` texts of prompts in which a position carries the effect, one an item before any comes twice."""
     chosen: list[tuple[int, ModelPrompt]] = []
     seen: Counter[tuple[str, str]] = Counter()
@@ -216,3 +231,12 @@ def twins(
     neurons = [looked[j] for j in near]
     found = s_of([-k * float(x[:, i].mean()) for i in neurons], neurons)
     return TwoSided(tuple(neurons), tuple(float(shares[j]) for j in near), tuple(found), len(looked))
+
+
+def _number(plain: float | None) -> float:
+    return float("nan") if plain is None else plain
+
+
+def _numbers(plain: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a feature or a profile, whose missing numbers JSON holds as null."""
+    return {key: float("nan") if value is None else value for key, value in plain.items()}

@@ -205,8 +205,59 @@ class Scan:
         except OSError as error:
             raise FileError(f"{path}: can not write the scan: {error.strerror or error}") from error
 
+    @classmethod
+    def open(cls, path: str | Path) -> SavedScan:
+        """What `save` wrote: the reversals, ready for a search and a flip test, and all else as plain data.
+
+        Raises
+        ------
+        FileError
+            If the file can not be read, or is no scan.
+        """
+        return SavedScan.open(path)
+
     def __repr__(self) -> str:
         return f"<Scan of {len(self.profiles)} features × {len(self.behaviours)} behaviours: {len(self.reversals)} reversed>"
+
+
+@dataclass(frozen=True)
+class SavedScan:
+    """A scan read from a file.
+
+    Attributes
+    ----------
+    plain
+        All of it, as `Scan.to_json` gave it.
+    """
+
+    plain: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> SavedScan:
+        """Read what `Scan.save` wrote.
+
+        Raises
+        ------
+        FileError
+            If the file can not be read, or is no scan.
+        """
+        try:
+            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+            saved = cls(plain)
+            saved.reversed()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"{path}: can not read the scan: {getattr(error, 'strerror', None) or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileError(f"{path}: expected a scan that signflip wrote, found something else") from error
+        return saved
+
+    def reversed(self) -> list[Reversal]:
+        """As `Scan.reversed`."""
+        return [Reversal.from_json(one) for one in self.plain["reversed"]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return self.plain
 
 
 def _turnedness(row: Row) -> float:
@@ -382,7 +433,9 @@ class _Run:
         s, lower = np.full(shape, np.nan), np.full(shape, np.nan)
         if not n or not names:
             return s, lower
-        small = [_Half.of(self.model, self.half_a[b].behaviour, "A", self.half_a[b].behaviour.subset(n, "A")) for b in names]
+        small = [
+            _Half.of(self.model, self.half_a[b].behaviour, "A", self.half_a[b].behaviour.subset(n, "A")) for b in names
+        ]
         prompts = [one for half in small for one in half.prompts]
         sweep = Sweep(self.model, [one.ids for one in prompts], [one.n_leading for one in prompts])
         columns = [[one.correct, one.opposite] for one in prompts]
@@ -403,7 +456,9 @@ class _Run:
 
     # ---- half A ------------------------------------------------------------------------------------------------------
 
-    def _variants(self, sweep: Sweep, feature: int, curve: Sequence[Dose]) -> list[tuple[Dose, Tier, Metric, list[RowEdit]]]:
+    def _variants(
+        self, sweep: Sweep, feature: int, curve: Sequence[Dose]
+    ) -> list[tuple[Dose, Tier, Metric, list[RowEdit]]]:
         one = self.profiles[feature].feature
         tiers = Tiers(self.moves, sweep)
         out = []
@@ -471,7 +526,9 @@ class _Run:
         other = _Half.of(self.model, simple, which)
         tiers = Tiers(self.moves, other.sweep)
         one = self.profiles[feature].feature
-        ran = other.answers([tiers.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned], mass=False)
+        ran = other.answers(
+            [tiers.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned], mass=False
+        )
         return [
             summarise(other.design, other.clean, run, replicates=min(200, self.replicates), seed=self.seed)
             for run in ran
@@ -490,7 +547,9 @@ class _Run:
         for dose in dict.fromkeys(dose for dose, *_ in planned):
             own = [e for (d, *_), e in zip(planned, edits, strict=True) if d == dose]
             out += text_divergences(layer, self.text, own, one, dose.value if dose.crosses else None)
-        order = [i for dose in dict.fromkeys(dose for dose, *_ in planned) for i, p in enumerate(planned) if p[0] == dose]
+        order = [
+            i for dose in dict.fromkeys(dose for dose, *_ in planned) for i, p in enumerate(planned) if p[0] == dose
+        ]
         return [out[order.index(i)] for i in range(len(planned))]
 
     def _layer(self, feature: Feature) -> Layer | None:
@@ -540,7 +599,9 @@ class _Run:
         equal = None
         if row.score.share is not None and row.feature.place is not None and row.profile.mean:
             k = -row.dose.value / row.profile.mean
-            equal = twins(self.model, half.sweep, half.answers, half.design, half.clean, row.feature, row.score.share.value, k)
+            equal = twins(
+                self.model, half.sweep, half.answers, half.design, half.clean, row.feature, row.score.share.value, k
+            )
         switch = row.prediction is not None and exceeds(row.score.s, row.prediction, equal, MARGIN)
         return Reversal.of(row, half, positions, drops, equal, switch)
 
