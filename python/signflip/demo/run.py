@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import signflip as sf
-from signflip.behaviours.prompts import document_separator
+from signflip.behaviours import document_separator
 from signflip.demo import corpus, pictures
 from signflip.demo.summary import Summary
 from signflip.errors import FileError
