@@ -213,7 +213,7 @@ def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explic
 
 
 def _donors(model: Model, edit: Edit, columns: list[int] | None, places: Sequence[Sequence[int]]) -> list[list[Any]]:
-    from signflip.model import Values
+    from signflip.reads import Values
 
     donors = model.as_sequences(edit.value)
     (values,) = model.read(donors, [Values(edit.site, None, columns)])[0]
