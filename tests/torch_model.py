@@ -34,7 +34,11 @@ class TorchModel:
     """
 
     def __init__(
-        self, config: dict[str, Any], weights: dict[str, Tensor], tokenizer: Any = None, dtype: torch.dtype = torch.float32
+        self,
+        config: dict[str, Any],
+        weights: dict[str, Tensor],
+        tokenizer: Any = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.tokenizer = tokenizer
         self.dtype = dtype
@@ -93,7 +97,9 @@ class TorchModel:
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
-    def forward(self, ids: Sequence[int], visit: Callable[[str, Tensor], Tensor], start: tuple[int, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, ids: Sequence[int], visit: Callable[[str, Tensor], Tensor], start: tuple[int, Tensor] | None = None
+    ) -> Tensor:
         """Final normalised residual of one sequence; ``visit(site, values [pos, width])`` may replace a site's values."""
         cfg, w = self.cfg, self.weights
         if start is None:
@@ -118,7 +124,9 @@ class TorchModel:
             scores = torch.einsum("qhd,khd->hqk", q, k) * cfg.d_head**-0.5 + mask
             z = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).reshape(n, -1)
             z = visit(at + "attn.hook_z", z)
-            x = visit(at + "hook_resid_mid", x + visit(at + "hook_attn_out", z @ w[names + "self_attn.o_proj.weight"].T))
+            x = visit(
+                at + "hook_resid_mid", x + visit(at + "hook_attn_out", z @ w[names + "self_attn.o_proj.weight"].T)
+            )
             h = self._norm(x, w[names + "post_attention_layernorm.weight"])
             pre = visit(at + "mlp.hook_pre", h @ w[names + "mlp.gate_proj.weight"].T)
             linear = visit(at + "mlp.hook_pre_linear", h @ w[names + "mlp.up_proj.weight"].T)
@@ -132,7 +140,9 @@ class TorchModel:
         return self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
 
     @torch.no_grad()
-    def read(self, sequences: Sequence[Sequence[int]], reads: Sequence[Any], variants: Sequence[Sequence[Any]] = ((),)) -> list[list[list[np.ndarray]]]:
+    def read(
+        self, sequences: Sequence[Sequence[int]], reads: Sequence[Any], variants: Sequence[Sequence[Any]] = ((),)
+    ) -> list[list[list[np.ndarray]]]:
         """As ``signflip.Model.read``: ``out[variant][read][sequence]``."""
         out: list[list[list[np.ndarray]]] = [[[] for _ in reads] for _ in variants]
         edits = [[_resolve(self, edit, sequences) for edit in variant] for variant in variants]
@@ -142,7 +152,9 @@ class TorchModel:
                 kept: dict[str, Tensor] = {}
                 wanted = {read.site for read in reads if hasattr(read, "site")}
 
-                def visit(site: str, x: Tensor, variant: Any = variant, kept: Any = kept, wanted: Any = wanted, s: int = s) -> Tensor:
+                def visit(
+                    site: str, x: Tensor, variant: Any = variant, kept: Any = kept, wanted: Any = wanted, s: int = s
+                ) -> Tensor:
                     for edit in variant:
                         if edit.site == site:
                             x = edit.apply(x, s)
