@@ -147,7 +147,7 @@ class _Demo:
             for i in order:
                 document = mixed[i]
                 text = document if isinstance(document, str) else self.model.to_string(document)
-                file.write(json.dumps({"text": text, "own_answer": i < len(sampled)}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"text": text, "own_answer": bool(i < len(sampled))}, ensure_ascii=False) + "\n")
         own = sum(map(len, sampled))
         self.say(
             f"{len(sampled)} answers ({own:,} tokens with their requests), {len(chosen)} passages of plays and poems"
