@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
+import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import signflip
 from signflip import _core
 from signflip.cli import main
-from signflip.doctor import examine
+from signflip.doctor import OPTIONAL, REQUIRED, examine
 from signflip.errors import ArgumentError
 
 
@@ -19,7 +23,7 @@ def test_says_what_a_report_needs():
     assert found["kernels"]
     assert f"{os.cpu_count()} cores seen" in found["threads"]
     assert found["gpu"].startswith("not used: ")
-    assert found.get("numpy", "").split(".")[0].isdecimal()
+    assert found["numpy"] == np.__version__
     assert all(isinstance(value, str) and value for value in found.values())
 
 
@@ -44,3 +48,11 @@ def test_threads_are_set_and_reported():
 def test_no_threads_is_an_error(n):
     with pytest.raises(ArgumentError, match="threads"):
         signflip.set_num_threads(n)
+
+
+def test_lists_what_the_package_depends_on():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    names = [re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]]
+    assert names == list(REQUIRED)
+    extras = project["optional-dependencies"]
+    assert [re.split(r"[<>=]", extras[extra][0])[0] for extra in ("plot", "dataframe")] == list(OPTIONAL)

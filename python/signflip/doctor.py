@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import signflip
 from signflip import _core
 
 __all__ = ["examine"]
+
+# As in pyproject.toml; a test compares the two.
+REQUIRED = ("gguf", "huggingface_hub", "jinja2", "numpy", "scipy", "tqdm")
+OPTIONAL = ("matplotlib", "pandas")
 
 
 def examine() -> dict[str, str]:
@@ -20,7 +24,7 @@ def examine() -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Signflip, extension, python, system, cpu (with the features that matter here), kernels in use, threads, gpu (with
+        Signflip, extension, python, system, cpu (with the features that matter here), kernels, threads, gpu (with
         the reason why not), and the version of each dependency.
     """
     build = _core.build_info()
@@ -34,24 +38,14 @@ def examine() -> dict[str, str]:
         "threads": f"{build['threads']} in use, {os.cpu_count()} cores seen",
         "gpu": f"not used: {build['cuda']}",
     }
-    return found | {name: _version(name) for name in _dependencies()}
-
-
-def _dependencies() -> list[str]:
-    """Names of what the package requires and may use, by its metadata; none where it is not installed."""
-    try:
-        names = [requirement.split(";")[0] for requirement in requires("signflip") or ()]
-    except PackageNotFoundError:
-        return []
-    plain = ("".join(c if c.isalnum() or c in "-_." else " " for c in name).split()[0] for name in names)
-    return sorted(set(plain))
+    return found | {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
 
 
 def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "missing (optional)"
+        return "missing"
 
 
 def _cpu_name() -> str:

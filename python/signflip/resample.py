@@ -45,6 +45,11 @@ class Estimate:
         low, high, lower, upper = np.percentile(finite, [2.5, 97.5, 5.0, 95.0])
         return cls(float(value), float(low), float(high), float(lower), float(upper))
 
+    @classmethod
+    def from_json(cls, plain: dict[str, float | None]) -> Estimate:
+        """What `to_json` gave."""
+        return cls(**{key: float("nan") if number is None else float(number) for key, number in plain.items()})
+
     def __format__(self, spec: str) -> str:
         spec = spec or ".2f"
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"

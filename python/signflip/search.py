@@ -27,6 +27,9 @@ _FORMAT = "signflip search 1"
 _SLOT = "\ufdd0"
 _DEFAULTS = {"epo": {"steps": 300, "width": 256, "topk": 512}, "gcg": {"steps": 500, "width": 512, "topk": 256}}
 
+# Least time between two checkpoints. When they are written does not show in a result.
+CHECKPOINT_SECONDS = 2.0
+
 Context = tuple[str | Sequence[int], str | Sequence[int]]
 
 
@@ -368,7 +371,7 @@ def search(
         "start_required": given is not None,
     }
     described = settings | {
-        "contexts": ids,
+        "contexts": [list(context) for context in ids],
         "filters": filters,
         "allowed": hashlib.sha256(allowed.tobytes()).hexdigest(),
         "model": model.hash,
@@ -386,7 +389,7 @@ def search(
     partial = None if path is None else path.with_name(path.name + ".partial")
     core_settings = settings | {
         "checkpoint": None if partial is None else str(partial),
-        "checkpoint_every": 2.0,
+        "checkpoint_every": CHECKPOINT_SECONDS,
         "identity": hashlib.sha256(identity.encode()).hexdigest(),
     }
     with _Progress(progress, settings["steps"]) as report:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import signflip as sf
-from signflip.behaviours.prompts import document_separator
+from signflip.behaviours import document_separator
 from signflip.demo import corpus, pictures
 from signflip.demo.summary import Summary
 from signflip.errors import FileError
@@ -147,7 +147,7 @@ class _Demo:
             for i in order:
                 document = mixed[i]
                 text = document if isinstance(document, str) else self.model.to_string(document)
-                file.write(json.dumps({"text": text, "own_answer": i < len(sampled)}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"text": text, "own_answer": bool(i < len(sampled))}, ensure_ascii=False) + "\n")
         own = sum(map(len, sampled))
         self.say(
             f"{len(sampled)} answers ({own:,} tokens with their requests), {len(chosen)} passages of plays and poems"
