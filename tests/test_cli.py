@@ -18,7 +18,6 @@ from signflip.cli.parser import build_parser
 from signflip.errors import FileError, InternalError, SiteError
 from signflip.one_sided import OneSided, OneSidedList
 
-
 FEATURE = OneSided(
     site="blocks.0.mlp.hook_pre",
     index=3,

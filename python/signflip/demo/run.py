@@ -297,7 +297,7 @@ class _Demo:
         self.summary.flip_test(feature, behaviour, result, where, test)
 
     def inside(self, feature: Any, behaviour: Any) -> tuple[Any, list[tuple[str, str]]]:
-        """Where the scan says that the effect is carried; failing that, all that follows the trigger, in a few prompts."""
+        """Where the scan says that the effect is carried; else all that follows the trigger, in a few prompts."""
         for one in self.scanned.reversed():
             if _place(one.feature) == _place(feature) and one.behaviour == behaviour.name and one.contexts:
                 return one.flip(), one.contexts[:PROMPTS_SEARCHED]
