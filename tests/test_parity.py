@@ -113,7 +113,7 @@ def compare_gradients(
             peers = seen.gradient(value, ask.wrt)
             exact_value, exact_grads = exact.gradient(ids + ask.target, ask.restated(n), ask.wrt)
             mine_value, mine_grads = model.gradient(ids, ask.mine(n), wrt=ask.wrt)
-            pool.add(f"value {ask.label}", exact_value, value.detach(), mine_value)
+            pool.add("value", exact_value, value.detach(), mine_value)
             for name in ask.wrt:
                 # A token has no weights for later tokens, so nor has it a gradient to them.
                 cut = (lambda g: g[:, :n, :n].tril()) if name.endswith("pattern") else (lambda g: g[:n])
