@@ -1,6 +1,6 @@
 """The extension: what the Rust core looks like from Python. Checked against the built module by `make lint`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any, SupportsIndex, final
 
@@ -50,3 +50,43 @@ class Tokenizer:
     def special_ids(self) -> list[int]: ...
     @property
     def prefix_ids(self) -> list[int]: ...
+
+@final
+class Survey:
+    """Statistics of every feature of some sites; sites are named by their place in the settings' list."""
+
+    @staticmethod
+    def open(path: str | PathLike[str]) -> Survey: ...
+    def save(self, path: str | PathLike[str]) -> None: ...
+    @staticmethod
+    def merge(surveys: Sequence[Survey]) -> Survey: ...
+    def metadata(self) -> str: ...
+    def arrays(self, site: int) -> dict[str, npt.NDArray[Any]]: ...
+    def quantile(self, site: int, q: float) -> npt.NDArray[np.float64]: ...
+    def histogram(self, site: int, feature: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
+    def extremes(
+        self, site: int, top: bool
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.uint8]]: ...
+
+def survey_sites(model: Any, names: Sequence[str] | None) -> list[str]: ...
+def survey(
+    model: Any,
+    next: Callable[[], list[tuple[list[int], int]] | None],
+    progress: Callable[[int], object],
+    *,
+    name: str,
+    hash: str,
+    dtype: str,
+    bos: str,
+    sites: Sequence[str],
+    context: int,
+    prefix: Sequence[int],
+    out: str | PathLike[str] | None,
+    max_tokens: int | None,
+    top: int,
+    histogram_every: int,
+    batch_tokens: int,
+    checkpoint: float,
+) -> Survey: ...
+def document_hash(ids: Sequence[int]) -> str: ...
+def reach(model: Any, site: str) -> npt.NDArray[np.float64] | None: ...
