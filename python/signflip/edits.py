@@ -190,7 +190,8 @@ def _limits(value: Any) -> list[Any]:
 
 def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explicit: bool) -> list[Any]:
     try:
-        array: NDArray[np.float32] = np.asarray(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below, as infinite
+            array: NDArray[np.float32] = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError):
         raise ArgumentError(f"value: expected numbers for op {edit.op!r} at {edit.site}, found {value!r}") from None
     if not np.isfinite(array).all():

@@ -50,10 +50,12 @@ def parse(model: Model, tokens: Any, check: bool = True) -> tuple[list[list[int]
 def _ids(row: Any) -> list[int]:
     if not isinstance(row, (list, tuple, range, np.ndarray)):
         raise TokenError(f"tokens: expected a list of ids, found {type(row).__name__}")
+    if isinstance(row, np.ndarray) and row.ndim != 1:
+        raise TokenError(f"tokens: expected ids [pos] for a sequence, found shape {row.shape}")
     ids = []
     for token in row:
         if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
-            raise TokenError(f"tokens: expected integer ids, found {token!r}")
+            raise TokenError(f"tokens: expected integer ids, found {token!r} of type {type(token).__name__}")
         ids.append(int(token))
     return ids
 
