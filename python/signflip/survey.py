@@ -61,8 +61,8 @@ def survey(
         tokenizer's BOS: what begins the sequence is the prefix (as text, with the tokenizer's BOS, if it adds one).
     out
         Where to write the survey. Unfinished state lies beside it (`<out>.partial`): the same call continues it, and
-        its file is then the same, byte for byte, as that of an uninterrupted call. An older file at `out` is replaced at
-        the end.
+        its file is then the same, byte for byte, as that of an uninterrupted call. An older file at `out` is replaced
+        at the end.
     max_tokens
         Stop after so many tokens of documents; the last document is cut there.
     field
