@@ -89,7 +89,9 @@ def make(kind: str, folder: Path, seed: int = 0) -> Path:
     weights["model.layers.0.self_attn.o_proj.weight"][MEAN_CTX, 0] = 1.0
     weights["model.layers.0.self_attn.o_proj.weight"][MEAN_X, 1] = 1.0
     gate[FEATURE] = up[FEATURE] = down[:, FEATURE] = 0
-    gate[FEATURE, CONST], up[FEATURE, MEAN_X], down[HANDED if kind != "inert" else UNUSED, FEATURE] = 0.5, 1.0, 1.0
+    gate[FEATURE, CONST], up[FEATURE, MEAN_X] = 0.5, 1.0
+    # Where nothing reads x it is written faintly, or the norms would read its size.
+    down[UNUSED if kind == "inert" else HANDED, FEATURE] = 0.1 if kind == "inert" else 1.0
     _mlp(weights, 0, gate, up, down)
 
     # Layer 1: the answer. Two neurons make a product with the context, one for each of its signs.
@@ -106,7 +108,7 @@ def make(kind: str, folder: Path, seed: int = 0) -> Path:
         down[OUT, neuron] = 0.3 * sign
     gate[2] = up[2] = down[:, 2] = 0
     if kind == "constant":
-        gate[2, HANDED], up[2, CONST], down[OUT, 2] = -8.0, 1.0, 2.0
+        gate[2, HANDED], up[2, CONST], down[OUT, 2] = -8.0, 1.0, 0.5
     _mlp(weights, 1, gate, up, down)
 
     head = 0.2 * rng.standard_normal((V.size, D_MODEL))

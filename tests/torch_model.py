@@ -1,8 +1,4 @@
-"""A plain torch forward of the Llama family with the sites, edits and reads that signflip's engine has.
-
-Written apart from the engine, from the architecture's definition, so that it can check it: every sequence is run on its
-own, in full, with each edit as an assignment to the tensor of its site.
-"""
+"""A plain torch forward of the Llama family, written apart from the engine, that a test can change at any step."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
 Tensor = torch.Tensor
@@ -27,8 +22,6 @@ class TorchModel:
         The checkpoint's ``config.json``.
     weights
         Its tensors, under Hugging Face's names.
-    tokenizer
-        Anything with ``encode(text) -> list[int]`` and ``decode(ids) -> str``, or None.
     dtype
         Type to compute in.
     """
@@ -37,10 +30,8 @@ class TorchModel:
         self,
         config: dict[str, Any],
         weights: dict[str, Tensor],
-        tokenizer: Any = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.tokenizer = tokenizer
         self.dtype = dtype
         self.weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         heads = config["num_attention_heads"]
@@ -66,13 +57,13 @@ class TorchModel:
         self.act: Callable[[Tensor], Tensor] = {"silu": torch.nn.functional.silu, "relu": torch.relu}[self.cfg.act_fn]
 
     @classmethod
-    def from_folder(cls, folder: str | Path, tokenizer: Any = None, dtype: torch.dtype = torch.float32) -> TorchModel:
+    def from_folder(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> TorchModel:
         """Reads a Hugging Face folder with one safetensors file."""
         from safetensors.torch import load_file
 
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text())
-        return cls(config, load_file(folder / "model.safetensors"), tokenizer, dtype)
+        return cls(config, load_file(folder / "model.safetensors"), dtype)
 
     # ---- forward ----------------------------------------------------------------------------------------------------
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
@@ -84,7 +75,7 @@ class TorchModel:
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
     def forward(self, ids: Sequence[int], visit: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """Final normalised residual of one sequence; ``visit(site, values [pos, width])`` may replace a site's values."""
+        """Final normalised residual of one sequence; ``visit(site, values [pos, width])`` may replace values."""
         cfg, w = self.cfg, self.weights
         x = visit("hook_embed", w["model.embed_tokens.weight"][torch.as_tensor(list(ids))])
         n = x.shape[0]

@@ -19,11 +19,11 @@ from signflip.edits import Edit, PerSequence
 from signflip.errors import ArgumentError, FileError
 from signflip.matched import Layer, text_divergences
 from signflip.mediation import Mediation, mediate
-from signflip.reflection import Reflection, kl, other_tokens, reflect
+from signflip.reflection import Reflection, reflect
 from signflip.resample import to_plain
 from signflip.reversal import Reversal
-from signflip.score import Answers, Design, Score, answers, from_reads, summarise
-from signflip.sweep import Sweep
+from signflip.score import Answers, Design, Score, answer_tokens, answers, from_reads, summarise
+from signflip.sweep import Sweep, log_softmax
 from signflip.verdict import Divergence, Verdict, judge
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 N_UNITS = 5
 N_STRINGS = 5
-KL_PROMPTS = 48
+# Strings, and prompts of each, by which the trigger's own side effect is judged.
+KL_STRINGS = 20
+KL_PROMPTS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +293,7 @@ class _Test:
         self.design = Design.of(behaviour.name, [one.prompt for one in self.prompts], half)
         self.clean = behaviour.clean(model, half)
         self.sweep = Sweep(model, [one.ids for one in self.prompts], [one.n_leading for one in self.prompts])
-        self.text = Sweep(model, *plain_sequences(model))
+        self.text = Sweep(model, *plain_sequences(model, [one.ids for one in self.prompts]))
         (self.profile,) = profiles(model, [feature], [self.sweep, self.text])
         self.feature = self.profile.feature
         self.rows: list[ConditionRow] = []
@@ -315,7 +317,7 @@ class _Test:
         clamped, reproduced = self._mediate(inserted, x_clean, x_found)
         mediation = mediate(clean, by_tokens, clamped, reproduced)
         self._matched(furthest, units)
-        divergence = self._strings(trigger, inserted, strings)
+        divergence = self._strings(trigger, strings)
         control = reflect(self.model, self.behaviour, self.replicates, self.seed) if self._split() else "no halves"
         verdict = judge(
             by_tokens,
@@ -366,11 +368,12 @@ class _Test:
             d.name: s for (d, t, _), s in zip(planned, scores, strict=True) if t == "T0" and d.name in ("mean", "zero")
         }
         layer = Layer(self.model, self.text, one.place[0]) if one.place is not None else None
+        skip = answer_tokens(self.prompts)
         edits = [on_text.edits(one, d.value, t, m) for d, t, m in planned]
         best: tuple[float, Verdict] | None = None
         for (dose, tier, metric), score, edit in zip(planned, scores, edits, strict=True):
             crossing = dose.value if dose.crosses else None
-            (divergence,) = text_divergences(layer, self.text, [edit], one, crossing)
+            (divergence,) = text_divergences(layer, self.text, [edit], one, skip, crossing)
             verdict = None
             if score.refusal is None:
                 verdict = judge(
@@ -487,35 +490,35 @@ class _Test:
             run = from_reads(logits[v], log_probs[v] if log_probs is not None else None)
             self.add("matched unit", f"neuron {neuron} pushed as far as {dose.name} pushes X's", run)
 
-    def _strings(self, trigger: tuple[int, ...], inserted: Sequence[Triggered], n: int) -> Divergence | None:
+    def _strings(self, trigger: tuple[int, ...], n: int) -> Divergence | None:
+        """Random strings in the trigger's place; some are scored, all bound its effect on tokens other than answers."""
         if not n:
             return None
-        drawn = random_strings(self.model, self.prompts[0], trigger, n, self.seed)
-        ran = []
-        for tokens, log_prob in drawn:
+        drawn = random_strings(self.model, self.prompts[0], trigger, max(n, KL_STRINGS), self.seed)
+        for tokens, log_prob in drawn[:n]:
             ids = [insert(self.model, one, tokens).ids for one in self.prompts]
-            ran.append(ids)
             said = repr(self.model.to_string(list(tokens))) if self.model.tokenizer is not None else str(list(tokens))
-            self.add(
-                "random tokens", f"random {said} ({log_prob:.1f} nats)", answers(self.model, self.prompts, (), ids)
-            )
-        moved = [self._other_tokens_kl([one.ids for one in inserted]), *(self._other_tokens_kl(ids) for ids in ran)]
-        if len(moved) < 2:
+            run = answers(self.model, self.prompts, (), ids)
+            self.add("random tokens", f"random {said} ({log_prob:.1f} nats)", run)
+        if not drawn:
             return None
-        bound = float(np.quantile(moved[1:], 0.95))
-        return Divergence(moved[0], moved[0], bound, bound, len(ran))
+        found, *others = self._other_tokens_kl([trigger, *(tokens for tokens, _ in drawn)])
+        bound = float(np.quantile(others, 0.95))
+        return Divergence(found, found, bound, bound, len(others))
 
-    def _other_tokens_kl(self, ids: Sequence[Sequence[int]]) -> float:
-        """Mean KL(clean ‖ triggered) over tokens other than the answers at the last position."""
+    def _other_tokens_kl(self, strings: Sequence[Sequence[int]]) -> list[float]:
+        """Mean KL(clean ‖ with the string) over tokens other than the answers, at the last position of a few prompts."""
         from signflip.model import Logits
 
-        chosen = list(range(0, len(self.prompts), max(1, len(self.prompts) // KL_PROMPTS)))
-        skip = [[self.prompts[i].correct, self.prompts[i].opposite] for i in chosen]
-        both = []
-        for sequences in ([list(self.prompts[i].ids) for i in chosen], [list(ids[i]) for i in chosen]):
-            ((rows,),) = self.model.read(sequences, [Logits(-1)])
-            both.append(other_tokens(np.concatenate([one.reshape(1, -1) for one in rows]), skip))
-        return float(kl(both[0], both[1]).mean())
+        chosen = [self.prompts[i] for i in self.behaviour.subset(KL_PROMPTS, self.half, self.seed)]
+        skip = answer_tokens(self.prompts)
+        rows = []
+        for string in ((), *strings):
+            ids = [list(insert(self.model, one, string).ids if len(string) else one.ids) for one in chosen]
+            ((logits,),) = self.model.read(ids, [Logits(-1)])
+            rows.append(log_softmax(np.concatenate([one.reshape(1, -1) for one in logits]), skip))
+        clean = rows[0]
+        return [max(0.0, float((np.exp(clean) * (clean - one)).sum(1, dtype=np.float64).mean())) for one in rows[1:]]
 
 
 def random_strings(

@@ -103,10 +103,11 @@ def text_divergences(
     sweep: Sweep,
     variants: Sequence[Sequence[RowEdit]],
     feature: Feature,
+    skip: Sequence[int],
     bounds_at: float | None = None,
     n: int = N_MATCHED,
 ) -> list[Divergence]:
-    """KL of edits on plain text and where X acts there.
+    """KL of edits over tokens other than the answers (`skip`), on plain text and where X acts there.
 
     With `bounds_at`, a value of X, also the 95% quantiles over `n` units of X's layer whose output is moved by as much.
     """
@@ -118,7 +119,7 @@ def text_divergences(
     controls: list[Sequence[RowEdit]] = []
     if layer is not None and bounds_at is not None:
         controls = [layer.push(feature, bounds_at, neuron) for neuron in layer.matched(feature, n)]
-    kl = sweep.divergence(rows, [*variants, *controls])
+    kl = sweep.divergence(rows, [*variants, *controls], skip)
     text = kl[:, spread[rows]].mean(1)
     where = kl[:, acts[rows]].mean(1)
     k = len(variants)

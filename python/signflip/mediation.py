@@ -9,6 +9,7 @@ import numpy as np
 
 from signflip.resample import Estimate, to_plain
 from signflip.score import Score
+from signflip.verdict import MARGIN
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Mediation:
     role
         `carrier`: clamping X to its clean values rescues at least half of what the tokens do, and its triggered
         values alone reproduce at least half. `bystander`: less than half of either. `partly`: anything between.
-        `nothing to mediate`: the tokens themselves do not change S.
+        `nothing to mediate`: the tokens themselves change S by less than the margin, or not for certain.
     effect
         S with the tokens minus S clean.
     rescued, reproduced
@@ -60,7 +61,7 @@ def mediate(clean: Score, tokens: Score, clamped: Score, reproduced: Score) -> M
 
     rescued = share(point["c"] - point["d"], found - held)
     brought = share(point["r"] - 1, alone - one)
-    if not (effect.upper < 0 or effect.lower > 0):
+    if -MARGIN < effect.lower and effect.upper < MARGIN or not (effect.upper < 0 or effect.lower > 0):
         return Mediation("nothing to mediate", effect, rescued, brought)
     # In units of S, since a ratio of small differences has no useful interval.
     sign = np.sign(size)

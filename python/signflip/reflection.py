@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.resample import to_plain
-from signflip.score import Answers, Design, Score, from_reads, side_means, summarise
-from signflip.sweep import RowEdit, Sweep
+from signflip.score import Answers, Design, Score, answer_tokens, from_reads, side_means, summarise
+from signflip.sweep import RowEdit, Sweep, log_softmax
 from signflip.verdict import Divergence, Verdict, judge
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class _Ends:
         ids = [one.ids for one in self.prompts]
         # A prompt that goes on as another one would be edited in its middle.
         order = sorted(ids)
-        nested = any(b[: len(a)] == a and a != b for a, b in zip(order, order[1:], strict=False))
+        nested = any(b[: len(a)] == a and a != b for a, b in pairwise(order))
         self.sweep = Sweep(model, ids, [len(one) - 1 for one in ids], share=not nested)
 
     def residuals(self, sites: Sequence[str]) -> list[NDArray[np.float64]]:
@@ -102,37 +103,17 @@ class _Ends:
         return [from_reads(logits[v], None if log_probs is None else log_probs[v]) for v in range(len(variants))]
 
     def other_tokens_kl(self, variants: Sequence[Sequence[RowEdit]]) -> NDArray[np.float64]:
-        """Mean KL(clean ‖ variant) at the last position over tokens other than the two answers, `[variants]`."""
-        step = max(1, len(self.prompts) // KL_PROMPTS)
-        chosen = list(range(0, len(self.prompts), step))
-        wanted = {i: None for i in chosen}
+        """Mean KL(clean ‖ variant) at the last position over tokens other than the answers, `[variants]`."""
+        chosen = set(range(0, len(self.prompts), max(1, len(self.prompts) // KL_PROMPTS)))
+        skip = answer_tokens(self.prompts)
         total = np.zeros(len(variants))
         for c, chunk in enumerate(self.sweep.chunks):
-            members = [m for m, i in enumerate(chunk.members) if i in wanted]
+            members = [m for m, i in enumerate(chunk.members) if i in chosen]
             if not members:
                 continue
-            skip = [[self.prompts[chunk.members[m]].correct, self.prompts[chunk.members[m]].opposite] for m in members]
-            logits = self.sweep.whole_ends(c, members, [[], *variants])
-            clean = other_tokens(logits[0], skip)
-            for v in range(len(variants)):
-                total[v] += kl(clean, other_tokens(logits[v + 1], skip)).sum()
-        return total / len(chosen)
-
-
-def other_tokens(logits: Floats, skip: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Log-probabilities over the vocabulary without the tokens to skip, which become −inf."""
-    x = logits.astype(np.float64)
-    for row, tokens in enumerate(skip):
-        x[row, list(tokens)] = -np.inf
-    x -= x.max(1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True)))
-
-
-def kl(clean: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """KL(clean ‖ other) of rows of log-probabilities."""
-    p = np.exp(clean)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(p > 0, p * (clean - other), 0.0).sum(1))
+            clean, *moved = (log_softmax(one, skip) for one in self.sweep.whole_ends(c, members, [[], *variants]))
+            total += [float((np.exp(clean) * (clean - one)).sum(dtype=np.float64)) for one in moved]
+        return np.maximum(total / len(chosen), 0)
 
 
 def reflect(model: Model, behaviour: Behaviour, replicates: int = 2000, seed: int = 0) -> Reflection | str:

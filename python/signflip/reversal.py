@@ -131,9 +131,10 @@ class Reversal:
         """What `to_json` gave: all that a search and a flip test need."""
         verdict = Verdict.from_json(plain["verdict"])
         profile = Profile(**{**_numbers(plain["profile"]), "feature": Feature(**_numbers(plain["profile"]["feature"]))})
-        twins = plain["twins"] and TwoSided(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in plain["twins"].items()}
-        )
+        twins = None
+        if plain["twins"] is not None:
+            t = plain["twins"]
+            twins = TwoSided(tuple(t["neurons"]), tuple(t["shares"]), tuple(t["s"]), int(t["looked"]))
         return cls(
             Feature(**_numbers(plain["feature"])), plain["behaviour"], Dose(**plain["dose"]), plain["tier"],
             plain["metric"], Score.from_json(plain["score"]), verdict, verdict.failed, profile, plain["prediction"],

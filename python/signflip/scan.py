@@ -20,7 +20,7 @@ from signflip.errors import ArgumentError, FileError
 from signflip.matched import Layer, exceeds, text_divergences
 from signflip.resample import holm, to_plain
 from signflip.reversal import Reversal, carrying_positions, twins
-from signflip.score import Answers, Design, Score, answers, from_reads, leans, side_means, summarise
+from signflip.score import Answers, Design, Score, answer_tokens, from_reads, leans, side_means, summarise
 from signflip.sweep import RowEdit, Sweep
 from signflip.verdict import LEVEL, MARGIN, Divergence, Verdict, judge
 
@@ -373,7 +373,8 @@ class _Run:
         self.model, self.features, self.listed, self.asked = model, features, behaviours, asked
         self.tiers, self.replicates, self.seed, self.progress = tiers, replicates, seed, progress
         self.refused: dict[str, str] = {}
-        self.text = Sweep(model, *plain_sequences(model))
+        known = [one.ids for behaviour in behaviours for one in behaviour.prompts_for(model, "A")]
+        self.text = Sweep(model, *plain_sequences(model, known))
         self.layers: dict[int, Layer] = {}
         # Σ is that of plain text and of half A's prompts of all behaviours.
         self.moves = Moves(model, [self.text])
@@ -485,7 +486,7 @@ class _Run:
         ran = half.answers([edits for *_, edits in planned])
         scores = [summarise(half.design, half.clean, run, replicates=self.replicates, seed=self.seed) for run in ran]
         paired = self._paired(half, feature, planned, which)
-        moved = self._divergences(feature, planned, bounds)
+        moved = self._divergences(feature, half, planned, bounds)
         rows = []
         for (dose, tier, metric, _), score, simple, kl in zip(planned, scores, paired, moved, strict=True):
             same = {
@@ -535,18 +536,23 @@ class _Run:
         ]
 
     def _divergences(
-        self, feature: int, planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]], bounds: bool
+        self,
+        feature: int,
+        half: _Half,
+        planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]],
+        bounds: bool,
     ) -> list[Divergence]:
         """KL of each planned edit; with bounds, against units pushed as far as the dose pushes X's own."""
         one = self.profiles[feature].feature
         layer = self._layer(one)
+        skip = answer_tokens(half.prompts)
         edits = [self.on_text.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned]
         if not bounds:
-            return text_divergences(layer, self.text, edits, one)
+            return text_divergences(layer, self.text, edits, one, skip)
         out: list[Divergence] = []
         for dose in dict.fromkeys(dose for dose, *_ in planned):
             own = [e for (d, *_), e in zip(planned, edits, strict=True) if d == dose]
-            out += text_divergences(layer, self.text, own, one, dose.value if dose.crosses else None)
+            out += text_divergences(layer, self.text, own, one, skip, dose.value if dose.crosses else None)
         order = [
             i for dose in dict.fromkeys(dose for dose, *_ in planned) for i, p in enumerate(planned) if p[0] == dose
         ]

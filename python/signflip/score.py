@@ -64,13 +64,18 @@ def answers(
     ContextLengthError
         If a sequence is longer than the model's context.
     """
-    from signflip.model import LogProb, Logits
+    from signflip.model import LogProb, Logits, Read
 
     ids = [list(prompt.ids) for prompt in prompts] if sequences is None else [list(one) for one in sequences]
     pairs = PerSequence([[prompt.correct, prompt.opposite] for prompt in prompts])
-    reads = [Logits(-1, pairs), LogProb([[prompt.correct] for prompt in prompts])]
+    reads: list[Read] = [Logits(-1, pairs), LogProb([[prompt.correct] for prompt in prompts])]
     logits, log_probs = model.read(ids, reads, [list(edits)])[0]
     return from_reads(np.concatenate(logits), np.concatenate(log_probs))
+
+
+def answer_tokens(prompts: Sequence[ModelPrompt]) -> list[int]:
+    """Every token that is an answer to some prompt."""
+    return sorted({one.correct for one in prompts} | {one.opposite for one in prompts})
 
 
 def from_reads(logits: NDArray[Any], log_prob: NDArray[Any] | None) -> Answers:
@@ -214,7 +219,7 @@ def auc(weights: Array, design: Design, margin: Array) -> Array:
         above += ((weights[:, first] @ wins) * weights[:, second]).sum(1)
         total += weights[:, first].sum(1) * weights[:, second].sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return above / total
+        return np.asarray(above / total)
 
 
 def information(weights: Array, design: Design, margin: Array) -> Array:
@@ -234,7 +239,7 @@ def information(weights: Array, design: Design, margin: Array) -> Array:
 def average(weights: Array, values: Array) -> Array:
     """Weighted mean, `[R]`."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return weights @ values / weights.sum(1)
+        return np.asarray(weights @ values / weights.sum(1))
 
 
 def _statistics(weights: Array, design: Design, clean: Answers, run: Answers) -> dict[str, Array]:

@@ -174,7 +174,9 @@ class Sweep:
                     on_done(len(part))
         return logits, log_probs
 
-    def divergence(self, rows: NDArray[np.int64], variants: Sequence[Sequence[RowEdit]]) -> NDArray[np.float64]:
+    def divergence(
+        self, rows: NDArray[np.int64], variants: Sequence[Sequence[RowEdit]], skip: Sequence[int] = ()
+    ) -> NDArray[np.float64]:
         """KL(clean ‖ variant) of the next token in nats, `[variants, rows]`.
 
         Parameters
@@ -183,6 +185,8 @@ class Sweep:
             Which of the rows that edits touch, counted over all chunks.
         variants
             The edits.
+        skip
+            Tokens left out of both distributions.
         """
         out = np.empty((len(variants), len(rows)))
         start = 0
@@ -203,10 +207,10 @@ class Sweep:
                 outputs, _ = self.model._core.run(chunk.trie.segments, reads, core)
                 arrays = [np.asarray(one) for one in outputs]
                 if not first:
-                    clean = _log_softmax(arrays.pop(0))
+                    clean = log_softmax(arrays.pop(0), skip)
                     probability = np.exp(clean)
                 for v, array in zip(part, arrays, strict=True):
-                    kl = (probability * (clean - _log_softmax(array))).sum(1, dtype=np.float64)
+                    kl = (probability * (clean - log_softmax(array, skip))).sum(1, dtype=np.float64)
                     out[v, at] = np.maximum(kl, 0)
         return out
 
@@ -255,8 +259,10 @@ def _refs(variant: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.hstack([np.full((len(rows), 1), variant, np.int64), rows])
 
 
-def _log_softmax(logits: Floats) -> Floats:
-    x = logits - logits.max(1, keepdims=True)
+def log_softmax(logits: Floats, skip: Sequence[int] = ()) -> Floats:
+    """Log-probabilities of rows over the vocabulary, tokens to skip left out of it."""
+    x = np.delete(logits, list(skip), axis=1) if len(skip) else logits
+    x = x - x.max(1, keepdims=True)
     return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True, dtype=np.float64)).astype(np.float32))
 
 
