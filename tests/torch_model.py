@@ -1,8 +1,4 @@
-"""A plain torch forward of the Llama family with the sites, edits and reads that signflip's engine has.
-
-Written apart from the engine, from the architecture's definition, so that it can check it: every sequence is run on its
-own, in full, with each edit as an assignment to the tensor of its site.
-"""
+"""A plain torch forward of the Llama family, written apart from the engine, that a test can change at any step."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
 Tensor = torch.Tensor
@@ -27,8 +22,6 @@ class TorchModel:
         The checkpoint's ``config.json``.
     weights
         Its tensors, under Hugging Face's names.
-    tokenizer
-        Anything with ``encode(text) -> list[int]`` and ``decode(ids) -> str``, or None.
     dtype
         Type to compute in.
     """
@@ -37,10 +30,8 @@ class TorchModel:
         self,
         config: dict[str, Any],
         weights: dict[str, Tensor],
-        tokenizer: Any = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.tokenizer = tokenizer
         self.dtype = dtype
         self.weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         heads = config["num_attention_heads"]
@@ -66,27 +57,13 @@ class TorchModel:
         self.act: Callable[[Tensor], Tensor] = {"silu": torch.nn.functional.silu, "relu": torch.relu}[self.cfg.act_fn]
 
     @classmethod
-    def from_folder(cls, folder: str | Path, tokenizer: Any = None, dtype: torch.dtype = torch.float32) -> TorchModel:
+    def from_folder(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> TorchModel:
         """Reads a Hugging Face folder with one safetensors file."""
         from safetensors.torch import load_file
 
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text())
-        return cls(config, load_file(folder / "model.safetensors"), tokenizer, dtype)
-
-    # ---- text -------------------------------------------------------------------------------------------------------
-    def to_tokens(self, text: str) -> np.ndarray:
-        return np.asarray([self.tokenizer.encode(text)], dtype=np.int64)
-
-    def to_string(self, tokens: Any) -> str:
-        return str(self.tokenizer.decode([int(i) for i in np.asarray(tokens).reshape(-1)]))
-
-    def to_chat(self, messages: list[dict[str, str]], prefill: str = "") -> np.ndarray:
-        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
-        if messages[0]["role"] != "system":
-            system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-            text = f"<|im_start|>system\n{system}<|im_end|>\n{text}"
-        return self.to_tokens(f"{text}<|im_start|>assistant\n{prefill}")
+        return cls(config, load_file(folder / "model.safetensors"), dtype)
 
     # ---- forward ----------------------------------------------------------------------------------------------------
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
@@ -97,18 +74,13 @@ class TorchModel:
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
-    def forward(
-        self, ids: Sequence[int], visit: Callable[[str, Tensor], Tensor], start: tuple[int, Tensor] | None = None
-    ) -> Tensor:
-        """Final normalised residual of one sequence; ``visit(site, values [pos, width])`` may replace a site's values."""
+    def forward(self, ids: Sequence[int], visit: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """Final normalised residual of one sequence; ``visit(site, values [pos, width])`` may replace values."""
         cfg, w = self.cfg, self.weights
-        if start is None:
-            first, x = 0, visit("hook_embed", w["model.embed_tokens.weight"][torch.as_tensor(list(ids))])
-        else:
-            first, x = start
+        x = visit("hook_embed", w["model.embed_tokens.weight"][torch.as_tensor(list(ids))])
         n = x.shape[0]
         mask = torch.full((n, n), float("-inf"), dtype=self.dtype).triu(1)
-        for layer in range(first, cfg.n_layers):
+        for layer in range(cfg.n_layers):
             at, names = f"blocks.{layer}.", f"model.layers.{layer}."
             x = visit(at + "hook_resid_pre", x)
             h = self._norm(x, w[names + "input_layernorm.weight"])
@@ -138,48 +110,3 @@ class TorchModel:
     @property
     def unembed(self) -> Tensor:
         return self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
-
-    @torch.no_grad()
-    def read(
-        self, sequences: Sequence[Sequence[int]], reads: Sequence[Any], variants: Sequence[Sequence[Any]] = ((),)
-    ) -> list[list[list[np.ndarray]]]:
-        """As ``signflip.Model.read``: ``out[variant][read][sequence]``."""
-        out: list[list[list[np.ndarray]]] = [[[] for _ in reads] for _ in variants]
-        edits = [[_resolve(self, edit, sequences) for edit in variant] for variant in variants]
-        for s, ids in enumerate(sequences):
-            residuals: dict[str, Tensor] = {}
-            for v, variant in enumerate(edits):
-                kept: dict[str, Tensor] = {}
-                wanted = {read.site for read in reads if hasattr(read, "site")}
-
-                def visit(
-                    site: str, x: Tensor, variant: Any = variant, kept: Any = kept, wanted: Any = wanted, s: int = s
-                ) -> Tensor:
-                    for edit in variant:
-                        if edit.site == site:
-                            x = edit.apply(x, s)
-                    if site in wanted:
-                        kept[site] = x
-                    return x
-
-                hidden = self.forward(ids, visit)
-                for r, read in enumerate(reads):
-                    out[v][r].append(self._answer(read, s, len(ids), kept, hidden))
-        return out
-
-    def _answer(self, read: Any, s: int, n: int, kept: dict[str, Tensor], hidden: Tensor) -> np.ndarray:
-        kind = type(read).__name__
-        if kind == "LogProb":
-            targets = list(read.targets[s])
-            rows = hidden[n - len(targets) :] if read.positions is None else hidden[_positions(read.positions, s, n)]
-            return (rows @ self.unembed.T).log_softmax(-1)[range(len(targets)), targets].numpy().astype(np.float32)
-        at = _positions(read.positions, s, n)
-        if kind == "Logits":
-            columns = _columns(read.columns, s)
-            table = self.unembed if columns is None else self.unembed[columns]
-            return (hidden[at] @ table.T).numpy().astype(np.float32)
-        values = kept[read.site][at]
-        if kind == "Project":
-            return (values.double() @ torch.as_tensor(np.asarray(read.vector)).double()).numpy().astype(np.float32)
-        columns = _columns(read.columns, s)
-        return (values if columns is None else values[:, columns]).numpy().astype(np.float32)

@@ -285,28 +285,87 @@ def doses(profile: Profile, asked: Sequence[float | str | Dose] | None = None) -
     return out
 
 
-class Tiers:
-    """Edits that bring a feature to a value over a sweep's rows.
+class Moves:
+    """How the MLP's normalised input h is moved so that X changes by one, the least possible, by two measures of least.
 
-    T0 overwrites X itself. T1 moves the MLP's normalised input h by the least that brings X there, so that every unit
-    of the layer responds: δ = (t − X) u with u = w/‖w‖², or u = Σw/(wᵀΣw) with the input's covariance Σ. No site lies
-    between the norm and the input maps, so it is written where they write: W δ is added to every unit.
+    The direction is u = w/‖w‖² by norm, and u = Σw/(wᵀΣw) by the covariance Σ of h over the sequences at hand. No site
+    lies between the norm and the input maps, so a move is held as what it adds to every neuron: W u.
     """
 
-    def __init__(self, model: Model, sweep: Sweep, background: Sequence[Sweep] = ()) -> None:
+    def __init__(self, model: Model, background: Sequence[Sweep]) -> None:
         self.model = model
-        self.sweep = sweep
-        self.background = list(background) or [sweep]
-        self._clean: dict[tuple[str, int], list[Floats]] = {}
+        self.background = list(background)
         self._moves: dict[tuple[str, int, str], list[tuple[str, Floats]]] = {}
         self._inputs: dict[int, Floats] = {}
 
-    def available(self, feature: Feature) -> list[tuple[Tier, Metric]]:
-        """The tiers that exist at the feature's site."""
-        place = feature.place
-        if place is None or place[1] == "post":
-            return [("T0", "")]
-        return [("T0", ""), ("T1", "norm"), ("T1", "covariance")]
+    def of(self, feature: Feature, metric: Metric) -> list[tuple[str, Floats]]:
+        """For each input map of the layer its site and W u, `[d_mlp]`.
+
+        Raises
+        ------
+        ArgumentError
+            If the feature is not an MLP's input.
+        """
+        key = (feature.site, feature.index, metric)
+        if key not in self._moves:
+            place = feature.place
+            if place is None or place[1] == "post":
+                raise ArgumentError(f"tier: expected a feature that the MLP's input map writes, found {feature.site}")
+            layer, point = place
+            core = self.model._core
+            maps = {"pre": np.asarray(core.weight_matrix("in", layer), np.float64)}
+            if self.model.cfg.gated_mlp:
+                maps["pre_linear"] = np.asarray(core.weight_matrix("in_linear", layer), np.float64)
+            w = maps[point][feature.index]
+            u = w / (w @ w)
+            if metric == "covariance":
+                h = self._input(layer).astype(np.float64)
+                centred = h - h.mean(0)
+                moved = centred.T @ (centred @ w) / max(1, len(h) - 1)
+                if w @ moved > 0:
+                    u = moved / (w @ moved)
+            self._moves[key] = [
+                (f"blocks.{layer}.mlp.hook_{name}", np.asarray(matrix @ u, np.float32)) for name, matrix in maps.items()
+            ]
+        return self._moves[key]
+
+    def _input(self, layer: int) -> Floats:
+        """The MLP's normalised input, gain and bias included, over all rows at hand."""
+        if layer not in self._inputs:
+            site = f"blocks.{layer}.hook_resid_mid"
+            rows = np.concatenate([chunk for sweep in self.background for chunk in sweep.values(site)]).astype(
+                np.float64
+            )
+            core = self.model._core
+            eps = float(json.loads(core.spec())["norm_eps"])
+            if self.model.cfg.normalization == "LN":
+                rows = rows - rows.mean(1, keepdims=True)
+            rows /= np.sqrt((rows**2).mean(1, keepdims=True) + eps)
+            gain = np.asarray(core.weight_row("mlp_norm_gain", layer, 0), np.float64)
+            bias = np.asarray(core.weight_row("mlp_norm_bias", layer, 0), np.float64)
+            self._inputs[layer] = np.asarray(rows * gain + bias, np.float32)
+        return self._inputs[layer]
+
+
+def tiers_of(feature: Feature) -> list[tuple[Tier, Metric]]:
+    """The tiers that exist at the feature's site."""
+    place = feature.place
+    if place is None or place[1] == "post":
+        return [("T0", "")]
+    return [("T0", ""), ("T1", "norm"), ("T1", "covariance")]
+
+
+class Tiers:
+    """Edits that bring a feature to a value over a sweep's rows.
+
+    T0 overwrites X itself. T1 moves the MLP's normalised input by δ = (t − X) u (see `Moves`), so that every unit of
+    the layer responds: W δ is added to each.
+    """
+
+    def __init__(self, moves: Moves, sweep: Sweep) -> None:
+        self.moves = moves
+        self.sweep = sweep
+        self._clean: dict[tuple[str, int], list[Floats]] = {}
 
     def edits(self, feature: Feature, value: float, tier: Tier = "T0", metric: Metric = "") -> list[RowEdit]:
         """The edits of one variant.
@@ -318,61 +377,17 @@ class Tiers:
         """
         if tier == "T0":
             return [RowEdit(feature.site, "set", (feature.index,), float(value))]
-        if (tier, metric) not in self.available(feature):
+        if (tier, metric) not in tiers_of(feature):
             raise ArgumentError(f"tier: expected one that {feature.site} has, found {tier} by {metric!r}")
-        clean = self._values(feature)
+        key = (feature.site, feature.index)
+        if key not in self._clean:
+            self._clean[key] = self.sweep.values(feature.site, [feature.index])
+        clean = self._clean[key]
         out = []
-        for site, vector in self._move(feature, metric):
+        for site, vector in self.moves.of(feature, metric):
 
             def rows(c: int, vector: Floats = vector) -> Floats:
                 return np.asarray((np.float32(value) - clean[c]) * vector[None, :], np.float32)
 
             out.append(RowEdit(site, "add", None, rows))
         return out
-
-    def _values(self, feature: Feature) -> list[Floats]:
-        key = (feature.site, feature.index)
-        if key not in self._clean:
-            self._clean[key] = self.sweep.values(feature.site, [feature.index])
-        return self._clean[key]
-
-    def _move(self, feature: Feature, metric: Metric) -> list[tuple[str, Floats]]:
-        """For each input map of the layer its site and W u: what a unit of X adds to each of its neurons."""
-        key = (feature.site, feature.index, metric)
-        if key not in self._moves:
-            place = feature.place
-            if place is None:
-                raise ArgumentError(f"tier: expected an MLP input, found {feature.site}")
-            layer, point = place
-            core = self.model._core
-            maps = {"pre": np.asarray(core.weight_matrix("in", layer), np.float64)}
-            if self.model.cfg.gated_mlp:
-                maps["pre_linear"] = np.asarray(core.weight_matrix("in_linear", layer), np.float64)
-            w = maps[point][feature.index]
-            if metric == "norm":
-                u = w / (w @ w)
-            else:
-                h = self._input(layer).astype(np.float64)
-                centred = h - h.mean(0)
-                moved = centred.T @ (centred @ w) / max(1, len(h) - 1)
-                u = moved / (w @ moved)
-            self._moves[key] = [
-                (f"blocks.{layer}.mlp.hook_{name}", np.asarray(matrix @ u, np.float32)) for name, matrix in maps.items()
-            ]
-        return self._moves[key]
-
-    def _input(self, layer: int) -> Floats:
-        """The MLP's normalised input, gain and bias included, over all rows at hand."""
-        if layer not in self._inputs:
-            rows = np.concatenate(
-                [chunk for sweep in self.background for chunk in sweep.values(f"blocks.{layer}.hook_resid_mid")]
-            ).astype(np.float64)
-            core = self.model._core
-            eps = float(json.loads(core.spec())["norm_eps"])
-            if self.model.cfg.normalization == "LN":
-                rows = rows - rows.mean(1, keepdims=True)
-            rows /= np.sqrt((rows**2).mean(1, keepdims=True) + eps)
-            gain = np.asarray(core.weight_row("mlp_norm_gain", layer, 0), np.float64)
-            bias = np.asarray(core.weight_row("mlp_norm_bias", layer, 0), np.float64)
-            self._inputs[layer] = np.asarray(rows * gain + bias, np.float32)
-        return self._inputs[layer]

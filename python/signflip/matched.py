@@ -22,6 +22,9 @@ Floats = NDArray[np.float32]
 N_MATCHED = 20
 # A neuron whose rarer sign has at least this share over the rows at hand is two-sided.
 TWO_SIDED = 0.05
+# Rows of plain text on which KL is taken, and rows where X acts.
+TEXT_ROWS = 48
+ACTS_ROWS = 16
 
 
 def activate(name: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -95,33 +98,45 @@ class Layer:
         return [int(i) for i in order[:n] if size[i] > 0]
 
 
-def text_divergence(
-    layer: Layer | None, sweep: Sweep, variant: Sequence[RowEdit], feature: Feature, value: float, n: int = N_MATCHED
-) -> Divergence:
-    """KL of an edit on plain text and where X acts there, with the 95% quantiles of matched units."""
-    acts = acting_rows(layer, sweep, feature)
-    everywhere = [np.ones(len(chunk.rows), bool) for chunk in sweep.chunks]
-    variants: list[Sequence[RowEdit]] = [variant]
-    if layer is not None and n:
-        variants += [layer.push(feature, value, neuron) for neuron in layer.matched(feature, n)]
-    flat = np.concatenate(acts)
-    rows = sweep.divergence(everywhere, variants)
-    text = [float(one.mean()) for one in rows]
-    where = [float(one[flat].mean()) for one in rows]
-    if len(variants) == 1:
-        return Divergence(text[0], where[0])
-    bounds = np.quantile(text[1:], 0.95), np.quantile(where[1:], 0.95)
-    return Divergence(text[0], where[0], float(bounds[0]), float(bounds[1]), len(variants) - 1)
+def text_divergences(
+    layer: Layer | None,
+    sweep: Sweep,
+    variants: Sequence[Sequence[RowEdit]],
+    feature: Feature,
+    skip: Sequence[int],
+    bounds_at: float | None = None,
+    n: int = N_MATCHED,
+) -> list[Divergence]:
+    """KL of edits over tokens other than the answers (`skip`), on plain text and where X acts there.
+
+    With `bounds_at`, a value of X, also the 95% quantiles over `n` units of X's layer whose output is moved by as much.
+    """
+    acts = np.concatenate(acting_rows(layer, sweep, feature))
+    # Whole rows of logits cost as much as the model: some of the rows everywhere, and those where X acts.
+    spread = np.zeros(len(acts), bool)
+    spread[:: max(1, len(acts) // TEXT_ROWS)] = True
+    rows = np.flatnonzero(spread | acts)
+    controls: list[Sequence[RowEdit]] = []
+    if layer is not None and bounds_at is not None:
+        controls = [layer.push(feature, bounds_at, neuron) for neuron in layer.matched(feature, n)]
+    kl = sweep.divergence(rows, [*variants, *controls], skip)
+    text = kl[:, spread[rows]].mean(1)
+    where = kl[:, acts[rows]].mean(1)
+    k = len(variants)
+    if not controls:
+        return [Divergence(float(text[v]), float(where[v])) for v in range(k)]
+    bounds = float(np.quantile(text[k:], 0.95)), float(np.quantile(where[k:], 0.95))
+    return [Divergence(float(text[v]), float(where[v]), *bounds, len(controls)) for v in range(k)]
 
 
 def acting_rows(layer: Layer | None, sweep: Sweep, feature: Feature) -> list[NDArray[np.bool_]]:
-    """The tenth of the rows at which X's neuron (or the feature itself) is largest in size."""
+    """The rows at which X's neuron (or the feature itself) is largest in size."""
     if layer is not None:
         size = [np.abs(chunk[:, feature.index]) for chunk in layer.clean["post"]]
     else:
         size = [np.abs(chunk[:, 0]) for chunk in sweep.values(feature.site, [feature.index])]
     flat = np.concatenate(size)
-    bound = np.sort(flat)[-max(1, len(flat) // 10)]
+    bound = np.sort(flat)[-min(ACTS_ROWS, len(flat))]
     return [one >= bound for one in size]
 
 

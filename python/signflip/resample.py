@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class Estimate:
             return cls(float(value), *([float("nan")] * 4))
         low, high, lower, upper = np.percentile(finite, [2.5, 97.5, 5.0, 95.0])
         return cls(float(value), float(low), float(high), float(lower), float(upper))
+
+    @classmethod
+    def from_json(cls, plain: dict[str, float | None]) -> Estimate:
+        """What `to_json` gave."""
+        return cls(**{key: float("nan") if number is None else float(number) for key, number in plain.items()})
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".2f"
@@ -110,14 +116,18 @@ def sign_flip(values: Array, seed: int = 0) -> float:
     observed = values.sum()
     # Sums within rounding of the observed one are ties, and count.
     slack = 1e-12 * np.abs(values).sum()
+    # Flipping a cluster changes the sum by twice its value.
+    below = np.count_nonzero(observed - 2 * (_flips(n, seed) @ values) <= observed + slack)
+    return float(below / (1 << n)) if n <= EXACT else float((1 + below) / (DRAWS + 1))
+
+
+@lru_cache(maxsize=8)
+def _flips(n: int, seed: int) -> Array:
+    """Which clusters to flip, `[assignments, n]`: every assignment for few clusters, else seeded draws."""
     if n <= EXACT:
-        bits = (np.arange(1 << n)[:, None] >> np.arange(n)) & 1
-        sums = (1 - 2 * bits) @ values
-        return float(np.mean(sums <= observed + slack))
+        return np.asarray((np.arange(1 << n)[:, None] >> np.arange(n)) & 1, np.float64)
     rng = np.random.Generator(np.random.Philox(seed))
-    signs = rng.integers(0, 2, size=(DRAWS, n), dtype=np.int8)
-    sums = (1.0 - 2.0 * signs) @ values
-    return float((1 + np.count_nonzero(sums <= observed + slack)) / (DRAWS + 1))
+    return rng.integers(0, 2, size=(DRAWS, n), dtype=np.int8).astype(np.float64)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
-from signflip.dosing import Dose, Feature, Metric, Profile, Tier, Tiers, doses, profiles
+from signflip.dosing import Dose, Feature, Metric, Moves, Profile, Tier, Tiers, doses, profiles, tiers_of
 from signflip.errors import ArgumentError, FileError
-from signflip.matched import Layer, TwoSided, exceeds, text_divergence
+from signflip.matched import Layer, exceeds, text_divergences
 from signflip.resample import holm, to_plain
 from signflip.reversal import Reversal, carrying_positions, twins
-from signflip.score import Answers, Design, Score, answers, from_reads, leans, side_means, summarise
+from signflip.score import Answers, Design, Score, answer_tokens, from_reads, leans, side_means, summarise
 from signflip.sweep import RowEdit, Sweep
 from signflip.verdict import LEVEL, MARGIN, Divergence, Verdict, judge
 
@@ -205,8 +205,59 @@ class Scan:
         except OSError as error:
             raise FileError(f"{path}: can not write the scan: {error.strerror or error}") from error
 
+    @classmethod
+    def open(cls, path: str | Path) -> SavedScan:
+        """What `save` wrote: the reversals, ready for a search and a flip test, and all else as plain data.
+
+        Raises
+        ------
+        FileError
+            If the file can not be read, or is no scan.
+        """
+        return SavedScan.open(path)
+
     def __repr__(self) -> str:
         return f"<Scan of {len(self.profiles)} features × {len(self.behaviours)} behaviours: {len(self.reversals)} reversed>"
+
+
+@dataclass(frozen=True)
+class SavedScan:
+    """A scan read from a file.
+
+    Attributes
+    ----------
+    plain
+        All of it, as `Scan.to_json` gave it.
+    """
+
+    plain: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> SavedScan:
+        """Read what `Scan.save` wrote.
+
+        Raises
+        ------
+        FileError
+            If the file can not be read, or is no scan.
+        """
+        try:
+            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+            saved = cls(plain)
+            saved.reversed()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"{path}: can not read the scan: {getattr(error, 'strerror', None) or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileError(f"{path}: expected a scan that signflip wrote, found something else") from error
+        return saved
+
+    def reversed(self) -> list[Reversal]:
+        """As `Scan.reversed`."""
+        return [Reversal.from_json(one) for one in self.plain["reversed"]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return self.plain
 
 
 def _turnedness(row: Row) -> float:
@@ -322,9 +373,12 @@ class _Run:
         self.model, self.features, self.listed, self.asked = model, features, behaviours, asked
         self.tiers, self.replicates, self.seed, self.progress = tiers, replicates, seed, progress
         self.refused: dict[str, str] = {}
-        self.text = Sweep(model, *plain_sequences(model))
+        known = [one.ids for behaviour in behaviours for one in behaviour.prompts_for(model, "A")]
+        self.text = Sweep(model, *plain_sequences(model, known))
         self.layers: dict[int, Layer] = {}
-        self.text_kl: dict[tuple[str, float, str], Divergence] = {}
+        # Σ is that of plain text and of half A's prompts of all behaviours.
+        self.moves = Moves(model, [self.text])
+        self.on_text = Tiers(self.moves, self.text)
 
     def run(self, screen: int, keep: int, look_below: float, confirm: int) -> Scan:
         halves: dict[str, _Half] = {}
@@ -338,6 +392,7 @@ class _Run:
         names = tuple(halves)
         self.half_a = halves
         clean_sweeps = [half.sweep for half in halves.values()] + [self.text]
+        self.moves.background = clean_sweeps
         self.profiles = profiles(self.model, self.features, clean_sweeps)
         self.curves = [doses(profile, self.asked) for profile in self.profiles]
         chosen = [_furthest(profile, curve) for profile, curve in zip(self.profiles, self.curves, strict=True)]
@@ -379,7 +434,9 @@ class _Run:
         s, lower = np.full(shape, np.nan), np.full(shape, np.nan)
         if not n or not names:
             return s, lower
-        small = [_Half.of(self.model, self.half_a[b].behaviour, "A", self.half_a[b].behaviour.subset(n, "A")) for b in names]
+        small = [
+            _Half.of(self.model, self.half_a[b].behaviour, "A", self.half_a[b].behaviour.subset(n, "A")) for b in names
+        ]
         prompts = [one for half in small for one in half.prompts]
         sweep = Sweep(self.model, [one.ids for one in prompts], [one.n_leading for one in prompts])
         columns = [[one.correct, one.opposite] for one in prompts]
@@ -400,11 +457,13 @@ class _Run:
 
     # ---- half A ------------------------------------------------------------------------------------------------------
 
-    def _variants(self, sweep: Sweep, feature: int, curve: Sequence[Dose]) -> list[tuple[Dose, Tier, Metric, list[RowEdit]]]:
+    def _variants(
+        self, sweep: Sweep, feature: int, curve: Sequence[Dose]
+    ) -> list[tuple[Dose, Tier, Metric, list[RowEdit]]]:
         one = self.profiles[feature].feature
-        tiers = Tiers(self.model, sweep, [sweep, self.text])
+        tiers = Tiers(self.moves, sweep)
         out = []
-        for tier, metric in tiers.available(one):
+        for tier, metric in tiers_of(one):
             if tier not in self.tiers:
                 continue
             for dose in curve:
@@ -427,8 +486,9 @@ class _Run:
         ran = half.answers([edits for *_, edits in planned])
         scores = [summarise(half.design, half.clean, run, replicates=self.replicates, seed=self.seed) for run in ran]
         paired = self._paired(half, feature, planned, which)
+        moved = self._divergences(feature, half, planned, bounds)
         rows = []
-        for (dose, tier, metric, _), score, simple in zip(planned, scores, paired, strict=True):
+        for (dose, tier, metric, _), score, simple, kl in zip(planned, scores, paired, moved, strict=True):
             same = {
                 d.name: other
                 for (d, t, m, _), other in zip(planned, scores, strict=True)
@@ -437,7 +497,6 @@ class _Run:
             zero = same.get("zero")
             score = score.with_share(zero) if zero is not None else score
             removed = [same[name] for name in ("mean", "zero") if name in same and dose.name not in ("mean", "zero")]
-            kl = self._kl(feature, dose, tier, metric, bounds=bounds and dose.crosses)
             verdict = judge(
                 score,
                 ablations=removed,
@@ -466,23 +525,38 @@ class _Run:
         if simple is None:
             return [None] * len(planned)
         other = _Half.of(self.model, simple, which)
-        tiers = Tiers(self.model, other.sweep, [other.sweep, self.text])
+        tiers = Tiers(self.moves, other.sweep)
         one = self.profiles[feature].feature
-        ran = other.answers([tiers.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned], mass=False)
+        ran = other.answers(
+            [tiers.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned], mass=False
+        )
         return [
             summarise(other.design, other.clean, run, replicates=min(200, self.replicates), seed=self.seed)
             for run in ran
         ]
 
-    def _kl(self, feature: int, dose: Dose, tier: Tier, metric: Metric, bounds: bool) -> Divergence:
+    def _divergences(
+        self,
+        feature: int,
+        half: _Half,
+        planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]],
+        bounds: bool,
+    ) -> list[Divergence]:
+        """KL of each planned edit; with bounds, against units pushed as far as the dose pushes X's own."""
         one = self.profiles[feature].feature
-        key = (one.name, dose.value, f"{tier}{metric}{bounds}")
-        if key not in self.text_kl:
-            tiers = Tiers(self.model, self.text, [self.text])
-            edits = tiers.edits(one, dose.value, tier, metric)
-            layer = self._layer(one)
-            self.text_kl[key] = text_divergence(layer, self.text, edits, one, dose.value, **({} if bounds else {"n": 0}))
-        return self.text_kl[key]
+        layer = self._layer(one)
+        skip = answer_tokens(half.prompts)
+        edits = [self.on_text.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned]
+        if not bounds:
+            return text_divergences(layer, self.text, edits, one, skip)
+        out: list[Divergence] = []
+        for dose in dict.fromkeys(dose for dose, *_ in planned):
+            own = [e for (d, *_), e in zip(planned, edits, strict=True) if d == dose]
+            out += text_divergences(layer, self.text, own, one, skip, dose.value if dose.crosses else None)
+        order = [
+            i for dose in dict.fromkeys(dose for dose, *_ in planned) for i, p in enumerate(planned) if p[0] == dose
+        ]
+        return [out[order.index(i)] for i in range(len(planned))]
 
     def _layer(self, feature: Feature) -> Layer | None:
         if feature.place is None:
@@ -531,7 +605,9 @@ class _Run:
         equal = None
         if row.score.share is not None and row.feature.place is not None and row.profile.mean:
             k = -row.dose.value / row.profile.mean
-            equal = twins(self.model, half.sweep, half.answers, half.design, half.clean, row.feature, row.score.share.value, k)
+            equal = twins(
+                self.model, half.sweep, half.answers, half.design, half.clean, row.feature, row.score.share.value, k
+            )
         switch = row.prediction is not None and exceeds(row.score.s, row.prediction, equal, MARGIN)
         return Reversal.of(row, half, positions, drops, equal, switch)
 

@@ -64,13 +64,18 @@ def answers(
     ContextLengthError
         If a sequence is longer than the model's context.
     """
-    from signflip.model import LogProb, Logits
+    from signflip.model import LogProb, Logits, Read
 
     ids = [list(prompt.ids) for prompt in prompts] if sequences is None else [list(one) for one in sequences]
     pairs = PerSequence([[prompt.correct, prompt.opposite] for prompt in prompts])
-    reads = [Logits(-1, pairs), LogProb([[prompt.correct] for prompt in prompts])]
+    reads: list[Read] = [Logits(-1, pairs), LogProb([[prompt.correct] for prompt in prompts])]
     logits, log_probs = model.read(ids, reads, [list(edits)])[0]
     return from_reads(np.concatenate(logits), np.concatenate(log_probs))
+
+
+def answer_tokens(prompts: Sequence[ModelPrompt]) -> list[int]:
+    """Every token that is an answer to some prompt."""
+    return sorted({one.correct for one in prompts} | {one.opposite for one in prompts})
 
 
 def from_reads(logits: NDArray[Any], log_prob: NDArray[Any] | None) -> Answers:
@@ -214,7 +219,7 @@ def auc(weights: Array, design: Design, margin: Array) -> Array:
         above += ((weights[:, first] @ wins) * weights[:, second]).sum(1)
         total += weights[:, first].sum(1) * weights[:, second].sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return above / total
+        return np.asarray(above / total)
 
 
 def information(weights: Array, design: Design, margin: Array) -> Array:
@@ -234,7 +239,7 @@ def information(weights: Array, design: Design, margin: Array) -> Array:
 def average(weights: Array, values: Array) -> Array:
     """Weighted mean, `[R]`."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return weights @ values / weights.sum(1)
+        return np.asarray(weights @ values / weights.sum(1))
 
 
 def _statistics(weights: Array, design: Design, clean: Answers, run: Answers) -> dict[str, Array]:
@@ -278,6 +283,24 @@ def _statistics(weights: Array, design: Design, clean: Answers, run: Answers) ->
 
 
 @dataclass(frozen=True, eq=False)
+class Detail:
+    """What a score was computed from: needed to compare it with others, not kept in files.
+
+    Attributes
+    ----------
+    design, clean, run
+        The prompts' structure, and both runs' answers.
+    replicated
+        Bootstrap replicates of the numbers that verdicts compare, `[replicates]` each.
+    """
+
+    design: Design
+    clean: Answers
+    run: Answers
+    replicated: dict[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
 class Score:
     """What a run scored on a behaviour. Intervals resample items and templates jointly; S is 1 for the clean model.
 
@@ -303,6 +326,8 @@ class Score:
         For each side, how often the pair's first answer is given (where all prompts share one pair).
     share
         p = 1 − S(X = 0), where that was asked for.
+    detail
+        What it was computed from; None for a score read from a file.
     """
 
     behaviour: str
@@ -326,10 +351,7 @@ class Score:
     spoken: dict[str, Estimate]
     answers: tuple[str, str] | None
     share: Estimate | None
-    design: Design = field(repr=False)
-    clean: Answers = field(repr=False)
-    run: Answers = field(repr=False)
-    replicated: dict[str, Array] = field(repr=False)
+    detail: Detail | None = field(repr=False)
 
     @property
     def s(self) -> Estimate:
@@ -349,21 +371,28 @@ class Score:
         """The smaller of the two sides' relative margins."""
         return min(side.value for side in self.sides.values())
 
+    @property
+    def known(self) -> Detail:
+        """What it was computed from.
+
+        Raises
+        ------
+        BehaviourError
+            If it was read from a file, which does not hold that.
+        """
+        if self.detail is None:
+            raise BehaviourError(f"behaviour {self.behaviour!r}: a score from a file can not be compared with others")
+        return self.detail
+
     def with_share(self, zero: Score) -> Score:
         """This score with p = 1 − S(X = 0) of another on the same prompts."""
         value = 1 - zero.mean_ratio.value
-        return replace(self, share=Estimate.of(value, 1 - zero.replicated["s"]))
+        return replace(self, share=Estimate.of(value, 1 - zero.known.replicated["s"]))
 
-    def difference(self, other: Score, key: str = "s") -> Estimate:
-        """This score's number minus another's, on the same prompts and resamples."""
-        a, b = self.replicated[key], other.replicated[key]
-        point = self._point[key] - other._point[key]
-        return Estimate.of(point, a - b)
-
-    @property
-    def _point(self) -> dict[str, float]:
-        ones = np.ones((1, len(self.design)))
-        return {key: float(v[0]) for key, v in _statistics(ones, self.design, self.clean, self.run).items()}
+    def difference(self, other: Score) -> Estimate:
+        """This S minus another's, on the same prompts and resamples."""
+        draws = self.known.replicated["s"] - other.known.replicated["s"]
+        return Estimate.of(self.mean_ratio.value - other.mean_ratio.value, draws)
 
     def __str__(self) -> str:
         where = f", half {self.half}" if self.half else ""
@@ -378,15 +407,16 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {
-            **{key: getattr(self, key) for key in ("behaviour", "half", "n_prompts", "n_items", "n_templates")},
-            "refusal": self.refusal,
             "S": to_plain(self.mean_ratio) if self.refusal is None else None,
-            **{
-                key: to_plain(getattr(self, key))
-                for key in ("rank", "sides", "margins", "clean_margins", "bits", "clean_bits", "accuracy", "mass")
-            },
-            **{key: to_plain(getattr(self, key)) for key in ("clean_mass", "answers", "spoken", "share")},
+            **{key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__ if key != "detail"},
         }
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Score:
+        """What `to_json` gave; it cannot be compared with other scores any more."""
+        fields = {key: _estimates(plain[key]) for key in cls.__dataclass_fields__ if key != "detail"}
+        fields["answers"] = tuple(plain["answers"]) if plain["answers"] is not None else None
+        return cls(**fields, detail=None)
 
 
 def summarise(
@@ -443,10 +473,9 @@ def summarise(
         spoken=by_side("first") if one_pair else {},
         answers=design.pairs[0] if one_pair else None,
         share=None,
-        design=design,
-        clean=clean,
-        run=run,
-        replicated={key: draws[key] for key in ("s", "side0", "side1", "bits", "clean_bits", "mass", "clean_mass")},
+        detail=Detail(
+            design, clean, run, {key: draws[key] for key in ("s", "bits", "clean_bits", "mass", "clean_mass")}
+        ),
     )
     if zero is None:
         return score
@@ -462,3 +491,12 @@ def _refusal(design: Design, margin: Estimate, rank: Estimate) -> str | None:
     if margin.lower < margin.value / 4:
         return f"the clean mean margin {margin:.2f} logits is too uncertain to divide by"
     return None
+
+
+def _estimates(plain: Any) -> Any:
+    """Plain data with its estimates made whole again."""
+    if isinstance(plain, dict):
+        if set(plain) == set(Estimate.__dataclass_fields__):
+            return Estimate.from_json(plain)
+        return {key: _estimates(value) for key, value in plain.items()}
+    return plain

@@ -371,7 +371,7 @@ def search(
         "start_required": given is not None,
     }
     described = settings | {
-        "contexts": ids,
+        "contexts": [list(context) for context in ids],
         "filters": filters,
         "allowed": hashlib.sha256(allowed.tobytes()).hexdigest(),
         "model": model.hash,

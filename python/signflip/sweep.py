@@ -19,6 +19,8 @@ Floats = NDArray[np.float32]
 # Rows of one forest, and of all variants of one request: the kernels are at their best long before, buffers stay small.
 FOREST_ROWS = 4096
 REQUEST_ROWS = 8192
+# Whole rows of logits held at once, at most.
+LOGIT_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,26 +174,57 @@ class Sweep:
                     on_done(len(part))
         return logits, log_probs
 
-    def divergence(self, masks: Sequence[NDArray[np.bool_]], variants: Sequence[Sequence[RowEdit]]) -> list[Floats]:
-        """KL(clean ‖ variant) of the next token in nats, at the rows of each chunk's mask: `[rows]` a variant."""
-        out: list[list[Floats]] = [[] for _ in variants]
+    def divergence(
+        self, rows: NDArray[np.int64], variants: Sequence[Sequence[RowEdit]], skip: Sequence[int] = ()
+    ) -> NDArray[np.float64]:
+        """KL(clean ‖ variant) of the next token in nats, `[variants, rows]`.
+
+        Parameters
+        ----------
+        rows
+            Which of the rows that edits touch, counted over all chunks.
+        variants
+            The edits.
+        skip
+            Tokens left out of both distributions.
+        """
+        out = np.empty((len(variants), len(rows)))
+        start = 0
         for c, chunk in enumerate(self.chunks):
-            rows = chunk.rows[masks[c]]
-            if not len(rows):
+            at = np.flatnonzero((rows >= start) & (rows < start + len(chunk.rows)))
+            cells = chunk.rows[rows[at] - start]
+            start += len(chunk.rows)
+            if not len(cells):
                 continue
-            outputs, _ = self.model._core.run(chunk.trie.segments, [("logits", _refs(0, rows), None)], [])
-            clean = _log_softmax(np.asarray(outputs[0]))
-            probability = np.exp(clean)
-            # Whole rows of logits: a few variants at a time.
-            for start in range(0, len(variants), 8):
-                part = list(range(start, min(start + 8, len(variants))))
+            # Whole rows of logits: a few variants at a time. The clean pass is variant 0 of the first.
+            step = max(1, LOGIT_ROWS // len(cells))
+            clean = np.empty(0, np.float32)
+            for first in range(0, len(variants), step):
+                part = list(range(first, min(first + step, len(variants))))
                 core, numbers = self._core(c, [variants[v] for v in part])
-                reads = [("logits", _refs(number, rows), None) for number in numbers]
+                wanted = numbers if first else [0, *numbers]
+                reads = [("logits", _refs(number, cells), None) for number in wanted]
                 outputs, _ = self.model._core.run(chunk.trie.segments, reads, core)
-                for v, array in zip(part, outputs, strict=True):
-                    kl = (probability * (clean - _log_softmax(np.asarray(array)))).sum(1)
-                    out[v].append(np.maximum(kl, 0).astype(np.float32))
-        return [np.concatenate(one) if one else np.zeros(0, np.float32) for one in out]
+                arrays = [np.asarray(one) for one in outputs]
+                if not first:
+                    clean = log_softmax(arrays.pop(0), skip)
+                    probability = np.exp(clean)
+                for v, array in zip(part, arrays, strict=True):
+                    kl = (probability * (clean - log_softmax(array, skip))).sum(1, dtype=np.float64)
+                    out[v, at] = np.maximum(kl, 0)
+        return out
+
+    def whole_ends(self, c: int, members: Sequence[int], variants: Sequence[Sequence[RowEdit]]) -> list[Floats]:
+        """Whole rows of logits at the last position of some members of a chunk: `[members, d_vocab]` a variant."""
+        ends = self.chunks[c].ends[list(members)]
+        out: list[Floats] = []
+        step = max(1, LOGIT_ROWS // max(1, len(ends)))
+        for start in range(0, len(variants), step):
+            core, numbers = self._core(c, variants[start : start + step])
+            reads = [("logits", _refs(number, ends), None) for number in numbers]
+            outputs, _ = self.model._core.run(self.chunks[c].trie.segments, reads, core)
+            out.extend(np.asarray(one) for one in outputs)
+        return out
 
     def _parts(self, chunk: Chunk, n: int) -> Iterator[list[int]]:
         step = max(1, REQUEST_ROWS // max(1, chunk.trie.n_tokens))
@@ -226,10 +259,11 @@ def _refs(variant: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.hstack([np.full((len(rows), 1), variant, np.int64), rows])
 
 
-def _log_softmax(logits: Floats) -> NDArray[np.float64]:
-    x = logits.astype(np.float64)
-    x -= x.max(1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True)))
+def log_softmax(logits: Floats, skip: Sequence[int] = ()) -> Floats:
+    """Log-probabilities of rows over the vocabulary, tokens to skip left out of it."""
+    x = np.delete(logits, list(skip), axis=1) if len(skip) else logits
+    x = x - x.max(1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True, dtype=np.float64)).astype(np.float32))
 
 
 def _chunks(sequences: list[list[int]], n_leading: list[int], share: bool) -> Iterator[Chunk]:

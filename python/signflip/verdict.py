@@ -87,6 +87,8 @@ class Verdict:
         Whether the dose may decide: it does not go beyond what was seen.
     p
         One-sided p-value of the turn over clusters, before any correction for the number of tests.
+    constant
+        Whether the run gives nearly one answer in both contexts.
     """
 
     label: Label
@@ -95,6 +97,7 @@ class Verdict:
     tier: str = ""
     decisive: bool = True
     p: float = 1.0
+    constant: bool = False
 
     @property
     def failed(self) -> tuple[Condition, ...]:
@@ -110,8 +113,15 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         conditions = [{"name": c.name, "passed": c.passed, "found": c.found} for c in self.conditions]
-        plain = {key: to_plain(getattr(self, key)) for key in ("label", "tier", "decisive", "p", "notes")}
+        plain = {key: to_plain(getattr(self, key)) for key in ("label", "tier", "decisive", "p", "notes", "constant")}
         return {**plain, "conditions": conditions}
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Verdict:
+        """What `to_json` gave."""
+        fields = {**plain, "notes": tuple(plain["notes"])}
+        fields["conditions"] = tuple(Condition(**one) for one in plain["conditions"])
+        return cls(**fields)
 
 
 def judge(
@@ -176,7 +186,8 @@ def judge(
     conditions.append(_harmless(divergence))
     if kind != "symmetric":
         conditions.append(Condition("no shallow heuristic gives the opposite answer", False, f"behaviour is {kind}"))
-    notes = _notes(score, turned, kept_bits, kind, paired)
+    constant = constant_answer(score)
+    notes = _notes(score, turned, kept_bits, kind, paired, constant)
     label: Label
     if any(turned) and kind != "symmetric":
         label = "heuristic-prone"
@@ -192,7 +203,8 @@ def judge(
         label = "weakened"
     else:
         label = "inconclusive"
-    return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, turn_p(score, margin, half=not all(turned)))
+    p = turn_p(score, margin, half=not all(turned))
+    return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, p, constant)
 
 
 def turn_p(score: Score, margin: float = MARGIN, *, half: bool = False, seed: int = 0) -> float:
@@ -202,9 +214,10 @@ def turn_p(score: Score, margin: float = MARGIN, *, half: bool = False, seed: in
     """
     from signflip.score import leans
 
-    design = score.design
-    lean = leans(np.ones((1, len(design))), design, score.clean.margin)[0]
-    moved = (score.run.margin - lean) + margin * (score.clean.margin - lean)
+    known = score.known
+    design = known.design
+    lean = leans(np.ones((1, len(design))), design, known.clean.margin)[0]
+    moved = (known.run.margin - lean) + margin * (known.clean.margin - lean)
     p = []
     for side in (0, 1):
         own = np.flatnonzero(design.side == side)
@@ -213,7 +226,7 @@ def turn_p(score: Score, margin: float = MARGIN, *, half: bool = False, seed: in
 
 
 def _at_least_half(score: Score, key: str) -> bool | None:
-    run, clean = score.replicated[key], score.replicated[f"clean_{key}"]
+    run, clean = score.known.replicated[key], score.known.replicated[f"clean_{key}"]
     value, reference = getattr(score, key).value, getattr(score, f"clean_{key}").value
     if not (np.isfinite(value) and np.isfinite(reference)):
         return None
@@ -247,9 +260,11 @@ def _harmless(divergence: Divergence | None) -> Condition:
     )
 
 
-def _notes(score: Score, turned: list[bool], kept_bits: bool | None, kind: str, paired: Score | None) -> list[str]:
+def _notes(
+    score: Score, turned: list[bool], kept_bits: bool | None, kind: str, paired: Score | None, constant: bool
+) -> list[str]:
     notes = []
-    if constant_answer(score):
+    if constant:
         notes.append(_constant(score))
     elif any(turned) and kept_bits is False:
         notes.append("the answer hardly depends on the context")
@@ -272,8 +287,9 @@ def constant_answer(score: Score) -> bool:
     """
     if not score.clean_bits.value > 0 or score.bits.value > score.clean_bits.value / 8:
         return False
-    oriented = score.run.margin * score.design.sign
-    says_first = [float(np.mean(oriented[score.design.group == g] > 0)) for g in range(len(score.design.pairs))]
+    known = score.known
+    oriented = known.run.margin * known.design.sign
+    says_first = [float(np.mean(oriented[known.design.group == g] > 0)) for g in range(len(known.design.pairs))]
     return bool(np.mean([max(one, 1 - one) for one in says_first]) >= 0.75)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from signflip.behaviours.prompts import document_separator, leading_bos
 
@@ -17,17 +20,16 @@ def plain_texts() -> list[str]:
     return list(json.loads(files("signflip.behaviours").joinpath("data/plain.json").read_text(encoding="utf-8")))
 
 
-def plain_sequences(model: Model) -> tuple[list[list[int]], list[int]]:
+def plain_sequences(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
     """Their tokens, document separator included, and how many leading tokens each has that no edit touches.
 
-    A model without a tokenizer gets seeded random ids instead.
+    A model without a tokenizer gets seeded random sequences of the prompts' own ids instead.
     """
     if model.tokenizer is None:
-        import numpy as np
-
         rng = np.random.Generator(np.random.Philox(0))
         length = min(16, model.cfg.n_ctx)
-        return rng.integers(0, model.cfg.d_vocab, (12, length)).tolist(), [0] * 12
+        known = sorted({token for prompt in prompts for token in prompt})
+        return rng.choice(known, (12, length)).tolist(), [0] * 12
     separator = document_separator(model)
     ids = [[int(i) for i in model.to_tokens(separator + text)[0]] for text in plain_texts()]
     leading = len(model.to_tokens(separator)[0]) if separator else leading_bos(model)

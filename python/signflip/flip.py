@@ -1,0 +1,573 @@
+"""The flip test: one feature, one behaviour, its trigger, and the controls that say what to make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signflip.behaviours.behaviour import Behaviour, Half
+from signflip.behaviours.plain import plain_sequences
+from signflip.behaviours.prompts import ModelPrompt, Triggered, insert, leading_bos
+from signflip.dosing import Dose, Feature, Moves, Profile, Tiers, doses, profiles, tiers_of
+from signflip.edits import Edit, PerSequence
+from signflip.errors import ArgumentError, FileError
+from signflip.matched import Layer, text_divergences
+from signflip.mediation import Mediation, mediate
+from signflip.reflection import Reflection, reflect
+from signflip.resample import to_plain
+from signflip.reversal import Reversal
+from signflip.score import Answers, Design, Score, answer_tokens, answers, from_reads, summarise
+from signflip.sweep import Sweep, log_softmax
+from signflip.verdict import Divergence, Verdict, judge
+
+if TYPE_CHECKING:
+    from signflip.model import Model
+
+N_UNITS = 5
+N_STRINGS = 5
+# Strings, and prompts of each, by which the trigger's own side effect is judged.
+KL_STRINGS = 20
+KL_PROMPTS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionRow:
+    """One line of a flip test.
+
+    Attributes
+    ----------
+    group
+        `clean`, `dose`, `ablated`, `tokens`, `clamped`, `set to triggered`, `matched unit`, `random tokens`.
+    name
+        What it is, in words.
+    score
+        On the prompts of the test.
+    verdict
+        Where one is due.
+    plausibility
+        (t − mean)/sd of X where it acts, for doses.
+    """
+
+    group: str
+    name: str
+    score: Score
+    verdict: Verdict | None = None
+    plausibility: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """Whether the found tokens really take X across, in the prompts.
+
+    Attributes
+    ----------
+    survived
+        Share of prompts in which the text with the trigger came back as the same ids.
+    positions
+        For each prompt the positions that matter, counted from its end.
+    values, clean
+        X there in the triggered and in the clean run, averaged over them, `[prompts]`.
+    flipped
+        Whether X is on its other side at all of them, `[prompts]`.
+    on_trigger
+        Share of prompts in which X is on its other side somewhere on the trigger itself.
+    """
+
+    survived: float
+    positions: tuple[tuple[int, ...], ...]
+    values: NDArray[np.float64]
+    clean: NDArray[np.float64]
+    flipped: NDArray[np.bool_]
+    on_trigger: float
+
+    def __str__(self) -> str:
+        return (
+            f"X flipped in {self.flipped.mean():.0%} of prompts at the positions that matter (mean "
+            f"{self.clean.mean():+.3g} -> {self.values.mean():+.3g}), in {self.on_trigger:.0%} on the trigger itself; "
+            f"the trigger survives decoding and encoding in {self.survived:.0%}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, eq=False)
+class FlipTest:
+    """What a flip test found.
+
+    Attributes
+    ----------
+    feature, behaviour, half, trigger, trigger_text
+        What was tested, and on which prompts.
+    rows
+        The conditions.
+    reached
+        Whether the tokens flip X in the prompts.
+    mediation
+        Whether X carries what the tokens do.
+    control
+        The reflection, or why it could not be run.
+    verdict
+        What the tokens do (tier T3, or T4 if X carries it), by the same rules as every verdict.
+    edited
+        The verdict of the strongest edit at a dose that was seen (tier T0 or T1).
+    profile
+        Clean statistics of X where it acts.
+    meta
+        What it rests on.
+    """
+
+    feature: Feature
+    behaviour: str
+    half: Half | None
+    trigger: tuple[int, ...]
+    trigger_text: str | None
+    rows: tuple[ConditionRow, ...]
+    reached: Reached
+    mediation: Mediation
+    control: Reflection | str
+    verdict: Verdict
+    edited: Verdict | None
+    profile: Profile
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def role(self) -> str:
+        """`carrier`, `bystander`, `partly` or `nothing to mediate`."""
+        return self.mediation.role
+
+    def row(self, group: str) -> ConditionRow:
+        """The first row of a group.
+
+        Raises
+        ------
+        ArgumentError
+            If there is none.
+        """
+        for row in self.rows:
+            if row.group == group:
+                return row
+        raise ArgumentError(f"group: expected one of {sorted({row.group for row in self.rows})}, found {group!r}")
+
+    def table(self) -> str:
+        """The conditions as text."""
+        lines = [f"{'condition':44} {'S':>22} {'rank':>6} {'sides':>14} {'bits':>11} {'acc':>5} {'mass':>5} verdict"]
+        for row in self.rows:
+            score = row.score
+            s = "refused" if score.refusal else f"{score.mean_ratio:+.2f}"
+            sides = " ".join(f"{side.value:+.2f}" for side in score.sides.values())
+            bits = f"{score.bits.value:.2f}/{score.clean_bits.value:.2f}"
+            lines.append(
+                f"{row.name:44.44} {s:>22} {score.rank.value:>+6.2f} {sides:>14} {bits:>11} {score.accuracy.value:>5.2f} "
+                f"{score.mass.value:>5.2f} {row.verdict or ''}"
+            )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        said = f" {self.trigger_text!r}" if self.trigger_text is not None else f" {list(self.trigger)}"
+        edited = f"edits at doses that were seen: {self.edited}" if self.edited is not None else ""
+        return "\n".join(
+            line
+            for line in (
+                f"{self.feature.name} on {self.behaviour}, trigger{said}",
+                self.table(),
+                str(self.reached),
+                str(self.mediation),
+                f"tokens: {self.verdict}",
+                edited,
+                f"positive control: {self.control}",
+            )
+            if line
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__} | {"role": self.role}
+
+    def save(self, path: str | Path) -> None:
+        """Write the test as JSON.
+
+        Raises
+        ------
+        FileError
+            If the file can not be written.
+        """
+        try:
+            Path(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"{path}: can not write the flip test: {error.strerror or error}") from error
+
+
+def flip(
+    model: Model,
+    feature: Any,
+    search_result: Any,
+    behaviour: Behaviour,
+    *,
+    doses: Sequence[float | str | Dose] | None = None,
+    half: Half | None = "B",
+    positions: Sequence[int] | None = None,
+    units: int = N_UNITS,
+    strings: int = N_STRINGS,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> FlipTest:
+    """Test what flipping a feature does to a behaviour, by edits and by found tokens, with controls.
+
+    Parameters
+    ----------
+    model
+        The model.
+    feature
+        `OneSided`, `Reversal`, or `(site, index)`.
+    search_result
+        A `SearchResult`, or the trigger itself (text or token ids).
+    behaviour
+        What to measure.
+    doses
+        Of the dose curve; by default as for `scan`.
+    half
+        Prompts to test on.
+    positions
+        Where X matters, counted from each prompt's end; by default, for each template, the position after the trigger
+        at which X's neuron is largest in size.
+    units, strings
+        How many matched units and random token strings to run.
+    replicates, seed
+        Of the bootstrap and of everything drawn.
+
+    Raises
+    ------
+    ArgumentError
+        If the trigger is empty.
+    """
+    x = Feature.of(feature)
+    trigger = trigger_ids(model, search_result)
+    test = _Test(model, x, behaviour, half, doses, replicates, seed)
+    return test.run(trigger, positions, units, strings)
+
+
+def trigger_ids(model: Model, found: Any) -> tuple[int, ...]:
+    """The free tokens of a search's best prompt, or of a trigger given as text or ids.
+
+    Raises
+    ------
+    ArgumentError
+        If there are none.
+    """
+    best = getattr(found, "best", found)
+    tokens = getattr(best, "tokens", best)
+    if isinstance(tokens, str):
+        tokens = model.to_tokens(tokens)[0][leading_bos(model) :]
+    ids = tuple(int(i) for i in tokens)
+    if not ids:
+        raise ArgumentError("search_result: expected a search's result or a trigger of at least one token, found none")
+    return ids
+
+
+class _Test:
+    def __init__(
+        self,
+        model: Model,
+        feature: Feature,
+        behaviour: Behaviour,
+        half: Half | None,
+        asked: Sequence[float | str | Dose] | None,
+        replicates: int,
+        seed: int,
+    ) -> None:
+        self.model, self.behaviour, self.half = model, behaviour, half
+        self.replicates, self.seed, self.asked = replicates, seed, asked
+        self.prompts = behaviour.prompts_for(model, half)
+        self.design = Design.of(behaviour.name, [one.prompt for one in self.prompts], half)
+        self.clean = behaviour.clean(model, half)
+        self.sweep = Sweep(model, [one.ids for one in self.prompts], [one.n_leading for one in self.prompts])
+        self.text = Sweep(model, *plain_sequences(model, [one.ids for one in self.prompts]))
+        (self.profile,) = profiles(model, [feature], [self.sweep, self.text])
+        self.feature = self.profile.feature
+        self.rows: list[ConditionRow] = []
+
+    def score(self, run: Answers) -> Score:
+        return summarise(self.design, self.clean, run, replicates=self.replicates, seed=self.seed)
+
+    def add(self, group: str, name: str, run: Answers, **more: Any) -> Score:
+        score = self.score(run)
+        self.rows.append(ConditionRow(group, name, score, **more))
+        return score
+
+    def run(self, trigger: tuple[int, ...], positions: Sequence[int] | None, units: int, strings: int) -> FlipTest:
+        clean = self.add("clean", "clean", self.clean)
+        edited, ablations, furthest = self._doses()
+        inserted = [insert(self.model, one, trigger) for one in self.prompts]
+        ids = [one.ids for one in inserted]
+        by_tokens = self.add("tokens", "found tokens", answers(self.model, self.prompts, (), ids))
+        x_clean, x_found = self._x([one.ids for one in self.prompts]), self._x(ids)
+        reached = self._reached(inserted, positions, x_clean, x_found)
+        clamped, reproduced = self._mediate(inserted, x_clean, x_found)
+        mediation = mediate(clean, by_tokens, clamped, reproduced)
+        self._matched(furthest, units)
+        divergence = self._strings(trigger, strings)
+        control = reflect(self.model, self.behaviour, self.replicates, self.seed) if self._split() else "no halves"
+        verdict = judge(
+            by_tokens,
+            ablations=ablations,
+            divergence=divergence,
+            kind=self.behaviour.kind,
+            tier="T4" if mediation.role == "carrier" else "T3",
+        ) if by_tokens.refusal is None else Verdict("inconclusive", (), (f"S is refused: {by_tokens.refusal}",))  # fmt: skip
+        text = None if self.model.tokenizer is None else str(self.model.to_string(list(trigger)))
+        meta = {
+            "model": self.model.name,
+            "model_hash": self.model.hash,
+            "prompts": len(self.prompts),
+            "seed": self.seed,
+            "replicates": self.replicates,
+        }
+        return FlipTest(
+            self.feature, self.behaviour.name, self.half, trigger, text, tuple(self.rows), reached, mediation, control,
+            verdict, edited, self.profile, meta,
+        )  # fmt: skip
+
+    def _split(self) -> bool:
+        return any(prompt.half for prompt in self.behaviour.prompts)
+
+    # ---- (b), (e): doses and ablations -------------------------------------------------------------------------------
+
+    def _doses(self) -> tuple[Verdict | None, list[Score], Dose]:
+        one = self.feature
+        curve = doses(self.profile, self.asked)
+        names = {dose.name for dose in curve}
+        curve = [dose for dose in doses(self.profile, ["mean", "zero"]) if dose.name not in names] + curve
+        moves = Moves(self.model, [self.sweep, self.text])
+        tiers, on_text = Tiers(moves, self.sweep), Tiers(moves, self.text)
+        planned = [
+            (dose, tier, metric)
+            for tier, metric in tiers_of(one)
+            for dose in curve
+            if tier == "T0" or dose.name != "mean"
+        ]
+        pairs = [[p.correct, p.opposite] for p in self.prompts]
+        targets = [p.correct for p in self.prompts]
+        logits, log_probs = self.sweep.ends(pairs, [tiers.edits(one, d.value, t, m) for d, t, m in planned], targets)
+        scores = [
+            self.score(from_reads(logits[v], log_probs[v] if log_probs is not None else None))
+            for v in range(len(planned))
+        ]
+        removed = {
+            d.name: s for (d, t, _), s in zip(planned, scores, strict=True) if t == "T0" and d.name in ("mean", "zero")
+        }
+        layer = Layer(self.model, self.text, one.place[0]) if one.place is not None else None
+        skip = answer_tokens(self.prompts)
+        edits = [on_text.edits(one, d.value, t, m) for d, t, m in planned]
+        best: tuple[float, Verdict] | None = None
+        for (dose, tier, metric), score, edit in zip(planned, scores, edits, strict=True):
+            crossing = dose.value if dose.crosses else None
+            (divergence,) = text_divergences(layer, self.text, [edit], one, skip, crossing)
+            verdict = None
+            if score.refusal is None:
+                verdict = judge(
+                    score,
+                    ablations=[] if dose.name in removed else list(removed.values()),
+                    divergence=divergence,
+                    kind=self.behaviour.kind,
+                    tier=tier,
+                    decisive=not dose.extrapolated,
+                )
+                if verdict.decisive and (best is None or score.mean_ratio.value < best[0]):
+                    best = score.mean_ratio.value, verdict
+            group = "ablated" if dose.name in removed and tier == "T0" else "dose"
+            how = f"{tier}/{metric}" if metric else tier
+            name = f"{dose.name}-ablated" if group == "ablated" else f"{how} {dose.name} {dose.value:+.3g}"
+            far = self.profile.plausibility(dose.value)
+            self.rows.append(ConditionRow(group, name, score, verdict, far))
+        furthest = min(curve, key=lambda dose: dose.value * one.side)
+        return (best[1] if best else None), list(removed.values()), furthest
+
+    # ---- (c), (d): tokens and mediation ------------------------------------------------------------------------------
+
+    def _x(self, ids: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+        from signflip.model import Values
+
+        ((values,),) = self.model.read(
+            [list(one) for one in ids], [Values(self.feature.site, None, [self.feature.index])]
+        )
+        return [np.asarray(one, np.float64)[:, 0] for one in values]
+
+    def _reached(
+        self,
+        inserted: Sequence[Triggered],
+        positions: Sequence[int] | None,
+        x_clean: list[NDArray[np.float64]],
+        x_found: list[NDArray[np.float64]],
+    ) -> Reached:
+        side = self.feature.side
+        matter = self._positions(positions, inserted)
+        values = [float(x[list(p)].mean()) for x, p in zip(x_found, matter, strict=True)]
+        clean = [float(x[list(p)].mean()) for x, p in zip(x_clean, matter, strict=True)]
+        flipped = [bool((x[list(p)] * side < 0).all()) for x, p in zip(x_found, matter, strict=True)]
+        on = [bool((x[slice(*one.span)] * side < 0).any()) for x, one in zip(x_found, inserted, strict=True)]
+        return Reached(
+            float(np.mean([one.survived for one in inserted])),
+            tuple(matter),
+            np.asarray(values),
+            np.asarray(clean),
+            np.asarray(flipped),
+            float(np.mean(on)),
+        )
+
+    def _positions(self, given: Sequence[int] | None, inserted: Sequence[Triggered]) -> list[tuple[int, ...]]:
+        """For each prompt the positions that matter, after the trigger, counted from the end."""
+        if given is not None:
+            out = []
+            for one in inserted:
+                own = tuple(p for p in given if -one.n_after <= p < 0)
+                out.append(own or (-1,))
+            return out
+        from signflip.model import Values
+
+        place = self.feature.place
+        site = f"blocks.{place[0]}.mlp.hook_post" if place is not None else self.feature.site
+        ids = [list(one.ids) for one in self.prompts]
+        ((values,),) = self.model.read(ids, [Values(site, None, [self.feature.index])])
+        groups: dict[tuple[str, int, int], list[int]] = {}
+        for i, (prompt, one) in enumerate(zip(self.prompts, inserted, strict=True)):
+            groups.setdefault((prompt.prompt.template, len(prompt.ids), one.n_after), []).append(i)
+        found: list[tuple[int, ...]] = [(-1,)] * len(ids)
+        for (_, _, n_after), members in groups.items():
+            if n_after:
+                size = np.mean([np.abs(values[i][-n_after:, 0]) for i in members], axis=0)
+                for i in members:
+                    found[i] = (int(np.argmax(size)) - n_after,)
+        return found
+
+    def _mediate(
+        self, inserted: Sequence[Triggered], x_clean: list[NDArray[np.float64]], x_found: list[NDArray[np.float64]]
+    ) -> tuple[Score, Score]:
+        site, index = self.feature.site, self.feature.index
+        after = PerSequence([list(range(-one.n_after, 0)) for one in inserted])
+        held = PerSequence([x[len(x) - one.n_after :] for x, one in zip(x_clean, inserted, strict=True)])
+        taken = PerSequence([x[len(x) - one.n_after :] for x, one in zip(x_found, inserted, strict=True)])
+        spans = PerSequence([list(range(*one.span)) for one in inserted])
+        edits = [Edit(site, "set", held, index=index, positions=after)]
+        if any(len(span) for span in spans):
+            # On the trigger there is no clean value to go back to: X is kept within its clean range.
+            every = np.concatenate(x_clean)
+            edits.append(Edit(site, "clamp", (float(every.min()), float(every.max())), index=index, positions=spans))
+        ids = [one.ids for one in inserted]
+        clamped = self.add(
+            "clamped", "found tokens, X at its clean values", answers(self.model, self.prompts, edits, ids)
+        )
+        back = [Edit(site, "set", taken, index=index, positions=after)]
+        reproduced = self.add(
+            "set to triggered", "no tokens, X at its triggered values", answers(self.model, self.prompts, back)
+        )
+        return clamped, reproduced
+
+    # ---- (f), (g): controls ------------------------------------------------------------------------------------------
+
+    def _matched(self, dose: Dose, n: int) -> None:
+        place = self.feature.place
+        if place is None or not n:
+            return
+        layer = Layer(self.model, self.sweep, place[0])
+        chosen = layer.matched(self.feature, n, self.seed)
+        pairs = [[p.correct, p.opposite] for p in self.prompts]
+        targets = [p.correct for p in self.prompts]
+        variants = [layer.push(self.feature, dose.value, neuron) for neuron in chosen]
+        logits, log_probs = self.sweep.ends(pairs, variants, targets)
+        for v, neuron in enumerate(chosen):
+            run = from_reads(logits[v], log_probs[v] if log_probs is not None else None)
+            self.add("matched unit", f"neuron {neuron} pushed as far as {dose.name} pushes X's", run)
+
+    def _strings(self, trigger: tuple[int, ...], n: int) -> Divergence | None:
+        """Random strings in the trigger's place; some are scored, all bound its effect on tokens other than answers."""
+        if not n:
+            return None
+        drawn = random_strings(self.model, self.prompts[0], trigger, max(n, KL_STRINGS), self.seed)
+        for tokens, log_prob in drawn[:n]:
+            ids = [insert(self.model, one, tokens).ids for one in self.prompts]
+            said = repr(self.model.to_string(list(tokens))) if self.model.tokenizer is not None else str(list(tokens))
+            run = answers(self.model, self.prompts, (), ids)
+            self.add("random tokens", f"random {said} ({log_prob:.1f} nats)", run)
+        if not drawn:
+            return None
+        found, *others = self._other_tokens_kl([trigger, *(tokens for tokens, _ in drawn)])
+        bound = float(np.quantile(others, 0.95))
+        return Divergence(found, found, bound, bound, len(others))
+
+    def _other_tokens_kl(self, strings: Sequence[Sequence[int]]) -> list[float]:
+        """Mean KL(clean ‖ with the string) over tokens other than the answers, at the last position of a few prompts."""
+        from signflip.model import Logits
+
+        chosen = [self.prompts[i] for i in self.behaviour.subset(KL_PROMPTS, self.half, self.seed)]
+        skip = answer_tokens(self.prompts)
+        rows = []
+        for string in ((), *strings):
+            ids = [list(insert(self.model, one, string).ids if len(string) else one.ids) for one in chosen]
+            ((logits,),) = self.model.read(ids, [Logits(-1)])
+            rows.append(log_softmax(np.concatenate([one.reshape(1, -1) for one in logits]), skip))
+        clean = rows[0]
+        return [max(0.0, float((np.exp(clean) * (clean - one)).sum(1, dtype=np.float64).mean())) for one in rows[1:]]
+
+
+def random_strings(
+    model: Model, prompt: ModelPrompt, trigger: Sequence[int], n: int, seed: int
+) -> list[tuple[tuple[int, ...], float]]:
+    """Random token strings of a trigger's length whose log-probability in a prompt's slot is nearest to its own.
+
+    Drawn uniformly, and sampled from the model at several temperatures, so that fluent triggers find equals, too.
+
+    Returns
+    -------
+    list
+        Tokens, and their log-probability in nats.
+    """
+    rng = np.random.Generator(np.random.Philox(seed))
+    special = set(model.tokenizer.special_ids) if model.tokenizer is not None else set()
+    allowed = np.asarray([i for i in range(model.cfg.d_vocab) if i not in special])
+    length = len(trigger)
+    drawn = [tuple(int(i) for i in row) for row in rng.choice(allowed, (32, length))]
+    before = list(prompt.ids[: prompt.n_before])
+    if before and len(before) + length < model.cfg.n_ctx:
+        for temperature in (1.0, 1.5, 2.5, 4.0):
+            made = model.generate(
+                [before] * 8, length, temperature=temperature, seed=seed + int(10 * temperature), stop_at_eos=False
+            )
+            drawn += [tuple(int(i) for i in row[len(before) :]) for row in made]
+    kept = []
+    for tokens in dict.fromkeys(drawn):
+        if tokens == tuple(trigger) or special & set(tokens):
+            continue
+        if prompt.before is None or insert(model, prompt, tokens).survived:
+            kept.append(tokens)
+    if not kept:
+        return []
+    wanted = _log_probs(model, before, [tuple(trigger)])[0]
+    found = _log_probs(model, before, kept)
+    order = np.argsort(np.abs(np.asarray(found) - wanted), kind="stable")[:n]
+    return [(kept[int(i)], found[int(i)]) for i in order]
+
+
+def _log_probs(model: Model, before: list[int], strings: Iterable[tuple[int, ...]]) -> list[float]:
+    from signflip.model import LogProb
+
+    targets = [list(one) if before else list(one[1:]) for one in strings]
+    sequences = [(before + list(one))[:-1] for one in strings]
+    if any(not one for one in targets):
+        return [0.0] * len(targets)
+    ((values,),) = model.read(sequences, [LogProb(targets)])
+    return [float(np.sum(one, dtype=np.float64)) for one in values]
+
+
+__all__ = ["ConditionRow", "FlipTest", "Reached", "Reversal", "flip"]

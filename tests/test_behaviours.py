@@ -1,0 +1,187 @@
+"""Behaviours: balance, halves, files, and what a model reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import handset
+import signflip as sf
+from signflip.behaviours import Prompt
+from signflip.behaviours.prompts import insert
+from signflip.errors import BehaviourError, FileError, TokenError
+
+NAMES = [make.name for make in sf.behaviours.all()]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> sf.Model:
+    return sf.load(handset.make("opposite", tmp_path_factory.mktemp("behaviours")))
+
+
+@pytest.mark.parametrize("behaviour", sf.behaviours.all(), ids=NAMES)
+def test_built_in_behaviours_are_balanced_and_split(behaviour: sf.Behaviour) -> None:
+    for half, items, templates in (("A", 8, 4), ("B", 20, 8)):
+        prompts = behaviour.select(half)
+        sides = sorted({prompt.side for prompt in prompts})
+        for side in sides:
+            own = [prompt for prompt in prompts if prompt.side == side]
+            assert len(own) == len(prompts) / 2
+            assert len({prompt.item for prompt in own}) >= items
+            assert len({prompt.template for prompt in own}) >= templates
+        # A constant answer is right exactly half of the time within each pair of answers.
+        right = Counter((frozenset((p.correct, p.opposite)), p.correct) for p in prompts)
+        for pair in {pair for pair, _ in right}:
+            assert len({right[pair, answer] for answer in pair}) == 1
+        assert len({(prompt.text, prompt.correct) for prompt in prompts}) == len(prompts)
+    for field in ("item", "template", "text"):
+        halves = [{getattr(p, field) for p in behaviour.select(half)} for half in ("A", "B")]
+        assert not halves[0] & halves[1]
+
+
+def test_heuristic_prone_ones_are_labelled() -> None:
+    labelled = {one.name for one in sf.behaviours.all() if one.kind == "heuristic-prone"}
+    assert labelled == {"antonym", "indirect_object", "attractor"}
+    assert sf.behaviours.attractor().paired == "agreement"
+
+
+PAIR = [("left is", " a", " b", "left"), ("right is", " b", " a", "right")]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        ([], "found none"),
+        (PAIR[:1], "two sides"),
+        ([*PAIR, ("more", " a", " b", "left")], "as many prompts"),
+        ([PAIR[0], ("right is", " a", " b", "right")], "right as often|constant answer"),
+        ([("x", " a", " a", "left"), PAIR[1]], "two different answers"),
+        ([PAIR[0][:3], PAIR[1]], "expected prompts"),
+        ([Prompt("x", " a", " b", "l", slot=9), PAIR[1]], "slot within"),
+        ([{"text": "x", "right": " a"}], "expected prompts"),
+    ],
+)
+def test_prompts_that_are_not_balanced_are_refused(prompts: list[object], said: str) -> None:
+    with pytest.raises(BehaviourError, match=said):
+        sf.Behaviour("mine", prompts)
+
+
+def test_halves_that_share_are_refused() -> None:
+    shared = [Prompt(text, a, b, side, "same item", "", half) for half in "AB" for text, a, b, side in PAIR]
+    with pytest.raises(BehaviourError, match="without a common item"):
+        sf.Behaviour("mine", shared)
+
+
+def test_right_answer_must_follow_the_side() -> None:
+    mixed = [("1", "a", "b", "l"), ("2", "b", "a", "l"), ("3", "a", "b", "r"), ("4", "b", "a", "r")]
+    with pytest.raises(BehaviourError, match="one right answer a side"):
+        sf.Behaviour("mine", mixed)
+
+
+def test_a_behaviour_survives_its_file(tmp_path: Path) -> None:
+    for behaviour in (sf.behaviours.attractor(), sf.behaviours.say(), handset.behaviour()):
+        path = tmp_path / f"{behaviour.name}.jsonl"
+        behaviour.save(path)
+        again = sf.Behaviour.open(path)
+        assert again.prompts == behaviour.prompts
+        assert (again.name, again.kind, again.chat, again.paired) == (
+            behaviour.name,
+            behaviour.kind,
+            behaviour.chat,
+            behaviour.paired,
+        )
+
+
+def test_plain_json_lines_are_a_behaviour(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        "".join(f'{{"text": "{t}", "correct": "{a}", "opposite": "{b}", "side": "{s}"}}\n' for t, a, b, s in PAIR)
+    )
+    assert sf.Behaviour.open(path).name == "mine"
+    path.write_text('{"text": "x"}\n')
+    with pytest.raises(BehaviourError, match="line 1"):
+        sf.Behaviour.open(path)
+    path.write_text("not json\n")
+    with pytest.raises(BehaviourError, match="line 1"):
+        sf.Behaviour.open(path)
+    with pytest.raises(FileError, match="nowhere"):
+        sf.Behaviour.open(tmp_path / "nowhere.jsonl")
+    with pytest.raises(FileError, match="write"):
+        sf.Behaviour("mine", PAIR).save(tmp_path / "no" / "such.jsonl")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 5))
+def test_subsets_are_balanced(n: int, seed: int) -> None:
+    behaviour = sf.behaviours.capital()
+    chosen = behaviour.subset(n, "A", seed)
+    prompts = [behaviour.select("A")[i] for i in chosen]
+    assert len(set(chosen)) == len(chosen) == n - n % 2
+    for side in ("first", "second"):
+        assert sum(prompt.side == side for prompt in prompts) * 2 == len(prompts)
+    assert all(
+        {p.correct for p in prompts if {p.correct, p.opposite} == pair} == pair
+        for pair in ({p.correct, p.opposite} for p in prompts)
+    )
+
+
+def test_ids_are_prompts_and_triggers_go_into_the_slot(tiny: sf.Model) -> None:
+    V = handset.V
+    behaviour = sf.Behaviour(
+        "ids",
+        [
+            ((V.first[0], V.templates[0]), V.yes, V.no, "f", "", "", "", 1),
+            ((V.second[0], V.templates[0]), V.no, V.yes, "s", "", "", "", 1),
+        ],
+    )
+    one = behaviour.prompts_for(tiny)[0]
+    trigger = [V.triggers[0], V.triggers[1]]
+    placed = insert(tiny, one, trigger)
+    assert placed.ids == (V.first[0], *trigger, V.templates[0])
+    assert placed.span == (1, 3) and placed.n_after == 1 and placed.survived
+    clean, triggered = behaviour.measure(tiny), behaviour.measure(tiny, trigger=trigger)
+    logits = tiny.run([list(placed.ids)])[0, -1]
+    assert triggered.known.run.correct[0] == logits[V.yes] and clean.known.run.correct[0] != logits[V.yes]
+
+
+def test_measure_agrees_with_plain_logits(tiny: sf.Model) -> None:
+    import numpy as np
+
+    behaviour = handset.behaviour()
+    score = behaviour.measure(tiny, half="A")
+    margins, mass = [], []
+    for prompt in behaviour.select("A"):
+        row = tiny.run([list(prompt.text)])[0, -1].astype(np.float64)
+        margins.append(row[prompt.correct] - row[prompt.opposite])
+        p = np.exp(row - np.logaddexp.reduce(row))
+        mass.append(p[prompt.correct] + p[prompt.opposite])
+    assert score.known.run.margin == pytest.approx(margins, abs=1e-5)
+    assert score.mass.value == pytest.approx(np.mean(mass), abs=1e-5)
+    assert score.s.value == 1.0 and score.accuracy.value == 1.0 and score.rank.value == 1.0
+    edited = behaviour.measure(tiny, [sf.Edit(handset.SITE, "zero", index=handset.FEATURE)], half="A")
+    assert edited.s.value == pytest.approx(0, abs=0.02)
+    assert edited.share is None
+    shared = behaviour.measure(tiny, half="A", zero=[sf.Edit(handset.SITE, "zero", index=handset.FEATURE)])
+    assert shared.share is not None and shared.share.value == pytest.approx(1 - edited.s.value)
+
+
+def test_texts_need_single_token_answers(tmp_path: Path) -> None:
+    from smollm2 import gguf_path
+
+    model = sf.load(gguf_path())
+    bad = sf.Behaviour("mine", [("One:", " unbelievablest", " b", "l"), ("Two:", " b", " unbelievablest", "r")])
+    with pytest.raises(TokenError, match="unbelievablest.*one token"):
+        bad.measure(model)
+    behaviour = sf.behaviours.pronoun()
+    one = behaviour.prompts_for(model, "A")[0]
+    assert one.before == "<|endoftext|>" and one.ids[0] == 0 and one.n_leading == one.n_before == 1
+    chat = sf.behaviours.say().prompts_for(model, "A")[0]
+    assert chat.before is not None and chat.before.endswith("<|im_start|>user\n")
+    assert chat.text == model.to_chat(str(chat.prompt.text)) and chat.n_leading == 1
+    placed = insert(model, one, " well then")
+    assert model.to_string(list(placed.ids)) == f"{one.before} well then{one.after}"
+    assert sf.Behaviour("raw", PAIR, separator="").prompts_for(model)[0].before == ""

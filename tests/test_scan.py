@@ -1,0 +1,257 @@
+"""Models set by hand: what flipping their feature does is found from their survey alone, reached by tokens, told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import handset
+import signflip as sf
+from signflip._core import num_threads
+from signflip.dosing import Feature, Moves, Tiers, profiles
+from signflip.errors import ArgumentError, FileError, SiteError
+from signflip.sweep import RowEdit, Sweep
+from torch_model import TorchModel
+
+V = handset.V
+PLACE = (handset.SITE, handset.FEATURE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On models this small threads cost more than they do."""
+    before = num_threads()
+    sf.set_num_threads(1)
+    yield
+    sf.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, sf.Model]:
+    root = tmp_path_factory.mktemp("handset")
+    return {kind: sf.load(handset.make(kind, root / kind)) for kind in handset.KINDS}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return handset.make("opposite", tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def scans(models: dict[str, sf.Model]) -> dict[str, tuple[list[Any], sf.Scan]]:
+    """What the survey lists, and the scan of it."""
+    out = {}
+    for kind, model in models.items():
+        listed = sf.survey(model, handset.corpus()).one_sided()
+        out[kind] = (listed, sf.scan(model, listed, [handset.behaviour()], screen=8, keep=50, replicates=300))
+    return out
+
+
+LABELS = {
+    "opposite": "opposite",
+    "half": "half-turned",
+    "inert": None,
+    "zero": None,
+    "constant": "half-turned",
+    "unreachable": "opposite",
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_the_survey_lists_the_feature(scans: dict[str, tuple[list[Any], sf.Scan]], kind: str) -> None:
+    assert PLACE in [(one.site, one.index) for one in scans[kind][0]]
+
+
+def test_a_two_sided_feature_is_not_listed(scans: dict[str, tuple[list[Any], sf.Scan]]) -> None:
+    assert PLACE not in [(one.site, one.index) for one in scans["two-sided"][0]]
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_the_scan_tells_them_apart(scans: dict[str, tuple[list[Any], sf.Scan]], kind: str) -> None:
+    found = [one for one in scans[kind][1].reversed() if (one.feature.site, one.feature.index) == PLACE]
+    assert {one.verdict.label for one in found} == ({LABELS[kind]} if LABELS[kind] else set())
+    for one in found:
+        # Never seen on the other side, so no such dose decides.
+        assert not one.decisive and one.positions == (-1,)
+        assert one.verdict.constant == (kind == "constant")
+
+
+def test_a_rarely_crossing_feature_has_a_dose_that_decides(models: dict[str, sf.Model]) -> None:
+    model = models["opposite"]
+    listed = sf.survey(model, handset.corpus(rare=0.02)).one_sided(max_rate=0.01)
+    chosen = [one for one in listed if (one.site, one.index) == PLACE]
+    found = sf.scan(model, chosen, [handset.behaviour()], replicates=300).reversed()
+    assert found[0].decisive and found[0].verdict.label == "opposite"
+    assert "seen" in {one.dose.name for one in found if one.decisive}
+    assert found[0].p_holm is not None and found[0].p_holm < 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "role"),
+    [
+        ("opposite", "opposite", "carrier"),
+        ("half", "half-turned", "carrier"),
+        # One more token dilutes the context, which is not X's doing.
+        ("inert", "weakened", "bystander"),
+        ("zero", "incompetent", "carrier"),
+        ("two-sided", "opposite", "carrier"),
+    ],
+)
+def test_tokens_flip_it(models: dict[str, sf.Model], kind: str, label: str, role: str) -> None:
+    model, behaviour = models[kind], handset.behaviour()
+    feature = Feature(*PLACE, side=1)
+    contexts = [([], list(one.ids)) for one in behaviour.prompts_for(model, "A")[:6]]
+    objective = -sf.objectives.neuron(*PLACE, position=-1)
+    result = sf.search(model, objective, tokens=1, contexts=contexts, steps=8, width=64)
+    assert result.best.tokens[0] in V.triggers and result.best.value > 0
+    test = sf.flip(model, feature, result, behaviour, replicates=300, units=2, strings=4)
+    assert test.reached.flipped.all() and test.reached.survived == 1.0
+    assert test.role == role
+    assert test.verdict.label == label, str(test)
+    assert test.row("clean").score.s.value == 1.0
+    if role == "carrier":
+        assert test.verdict.tier == "T4"
+        clamped, alone = test.row("clamped").score, test.row("set to triggered").score
+        assert clamped.s.value > 0.6 and abs(alone.s.value - test.row("tokens").score.s.value) < 0.3
+
+
+def test_tokens_push_a_constant_answer(models: dict[str, sf.Model]) -> None:
+    test = sf.flip(models["constant"], Feature(*PLACE, side=1), [V.triggers[0]], handset.behaviour(), replicates=300)
+    assert test.verdict.label == "half-turned" and test.verdict.constant
+    # The context is still read: its two margins lie apart as they did, on one side of zero.
+    assert test.row("tokens").score.s.value > 0.3
+
+
+def test_unreachable_by_any_token(models: dict[str, sf.Model]) -> None:
+    """Every one-token trigger, in every prompt: X stays positive."""
+    model = models["unreachable"]
+    prompts = handset.behaviour().prompts_for(model, "A")[:4]
+    sequences = [[token, *one.ids] for token in range(V.size) for one in prompts]
+    ((x,),) = model.read(sequences, [sf.model.Values(handset.SITE, -1, [handset.FEATURE])])
+    assert np.concatenate(x).min() > 0
+    result = sf.search(
+        model,
+        -sf.objectives.neuron(*PLACE, position=-1),
+        tokens=1,
+        contexts=[([], list(prompts[0].ids))],
+        steps=4,
+        width=64,
+    )
+    assert result.best.value < 0
+
+
+def test_bystander(models: dict[str, sf.Model]) -> None:
+    """Tokens that destroy the answer while another neuron crosses: clamping it rescues nothing."""
+    model = models["opposite"]
+    site = "blocks.1.mlp.hook_pre_linear"
+    x = Feature(site, 7, side=1)
+    test = sf.flip(model, x, [V.triggers[0]], handset.behaviour(), replicates=300, units=2, strings=4)
+    assert test.role == "bystander" and test.verdict.tier == "T3"
+
+
+def test_reflection_is_opposite(models: dict[str, sf.Model]) -> None:
+    from signflip.reflection import reflect
+
+    found = reflect(models["opposite"], handset.behaviour(), replicates=300)
+    assert not isinstance(found, str)
+    assert found.score.s.value == pytest.approx(-1, abs=0.1)
+    assert found.verdict.label == "opposite", found.verdict.failed
+    assert abs(found.projected.s.value) < 0.1
+
+
+def test_tiers_bring_x_to_its_dose(folder: Path, models: dict[str, sf.Model]) -> None:
+    """T1, written as edits of every neuron, is the move of the normalised input that it stands for (plain torch)."""
+    import torch
+
+    model, plain = models["opposite"], TorchModel.from_folder(folder, dtype=torch.float64)
+    ids = [[3, 60], [40, 70, 61]]
+    sweep = Sweep(model, ids, [0, 0])
+    feature = Feature(*PLACE)
+    (profile,) = profiles(model, [feature], [sweep])
+    target = -profile.mean
+    w = plain.weights["model.layers.0.mlp.up_proj.weight"][handset.FEATURE]
+    for metric in ("norm", "covariance"):
+        moves = Moves(model, [sweep])
+        edits = Tiers(moves, sweep).edits(feature, target, "T1", metric)  # type: ignore[arg-type]
+        logits, _ = sweep.ends([list(range(V.size))] * 2, [edits])
+        if metric == "norm":
+            u = w / (w @ w)
+        else:
+            h = torch.as_tensor(np.asarray(moves._input(0), np.float64))
+            centred = h - h.mean(0)
+            sigma = centred.T @ centred / (len(h) - 1)
+            u = sigma @ w / (w @ sigma @ w)
+        for s, sequence in enumerate(ids):
+            expected = _moved(plain, sequence, u, w, target)
+            assert logits[0, s] == pytest.approx(expected.numpy(), abs=2e-4)
+
+
+def _moved(plain: TorchModel, ids: list[int], u: Any, w: Any, target: float) -> Any:
+    """Layer 0's normalised input moved so that X is at the target, by running the rest on a patched norm."""
+    import torch
+
+    norm = plain._norm
+    calls = {"n": 0}
+
+    def patched(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        h = norm(x, gain)
+        calls["n"] += 1
+        # The second norm of a pass is the one in front of layer 0's MLP.
+        return h + ((target - h @ w)[:, None] * u if calls["n"] == 2 else 0)
+
+    plain._norm = patched  # type: ignore[method-assign]
+    try:
+        hidden = plain.forward(ids, lambda site, x: x)
+    finally:
+        plain._norm = norm  # type: ignore[method-assign]
+    return (hidden @ plain.unembed.T)[-1]
+
+
+def test_positions_one_at_a_time(models: dict[str, sf.Model]) -> None:
+    """A sweep that shares nothing edits one position of each sequence, and equals the general read."""
+    model = models["opposite"]
+    ids = [[3, 60], [3, 61, 62], [40, 60]]
+    sweep = Sweep(model, ids, [0, 0, 0], share=False)
+    edit = RowEdit(handset.SITE, "set", (handset.FEATURE,), -2.0, lambda c: sweep.chunks[c].from_end == -2)
+    logits, _ = sweep.ends([[V.yes, V.no]] * 3, [[edit], []])
+    from signflip.model import Logits
+
+    wanted = model.read(
+        ids, [Logits(-1, [V.yes, V.no])], [[sf.Edit(handset.SITE, "set", -2.0, handset.FEATURE, -2)], []]
+    )
+    for v in (0, 1):
+        assert np.array_equal(logits[v], np.concatenate(wanted[v][0]).reshape(3, 2))
+
+
+def test_a_scan_survives_its_file(scans: dict[str, tuple[list[Any], sf.Scan]], tmp_path: Path) -> None:
+    made = scans["half"][1]
+    made.save(tmp_path / "scan.json")
+    again = sf.Scan.open(tmp_path / "scan.json").reversed()
+    assert [str(one) for one in again] == [str(one) for one in made.reversed()]
+    assert again[0].flip() == made.reversed()[0].flip() and again[0].contexts == made.reversed()[0].contexts
+    assert "half-turned" in made.table() and made.most_turned() is not None
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(FileError, match="expected a scan"):
+        sf.Scan.open(tmp_path / "other.json")
+    with pytest.raises(FileError, match="write"):
+        made.save(tmp_path / "no" / "scan.json")
+
+
+def test_bad_arguments_are_named(models: dict[str, sf.Model]) -> None:
+    model, behaviour = models["opposite"], handset.behaviour()
+    with pytest.raises(ArgumentError, match="features"):
+        sf.scan(model, [], [behaviour])
+    with pytest.raises(ArgumentError, match="behaviours"):
+        sf.scan(model, [PLACE], [])
+    with pytest.raises(SiteError, match="hook_pre"):
+        sf.scan(model, [("blocks.0.mlp.hook_prelinear", 0)], [behaviour])
+    with pytest.raises(SiteError, match="index"):
+        sf.scan(model, [(handset.SITE, 10**6)], [behaviour])
+    with pytest.raises(ArgumentError, match="mirror"):
+        sf.scan(model, [PLACE], [behaviour], doses=["no such dose"])
+    with pytest.raises(ArgumentError, match="trigger"):
+        sf.flip(model, PLACE, [], behaviour)
