@@ -27,7 +27,8 @@ from tiny import loaded, profile  # noqa: E402
 class Asked:
     """An objective in both forms, the tokens that continue the prompt in it, and the sites to differentiate by.
 
-    Chosen once a model, so that each quantity pools the errors of every sequence.
+    The gradient of one objective on one prompt may be a small difference of large numbers, and either float32 lucky
+    with it: a quantity is the gradient by one site, its errors pooled over all objectives and prompts.
     """
 
     label: str
@@ -37,12 +38,12 @@ class Asked:
     wrt: list[str]
 
 
-def questions(model: Any, rng: np.random.Generator, n_wrt: int = 4) -> list[Asked]:
+def questions(model: Any, rng: np.random.Generator) -> list[Asked]:
     """Objectives of every kind. Both forms take the number of tokens of the prompt."""
     vocab, names, o = model.cfg.d_vocab, model.sites(), sf.objectives
     layer = int(rng.integers(model.cfg.n_layers))
     post, resid = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_resid_post"
-    i, depth = int(rng.integers(model.cfg.d_mlp)), float(rng.random())
+    i, depth = int(rng.integers(model.cfg.d_mlp)), float(rng.uniform(0.3, 1))
     a, b = (int(x) for x in rng.choice(vocab, size=2, replace=False))
     target = [int(x) for x in rng.integers(vocab, size=3)]
     anywhere = [name for name in names if not name.endswith("pattern")]
@@ -63,24 +64,21 @@ def questions(model: Any, rng: np.random.Generator, n_wrt: int = 4) -> list[Aske
 
         return value
 
-    def wrt() -> list[str]:
-        return ["hook_embed", *(str(x) for x in rng.choice(names[1:], size=n_wrt, replace=False))]
-
     last = project(resid, vector, lambda n: n - 1)
     return [
         Asked(
-            "neuron", lambda n: o.neuron(post, i, position=at(n)), lambda n: lambda _, c: c[post][at(n), i], [], wrt()
+            "neuron", lambda n: o.neuron(post, i, position=at(n)), lambda n: lambda _, c: c[post][at(n), i], [], names
         ),
-        Asked("direction", lambda n: o.direction(resid, vector), last, [], wrt()),
-        Asked(f"at {site}", lambda n: o.direction(site, along, position=at(n)), project(site, along, at), [], wrt()),
-        Asked("logit_diff", lambda n: o.logit_diff(a, b), lambda n: lambda y, _: y[-1, a] - y[-1, b], [], wrt()),
-        Asked("logprob", lambda n: o.logprob(target), logprob, target, wrt()),
+        Asked("direction", lambda n: o.direction(resid, vector), last, [], names),
+        Asked(f"at {site}", lambda n: o.direction(site, along, position=at(n)), project(site, along, at), [], names),
+        Asked("logit_diff", lambda n: o.logit_diff(a, b), lambda n: lambda y, _: y[-1, a] - y[-1, b], [], names),
+        Asked("logprob", lambda n: o.logprob(target), logprob, target, names),
         Asked(
             "sum",
             lambda n: 2 * o.logit_diff(a, b, position=at(n)) - o.neuron(post, i),
             lambda n: lambda y, c: 2 * (y[at(n), a] - y[at(n), b]) - c[post][-1, i],
             [],
-            wrt(),
+            names,
         ),
     ]
 
@@ -113,18 +111,21 @@ def compare_gradients(
             peers = seen.gradient(value, ask.wrt)
             exact_value, exact_grads = exact.gradient(ids + ask.target, ask.restated(n), ask.wrt)
             mine_value, mine_grads = model.gradient(ids, ask.mine(n), wrt=ask.wrt)
-            pool.add("value", exact_value, value.detach(), mine_value)
+            pool.add("value", exact_value, value.detach(), mine_value, ask.label)
             for name in ask.wrt:
-                # A token has no weights for later tokens, so nor has it a gradient to them.
-                cut = (lambda g: g[:, :n, :n].tril()) if name.endswith("pattern") else (lambda g: g[:n])
-                e, p, mine = cut(exact_grads[name]), cut(peers[name].detach()), mine_grads[name]
-                pool.add(f"gradient {ask.label} {name}", e, p, mine[0])
+                e, p = exact_grads[name], peers[name].detach()
+                if name.endswith("pattern"):
+                    # A token has no weights for later tokens, so nor has it a gradient to them.
+                    e, p = e[:, :n, :n].tril(), p[:, :n, :n].tril()
+                else:
+                    e, p = e[:n], p[:n]
+                pool.add(f"gradient {name}", e, p, mine_grads[name][0], ask.label)
 
 
 def test_tiny_models_are_as_exact_as_transformers() -> None:
     ratios: dict[str, float] = {}
 
-    @profile(40)
+    @profile(14)
     @given(st.data())
     def collect(data: st.DataObject) -> None:
         config = data.draw(shapes.configs)
@@ -132,14 +133,14 @@ def test_tiny_models_are_as_exact_as_transformers() -> None:
         pool = Pool()
         with loaded(config, seed) as (model, theirs, exact):
             compare_sites(model, theirs, exact, data.draw(shapes.sequences(config.vocab_size)), pool)
-            prompts = data.draw(shapes.sequences(config.vocab_size, n=10, longest=20))
+            prompts = data.draw(shapes.sequences(config.vocab_size, n=8, longest=20))
             compare_gradients(model, theirs, exact, prompts, questions(model, np.random.default_rng(seed)), pool)
         found = pool.ratios()
         assert max(found.values()) <= 4, f"{config.model_type}: {worst(found)}"
         ratios.update({f"{len(ratios)} {name}": value for name, value in found.items()})
 
     collect()
-    assert len(ratios) > 2000
+    assert len(ratios) > 1000
     judge(ratios)
 
 
