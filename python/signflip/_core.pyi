@@ -71,7 +71,7 @@ class Survey:
 def survey_sites(model: Any, names: Sequence[str] | None) -> list[str]: ...
 def survey(
     model: Any,
-    next: Callable[[], list[tuple[list[int], int]] | None],
+    next: Callable[[], list[tuple[list[int], int]] | None],  # noqa: A002  the extension's own name
     progress: Callable[[int], object],
     *,
     name: str,
