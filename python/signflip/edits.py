@@ -154,7 +154,7 @@ def core_values(
     if edit.op == "resample":
         return "set", _donors(model, edit, columns, places)
     value = edit.value
-    if edit.op == "mean" and isinstance(value, Mapping) or hasattr(value, "one_sided"):
+    if (edit.op == "mean" and isinstance(value, Mapping)) or hasattr(value, "one_sided"):
         value = np.asarray(value[edit.site].mean)
     op = "set" if edit.op == "mean" else edit.op
     if edit.op == "mean":

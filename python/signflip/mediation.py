@@ -61,7 +61,7 @@ def mediate(clean: Score, tokens: Score, clamped: Score, reproduced: Score) -> M
 
     rescued = share(point["c"] - point["d"], found - held)
     brought = share(point["r"] - 1, alone - one)
-    if -MARGIN < effect.lower and effect.upper < MARGIN or not (effect.upper < 0 or effect.lower > 0):
+    if (effect.lower > -MARGIN and effect.upper < MARGIN) or not (effect.upper < 0 or effect.lower > 0):
         return Mediation("nothing to mediate", effect, rescued, brought)
     # In units of S, since a ratio of small differences has no useful interval.
     sign = np.sign(size)

@@ -160,8 +160,10 @@ class Scan:
         """What the scan says, in a few sentences."""
         decisive = [one for one in self.reversals if one.decisive]
         lines = [
-            f"{len(self.profiles)} features against {len(self.behaviours)} behaviours: {len(self.rows)} rows on half A, "
-            f"{len(self.confirmed)} on half B."
+            (
+                f"{len(self.profiles)} features against {len(self.behaviours)} behaviours: "
+                f"{len(self.rows)} rows on half A, {len(self.confirmed)} on half B."
+            )
         ]
         for name, reason in self.refused.items():
             lines.append(f"{name} was left out: {reason}.")
@@ -171,8 +173,7 @@ class Scan:
         opposite = [one for one in decisive if one.verdict.label == "opposite"]
         if not opposite:
             lines.append("Nothing opposite was found at a dose that was seen, with this many prompts and features.")
-        for one in self.reversals:
-            lines.append(f"{one}")
+        lines.extend(f"{one}" for one in self.reversals)
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -217,7 +218,8 @@ class Scan:
         return SavedScan.open(path)
 
     def __repr__(self) -> str:
-        return f"<Scan of {len(self.profiles)} features × {len(self.behaviours)} behaviours: {len(self.reversals)} reversed>"
+        features, behaviours = len(self.profiles), len(self.behaviours)
+        return f"<Scan of {features} features × {behaviours} behaviours: {len(self.reversals)} reversed>"
 
 
 @dataclass(frozen=True)
@@ -594,10 +596,10 @@ class _Run:
                     found.append(row)
         corrected = holm([row.verdict.p for row in tested])
         tested = [replace(row, p_holm=p) for row, p in zip(tested, corrected, strict=True)]
-        reversals = [self._reversal(row, halves) for row in tested if row.verdict.label in Reversal.LABELS]
+        reversals = [self._reversal(row) for row in tested if row.verdict.label in Reversal.LABELS]
         return tested + found, [one for one in reversals if one is not None]
 
-    def _reversal(self, row: Row, halves: dict[str, _Half]) -> Reversal | None:
+    def _reversal(self, row: Row) -> Reversal | None:
         if row.p_holm is None or row.p_holm > LEVEL:
             return None
         half = self.half_a[row.behaviour]
@@ -643,7 +645,7 @@ def _candidates(table: NDArray[np.float64], keep: int, below: float) -> list[tup
 
 
 def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
-    """What goes to half B: of each pair and tier the lowest decisive and the lowest extrapolated dose that looks turned.
+    """What goes to half B: of each pair and tier the lowest decisive and extrapolated dose that looks turned.
 
     The single most turned row always goes, so that there is something to report under its honest name.
     """

@@ -116,6 +116,6 @@ BUILTIN: tuple[Callable[[], Behaviour], ...] = (
 )  # fmt: skip
 
 
-def all() -> list[Behaviour]:
+def all() -> list[Behaviour]:  # noqa: A001  the contract's name, read as behaviours.all()
     """Every behaviour that comes with signflip, the heuristic-prone ones last."""
     return [make() for make in BUILTIN]
