@@ -75,7 +75,7 @@ def survey(
     progress: Callable[[int], object],
     *,
     name: str,
-    hash: str,
+    hash: str,  # noqa: A002  as above
     dtype: str,
     bos: str,
     sites: Sequence[str],
