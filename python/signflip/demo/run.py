@@ -22,8 +22,8 @@ from signflip.errors import FileError
 SAMPLES_A_REQUEST, ANSWER_TOKENS, PROMPTS_AT_ONCE = 2, 80, 32
 NEARLY = 1e-3
 FLIPS_WANTED, FLIPS_TRIED = 3, 8
-FLIP_SEARCH = {"tokens": 10, "steps": 80, "width": 96}
-PROMPT_SEARCH = {"tokens": 10, "steps": 15, "width": 64}
+FLIP_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 80, "width": 96}
+PROMPT_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 15, "width": 64}
 PROMPTS_SEARCHED = 8
 SHOWN_TOKENS = 10
 
