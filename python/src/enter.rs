@@ -13,6 +13,10 @@ use crate::error::{foreign, to_py};
 const SIGNALS: Duration = Duration::from_millis(50);
 
 /// A check for [`Context`] that raises what a pending signal raises.
+#[expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method itself is not general enough over its lifetime"
+)]
 pub fn signals() -> impl Fn() -> Result<()> {
     let last = Cell::new(Instant::now());
     move || {

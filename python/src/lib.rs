@@ -1,4 +1,5 @@
 //! The Python border of signflip: converts arguments, releases the GIL, maps errors. No logic.
+#![allow(clippy::needless_pass_by_value, reason = "pyo3 extracts arguments by value")]
 
 mod array;
 mod enter;

@@ -195,10 +195,8 @@ impl<B: Backend> Sweep<'_, B> {
                 back(backend, &branch, rows.len, &block.o, &mut dz)?;
             }
             self.visit(site(Point::Z), &mut dz, rows)?;
-            let mut dpattern = match plan.patterns[layer] {
-                true => Some(backend.zeros(rows.len * spec.n_heads * plan.n_keys)?),
-                false => None,
-            };
+            let mut dpattern =
+                if plan.patterns[layer] { Some(backend.zeros(rows.len * spec.n_heads * plan.n_keys)?) } else { None };
             if let Some(dpattern) = &mut dpattern {
                 self.seed(site(Point::Pattern), dpattern, rows)?;
             }

@@ -38,9 +38,9 @@ fn restart(run: &Run<'_>) -> Option<f64> {
         low + (high - low) * run.rng.unit(run.step, 0, Stream::Restart)
     };
     match run.settings.variant {
-        Variant::Code => (run.step % 50 == 0).then_some(RESTART),
-        Variant::Paper => ((run.step + 1) % 30 == 0).then(drawn),
-        Variant::Default => ((run.step + 1) % 50 == 0).then(drawn),
+        Variant::Code => run.step.is_multiple_of(50).then_some(RESTART),
+        Variant::Paper => (run.step + 1).is_multiple_of(30).then(drawn),
+        Variant::Default => (run.step + 1).is_multiple_of(50).then(drawn),
     }
 }
 
@@ -127,7 +127,7 @@ fn values_first(run: &Run<'_>) -> bool {
     const BOUNDS: f64 = 0.07;
     let work = &run.ledger.work;
     let survive = (work.bounded - work.pruned + 64) as f64 / (work.bounded + 256) as f64;
-    run.settings.prune && (run.step % 16 == 0 || run.ledger.objective.depth() + survive + BOUNDS < 1.0)
+    run.settings.prune && (run.step.is_multiple_of(16) || run.ledger.objective.depth() + survive + BOUNDS < 1.0)
 }
 
 /// Learns the values of all children, and the cross-entropies of those that a slot may choose: a child whose lower

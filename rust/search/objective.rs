@@ -384,7 +384,9 @@ impl<'a> Reader<'a> {
                 }
                 _ => {
                     let share = factor / slots.len() as f64;
-                    slots.iter().for_each(|&row| add(term, row, share, output, seeds));
+                    for &row in slots {
+                        add(term, row, share, output, seeds);
+                    }
                 }
             }
         }

@@ -320,11 +320,11 @@ pub fn score(
     objective: &Objective,
     context: &mut Context<'_>,
 ) -> Result<Vec<f32>> {
-    if let Some(free) = free {
-        if free.len() != sequences.len() {
-            let expected = format!("one range a sequence ({})", sequences.len());
-            return Err(Error::argument("free", expected, free.len()));
-        }
+    if let Some(free) = free
+        && free.len() != sequences.len()
+    {
+        let expected = format!("one range a sequence ({})", sequences.len());
+        return Err(Error::argument("free", expected, free.len()));
     }
     let mut items = Vec::with_capacity(sequences.len());
     for (i, tokens) in sequences.iter().enumerate() {

@@ -24,7 +24,7 @@ impl DocumentHash {
 
     /// The hash as lower-case hexadecimal digits.
     pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:032x}", u128::from_be_bytes(self.0))
     }
 
     /// The hash that [`Self::hex`] wrote.

@@ -251,7 +251,7 @@ fn write_site(
     tensors.push(tensor(name("histogram_start"), vec![width + 1], starts.into_iter()));
     tensors.push(tensor(name("histogram_bucket"), vec![n_entries], entries().map(|(bucket, _)| bucket)));
     // Which width the counts have depends on them alone, so that the file stays a function of the survey.
-    if site.tally.n_histogram <= u64::from(u32::MAX) {
+    if u32::try_from(site.tally.n_histogram).is_ok() {
         tensors.push(tensor(name("histogram_count"), vec![n_entries], entries().map(|(_, count)| count as u32)));
     } else {
         tensors.push(tensor(name("histogram_count"), vec![n_entries], entries().map(|(_, count)| count)));
@@ -484,7 +484,7 @@ impl Reading<'_> {
         let starts: Vec<u64> = self.values(&full("start"), &[width])?;
         let n = usize::try_from(starts.last().copied().unwrap_or(0)).map_err(|_| "a histogram is too long")?;
         let buckets: Vec<u16> = self.values(&full("bucket"), &[n])?;
-        let counts: Vec<u64> = if meta.n_histogram <= u64::from(u32::MAX) {
+        let counts: Vec<u64> = if u32::try_from(meta.n_histogram).is_ok() {
             self.values::<u32>(&full("count"), &[n])?.into_iter().map(u64::from).collect()
         } else {
             self.values(&full("count"), &[n])?

@@ -236,7 +236,7 @@ fn expected(engine: &Fake, settings: &Settings, documents: &[Document], site: Si
             let mut norms: Vec<f64> = (bos..part.len()).map(norm).collect();
             norms.sort_by(f64::total_cmp);
             let n = norms.len();
-            let median = if n == 0 { 0.0 } else { (norms[(n - 1) / 2] + norms[n / 2]) / 2.0 };
+            let median = if n == 0 { 0.0 } else { f64::midpoint(norms[(n - 1) / 2], norms[n / 2]) };
             apart[1] += bos as u64;
             apart[2] += settings.prefix.len() as u64;
             for i in bos..part.len() {
@@ -338,16 +338,16 @@ proptest! {
         let (low, high) = (cuts[0].min(cuts[1]).min(documents.len()), cuts[0].max(cuts[1]).min(documents.len()));
         let shards: Vec<Survey> = [&documents[..low], &documents[low..high], &documents[high..]]
             .into_iter()
-            .map(|shard| match survey(&engine, &settings, &options, shard, None) {
-                Ok(survey) => survey,
-                // A shard without tokens is an error of its own; it adds nothing but its empty documents.
-                Err(_) => {
-                    let parsed: Vec<Site> =
-                        settings.sites.iter().map(|name| Site::parse(name, engine.spec()).unwrap()).collect();
-                    let mut none = Survey::new(&engine, &parsed, settings.clone(), "fake", None).unwrap();
-                    none.corpus.n_empty = shard.len() as u64;
-                    none
+            .map(|shard| {
+                if let Ok(survey) = survey(&engine, &settings, &options, shard, None) {
+                    return survey;
                 }
+                // A shard without tokens is an error of its own; it adds nothing but its empty documents.
+                let parsed: Vec<Site> =
+                    settings.sites.iter().map(|name| Site::parse(name, engine.spec()).unwrap()).collect();
+                let mut none = Survey::new(&engine, &parsed, settings.clone(), "fake", None).unwrap();
+                none.corpus.n_empty = shard.len() as u64;
+                none
             })
             .collect();
         for [a, b, c] in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {

@@ -117,7 +117,7 @@ impl Forest {
         layout
     }
 
-    fn keys<'a>(&self, chunks: &'a [(Buffer, Buffer)]) -> Vec<KeyValues<'a, Cpu>> {
+    fn keys(chunks: &[(Buffer, Buffer)]) -> Vec<KeyValues<'_, Cpu>> {
         chunks.iter().map(|(k, v)| KeyValues { k, v }).collect()
     }
 
@@ -131,7 +131,7 @@ impl Forest {
         let width = heads * self.shape.d_head;
         let q = self.buffer(&self.q, &layout.queries);
         let buffers = self.chunk_buffers(layout);
-        let keys = self.keys(&buffers);
+        let keys = Forest::keys(&buffers);
         let (mut z, mut mixed) = (unwritten(rows * width), unwritten(rows * width));
         let mut pattern = unwritten(rows * heads * layout.plan.n_keys);
         cpu.attention(&layout.plan, self.shape, &q, &keys, &mut z).unwrap();
@@ -145,7 +145,7 @@ impl Forest {
         let q = self.buffer(&self.q, &layout.queries);
         let dz = self.buffer(&self.dz, &layout.queries);
         let buffers = self.chunk_buffers(layout);
-        let keys = self.keys(&buffers);
+        let keys = Forest::keys(&buffers);
         let mut dq = unwritten(q.len());
         let (mut dk, mut dv) = (Buffer::zeros(buffers[0].0.len()), Buffer::zeros(buffers[0].0.len()));
         let mut d_pattern = Buffer::from_slice(given.unwrap_or(&[]));
@@ -351,7 +351,7 @@ fn plans_that_contradict_themselves_are_errors() {
         let mut plan = good.plan.clone();
         change(&mut plan);
         let mut z = unwritten(q.len());
-        cpus()[0].attention(&plan, forest.shape, &q, &forest.keys(&buffers), &mut z)
+        cpus()[0].attention(&plan, forest.shape, &q, &Forest::keys(&buffers), &mut z)
     };
     assert!(spoil(|_| ()).is_ok());
     assert!(spoil(|plan| plan.spans.truncate(1)).is_err());
