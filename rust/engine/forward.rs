@@ -286,6 +286,7 @@ impl<B: Backend> Sweep<'_, '_, B> {
             if !attends {
                 break;
             }
+            self.check()?;
             let block = &model.blocks[layer];
             linear(backend, &scratch.z, tail.len, &block.o, None, &mut scratch.branch)?;
             self.visit(site(Point::AttnOut), &mut scratch.branch, tail, None)?;
@@ -401,6 +402,7 @@ impl<B: Backend> Sweep<'_, '_, B> {
         }
         backend.gemm(&mut jobs)?;
         drop(jobs);
+        self.check()?;
         if needs_q {
             self.visit(site(Point::Q), &mut scratch.q, tail, None)?;
         }
@@ -496,6 +498,7 @@ impl<B: Backend> Sweep<'_, '_, B> {
         }
         backend.gemm(&mut jobs)?;
         drop(jobs);
+        self.check()?;
         self.visit(site(Point::Pre), &mut scratch.pre, rows, panels)?;
         let gated = block.linear.is_some() && linear_wanted;
         if gated {
@@ -514,7 +517,9 @@ impl<B: Backend> Sweep<'_, '_, B> {
         if !self.reaches(layer, Point::MlpOut) {
             return Ok(false);
         }
+        self.check()?;
         linear(backend, &scratch.post, rows.len, &block.out, None, &mut scratch.branch)?;
+        self.check()?;
         self.visit(site(Point::MlpOut), &mut scratch.branch, rows, None)?;
         if !self.reaches(layer, Point::ResidPost) {
             return Ok(false);
