@@ -140,14 +140,12 @@ def test_tiny_models_are_as_exact_as_transformers() -> None:
         ratios.update({f"{len(ratios)} {name}": value for name, value in pool.ratios().items()})
         # One small model has quantities of a few numbers, where a ratio is luck: those are pooled over the models,
         # each relative to its own size, blocks together.
-        for name, (ours, theirs_, size) in pool.sums.items():
-            if size > 0:
-                sums = whole.sums.setdefault(re.sub(r"blocks\.\d+", "blocks", name), [0.0, 0.0, 0.0])
-                for i, one in enumerate((ours, theirs_, size)):
-                    sums[i] += one / size
+        for name, parts in pool.sums.items():
+            pooled = whole.sums.setdefault(re.sub(r"blocks\.\d+", "blocks", name), {})
+            pooled.update({f"{len(ratios)} {name} {part}": sums for part, sums in parts.items()})
 
     collect()
-    assert len(ratios) > 1000
+    assert len(ratios) > 500
     values = np.array(list(ratios.values()))
     assert np.median(values) <= 1.5, f"median {np.median(values):.2f}"
     assert (values > 2).mean() <= 0.01, f"{(values > 2).sum()} of {len(values)} above 2: {worst(ratios)}"

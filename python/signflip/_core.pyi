@@ -225,7 +225,7 @@ def survey(
     progress: Callable[[int], object],
     *,
     name: str,
-    hash: str,  # noqa: A002  as above
+    hash: str,
     dtype: str,
     bos: str,
     sites: Sequence[str],
