@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from signflip.errors import FileError
 # Sized so that the whole takes at most 15 minutes on 2 cores with a model of 135 million parameters.
 SAMPLES_A_REQUEST, ANSWER_TOKENS, PROMPTS_AT_ONCE = 2, 80, 32
 NEARLY = 1e-3
+# Prompts of a behaviour in the scan's first look, and pairs that it looks at in full.
+SCREEN, KEEP = 4, 6
 FLIPS_WANTED, FLIPS_TRIED = 3, 8
 FLIP_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 80, "width": 96}
 PROMPT_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 15, "width": 64}
@@ -178,7 +181,15 @@ class _Demo:
         if not self.features:
             self.say("no feature is one-sided at this rate: nothing to scan")
             return
-        self.scanned = sf.scan(self.model, self.features, sf.behaviours.all(), seed=self.seed, progress=self.progress)
+        self.scanned = sf.scan(
+            self.model,
+            self.features,
+            sf.behaviours.all(),
+            screen=SCREEN,
+            keep=KEEP,
+            seed=self.seed,
+            progress=self.progress and sys.stderr.isatty(),
+        )
         self.scanned.save(self.out / "scan.json")
         self.say(self.scanned.table(12))
         self.say(self.scanned.summary())
