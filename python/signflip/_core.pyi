@@ -270,7 +270,7 @@ def search(
     settings: str,
     allowed: bytes,
     tokenizer: Tokenizer | None = None,
-    progress: Callable[[int, float], object] | None = None,
+    progress: Callable[[int, float | None], object] | None = None,
 ) -> str:
     """Run a search and return its result as JSON.
 

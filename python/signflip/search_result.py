@@ -1,0 +1,225 @@
+"""What a search found, as an object and as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from signflip.errors import FileError, SearchError
+from signflip.objectives import Objective
+from signflip.scoring import Prompts
+
+FORMAT = "signflip search 1"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A prompt that a search chose.
+
+    Attributes
+    ----------
+    tokens
+        The free tokens.
+    text
+        Their text, None without a tokenizer.
+    value
+        The objective, over all contexts.
+    cross_entropy
+        Nats a token, over the free tokens that have something in front of them, the mean over all contexts; None on a
+        reward model.
+    """
+
+    tokens: list[int]
+    text: str | None
+    value: float
+    cross_entropy: float | None
+
+
+@dataclass(frozen=True)
+class Best(Found):
+    """The prompt of the highest value.
+
+    Attributes
+    ----------
+    sequences
+        The whole ids, one list a context. Scoring them gives `value` again (with contexts, after aggregation).
+    """
+
+    sequences: Prompts
+
+
+@dataclass(frozen=True)
+class Step:
+    """The population after a step.
+
+    Attributes
+    ----------
+    event
+        ``"start"``, ``"step"``, ``"restart"`` (all slots take the prompt best at one penalty) or ``"fresh"`` (the
+        population stood still and was drawn anew).
+    members
+        One a slot.
+    """
+
+    event: str
+    members: list[Found]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found, and what it rests on.
+
+    Attributes
+    ----------
+    best
+        The prompt of the highest value of all that were scored in every context.
+    front
+        The Pareto front of value against cross-entropy over the members ever chosen, lowest cross-entropy first.
+    history
+        The chosen members, step by step; the first is the start.
+    ended
+        ``"steps"``, ``"reached"`` (`stop_at`) or ``"exhausted"`` (every prompt of allowed tokens was met).
+    work
+        Counts of work done and saved.
+    objective
+        What was raised.
+    settings
+        All that decides the result: the arguments, the contexts' ids, the model's hash.
+    version
+        Of signflip.
+    """
+
+    best: Best
+    front: list[Found]
+    history: list[Step]
+    ended: str
+    work: dict[str, int]
+    objective: Objective
+    settings: dict[str, Any]
+    version: str
+
+    def __str__(self) -> str:
+        s, w = self.settings, self.work
+        ended = f"{w['steps']} steps ({self.ended})"
+        counts = f"{w['values']} values, {w['looked_up']} looked up, {w['pruned']} pruned"
+        lines = [
+            f"{s['method']} ({s['variant']}), {s['tokens']} tokens, seed {s['seed']}: {ended}",
+            counts,
+            f"raised: {self.objective}",
+            f"{'value':>10}  {'nats/token':>10}  prompt",
+        ]
+        for found in self.front:
+            entropy = "" if found.cross_entropy is None else f"{found.cross_entropy:.3f}"
+            lines.append(f"{found.value:>10.4g}  {entropy:>10}  {_shown(found)}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form that JSON can hold; prompts are listed once."""
+        index: dict[tuple[int, ...], int] = {}
+        prompts: list[dict[str, Any]] = []
+
+        def place(found: Found) -> int:
+            key = tuple(found.tokens)
+            if key not in index:
+                index[key] = len(prompts)
+                prompts.append(
+                    {
+                        "tokens": found.tokens,
+                        "text": found.text,
+                        "value": found.value,
+                        "cross_entropy": found.cross_entropy,
+                    }
+                )
+            return index[key]
+
+        return {
+            "format": FORMAT,
+            "version": self.version,
+            "settings": self.settings,
+            "objective": self.objective.to_dict(),
+            "best": place(self.best),
+            "sequences": list(self.best.sequences),
+            "spans": [list(span) for span in self.best.sequences.spans],
+            "front": [place(found) for found in self.front],
+            "history": [
+                {"event": step.event, "members": [place(found) for found in step.members]} for step in self.history
+            ],
+            "ended": self.ended,
+            "work": self.work,
+            "prompts": prompts,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the result as JSON, whole or not at all.
+
+        Raises
+        ------
+        FileError
+            If the file cannot be written.
+        """
+        _write(Path(path), json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> SearchResult:
+        """A result that `save` wrote.
+
+        Raises
+        ------
+        FileError
+            If the file cannot be read.
+        SearchError
+            If it is not a search's result.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise FileError(f"{path}: {getattr(err, 'strerror', None) or err}") from err
+        try:
+            return cls._from_dict(json.loads(text))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as err:
+            raise SearchError(f"search: {path}: expected a result that signflip wrote, found something else") from err
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
+        if data["format"] != FORMAT:
+            raise ValueError(data["format"])
+        prompts = [
+            Found([int(one) for one in p["tokens"]], p["text"], float(p["value"]), _number(p["cross_entropy"]))
+            for p in data["prompts"]
+        ]
+        best = prompts[data["best"]]
+        spans = [(start, end) for start, end in data["spans"]]
+        return cls(
+            best=Best(best.tokens, best.text, best.value, best.cross_entropy, Prompts(data["sequences"], spans)),
+            front=[prompts[i] for i in data["front"]],
+            history=[Step(step["event"], [prompts[i] for i in step["members"]]) for step in data["history"]],
+            ended=data["ended"],
+            work={name: int(count) for name, count in data["work"].items()},
+            objective=Objective.from_dict(data["objective"]),
+            settings=data["settings"],
+            version=data["version"],
+        )
+
+
+def _shown(found: Found) -> str:
+    return repr(found.text) if found.text is not None else str(found.tokens)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as err:
+        raise FileError(f"{path}: {err.strerror or err}") from err
