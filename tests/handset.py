@@ -36,7 +36,7 @@ NOISE = slice(8, D_MODEL)
 class Vocabulary:
     """Which ids are what."""
 
-    first: range = range(0, ITEMS)
+    first: range = range(ITEMS)
     second: range = range(ITEMS, 2 * ITEMS)
     templates: range = range(2 * ITEMS, 2 * ITEMS + TEMPLATES)
     fillers: range = range(2 * ITEMS + TEMPLATES, 2 * ITEMS + TEMPLATES + FILLERS)
@@ -151,7 +151,7 @@ def _mlp(weights: dict[str, np.ndarray], layer: int, gate: np.ndarray, up: np.nd
 def behaviour() -> sf.Behaviour:
     """Which of two contexts? 8 items a side × 4 templates to select on, 20 × 8 to confirm on."""
     prompts = []
-    for half, items, templates in (("A", range(0, 8), range(0, 4)), ("B", range(8, 28), range(4, 12))):
+    for half, items, templates in (("A", range(8), range(4)), ("B", range(8, 28), range(4, 12))):
         for t in templates:
             for i in items:
                 for side, tokens, right, wrong in (("first", V.first, V.yes, V.no), ("second", V.second, V.no, V.yes)):

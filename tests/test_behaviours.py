@@ -142,10 +142,13 @@ def test_ids_are_prompts_and_triggers_go_into_the_slot(tiny: sf.Model) -> None:
     trigger = [V.triggers[0], V.triggers[1]]
     placed = insert(tiny, one, trigger)
     assert placed.ids == (V.first[0], *trigger, V.templates[0])
-    assert placed.span == (1, 3) and placed.n_after == 1 and placed.survived
+    assert placed.span == (1, 3)
+    assert placed.n_after == 1
+    assert placed.survived
     clean, triggered = behaviour.measure(tiny), behaviour.measure(tiny, trigger=trigger)
     logits = tiny.run([list(placed.ids)])[0, -1]
-    assert triggered.known.run.correct[0] == logits[V.yes] and clean.known.run.correct[0] != logits[V.yes]
+    assert triggered.known.run.correct[0] == logits[V.yes]
+    assert clean.known.run.correct[0] != logits[V.yes]
 
 
 def test_measure_agrees_with_plain_logits(tiny: sf.Model) -> None:
@@ -161,12 +164,15 @@ def test_measure_agrees_with_plain_logits(tiny: sf.Model) -> None:
         mass.append(p[prompt.correct] + p[prompt.opposite])
     assert score.known.run.margin == pytest.approx(margins, abs=1e-5)
     assert score.mass.value == pytest.approx(np.mean(mass), abs=1e-5)
-    assert score.s.value == 1.0 and score.accuracy.value == 1.0 and score.rank.value == 1.0
+    assert score.s.value == 1.0
+    assert score.accuracy.value == 1.0
+    assert score.rank.value == 1.0
     edited = behaviour.measure(tiny, [sf.Edit(handset.SITE, "zero", index=handset.FEATURE)], half="A")
     assert edited.s.value == pytest.approx(0, abs=0.02)
     assert edited.share is None
     shared = behaviour.measure(tiny, half="A", zero=[sf.Edit(handset.SITE, "zero", index=handset.FEATURE)])
-    assert shared.share is not None and shared.share.value == pytest.approx(1 - edited.s.value)
+    assert shared.share is not None
+    assert shared.share.value == pytest.approx(1 - edited.s.value)
 
 
 def test_texts_need_single_token_answers(tmp_path: Path) -> None:
@@ -174,14 +180,18 @@ def test_texts_need_single_token_answers(tmp_path: Path) -> None:
 
     model = sf.load(gguf_path())
     bad = sf.Behaviour("mine", [("One:", " unbelievablest", " b", "l"), ("Two:", " b", " unbelievablest", "r")])
-    with pytest.raises(TokenError, match="unbelievablest.*one token"):
+    with pytest.raises(TokenError, match=r"unbelievablest.*one token"):
         bad.measure(model)
     behaviour = sf.behaviours.pronoun()
     one = behaviour.prompts_for(model, "A")[0]
-    assert one.before == "<|endoftext|>" and one.ids[0] == 0 and one.n_leading == one.n_before == 1
+    assert one.before == "<|endoftext|>"
+    assert one.ids[0] == 0
+    assert one.n_leading == one.n_before == 1
     chat = sf.behaviours.say().prompts_for(model, "A")[0]
-    assert chat.before is not None and chat.before.endswith("<|im_start|>user\n")
-    assert chat.text == model.to_chat(str(chat.prompt.text)) and chat.n_leading == 1
+    assert chat.before is not None
+    assert chat.before.endswith("<|im_start|>user\n")
+    assert chat.text == model.to_chat(str(chat.prompt.text))
+    assert chat.n_leading == 1
     placed = insert(model, one, " well then")
     assert model.to_string(list(placed.ids)) == f"{one.before} well then{one.after}"
     assert sf.Behaviour("raw", PAIR, separator="").prompts_for(model)[0].before == ""

@@ -1,4 +1,4 @@
-"""Models set by hand: what flipping their feature does is found from their survey alone, reached by tokens, told apart."""
+"""Models set by hand: what their flipped feature does is found from the survey, reached by tokens, told apart."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def test_the_scan_tells_them_apart(scans: dict[str, tuple[list[Any], sf.Scan]], 
     assert {one.verdict.label for one in found} == ({LABELS[kind]} if LABELS[kind] else set())
     for one in found:
         # Never seen on the other side, so no such dose decides.
-        assert not one.decisive and one.positions == (-1,)
+        assert not one.decisive
+        assert one.positions == (-1,)
         assert one.verdict.constant == (kind == "constant")
 
 
@@ -85,9 +86,11 @@ def test_a_rarely_crossing_feature_has_a_dose_that_decides(models: dict[str, sf.
     listed = sf.survey(model, handset.corpus(rare=0.02)).one_sided(max_rate=0.01)
     chosen = [one for one in listed if (one.site, one.index) == PLACE]
     found = sf.scan(model, chosen, [handset.behaviour()], replicates=300).reversed()
-    assert found[0].decisive and found[0].verdict.label == "opposite"
+    assert found[0].decisive
+    assert found[0].verdict.label == "opposite"
     assert "seen" in {one.dose.name for one in found if one.decisive}
-    assert found[0].p_holm is not None and found[0].p_holm < 0.01
+    assert found[0].p_holm is not None
+    assert found[0].p_holm < 0.01
 
 
 @pytest.mark.parametrize(
@@ -107,21 +110,25 @@ def test_tokens_flip_it(models: dict[str, sf.Model], kind: str, label: str, role
     contexts = [([], list(one.ids)) for one in behaviour.prompts_for(model, "A")[:6]]
     objective = -sf.objectives.neuron(*PLACE, position=-1)
     result = sf.search(model, objective, tokens=1, contexts=contexts, steps=8, width=64)
-    assert result.best.tokens[0] in V.triggers and result.best.value > 0
+    assert result.best.tokens[0] in V.triggers
+    assert result.best.value > 0
     test = sf.flip(model, feature, result, behaviour, replicates=300, units=2, strings=4)
-    assert test.reached.flipped.all() and test.reached.survived == 1.0
+    assert test.reached.flipped.all()
+    assert test.reached.survived == 1.0
     assert test.role == role
     assert test.verdict.label == label, str(test)
     assert test.row("clean").score.s.value == 1.0
     if role == "carrier":
         assert test.verdict.tier == "T4"
         clamped, alone = test.row("clamped").score, test.row("set to triggered").score
-        assert clamped.s.value > 0.6 and abs(alone.s.value - test.row("tokens").score.s.value) < 0.3
+        assert clamped.s.value > 0.6
+        assert abs(alone.s.value - test.row("tokens").score.s.value) < 0.3
 
 
 def test_tokens_push_a_constant_answer(models: dict[str, sf.Model]) -> None:
     test = sf.flip(models["constant"], Feature(*PLACE, side=1), [V.triggers[0]], handset.behaviour(), replicates=300)
-    assert test.verdict.label == "half-turned" and test.verdict.constant
+    assert test.verdict.label == "half-turned"
+    assert test.verdict.constant
     # The context is still read: its two margins lie apart as they did, on one side of zero.
     assert test.row("tokens").score.s.value > 0.3
 
@@ -150,7 +157,8 @@ def test_bystander(models: dict[str, sf.Model]) -> None:
     site = "blocks.1.mlp.hook_pre_linear"
     x = Feature(site, 7, side=1)
     test = sf.flip(model, x, [V.triggers[0]], handset.behaviour(), replicates=300, units=2, strings=4)
-    assert test.role == "bystander" and test.verdict.tier == "T3"
+    assert test.role == "bystander"
+    assert test.verdict.tier == "T3"
 
 
 def test_reflection_is_opposite(models: dict[str, sf.Model]) -> None:
@@ -232,8 +240,10 @@ def test_a_scan_survives_its_file(scans: dict[str, tuple[list[Any], sf.Scan]], t
     made.save(tmp_path / "scan.json")
     again = sf.Scan.open(tmp_path / "scan.json").reversed()
     assert [str(one) for one in again] == [str(one) for one in made.reversed()]
-    assert again[0].flip() == made.reversed()[0].flip() and again[0].contexts == made.reversed()[0].contexts
-    assert "half-turned" in made.table() and made.most_turned() is not None
+    assert again[0].flip() == made.reversed()[0].flip()
+    assert again[0].contexts == made.reversed()[0].contexts
+    assert "half-turned" in made.table()
+    assert made.most_turned() is not None
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(FileError, match="expected a scan"):
         sf.Scan.open(tmp_path / "other.json")

@@ -128,7 +128,8 @@ def test_heuristic_prone_is_never_opposite() -> None:
 
 def test_constant_answer_is_named() -> None:
     found = verdict(-0.6, 2.6)
-    assert found.constant and any("constant" in note for note in found.notes)  # type: ignore[attr-defined]
+    assert found.constant
+    assert any("constant" in note for note in found.notes)
     assert not verdict(-1.0, -1.0).constant  # type: ignore[attr-defined]
 
 
@@ -149,7 +150,8 @@ def test_s_is_refused_at_chance() -> None:
     rng = np.random.default_rng(3)
     noise = answered(rng.standard_normal(len(d)))
     score = summarise(d, noise, noise, replicates=200)
-    assert score.refusal is not None and "chance" in score.refusal
+    assert score.refusal is not None
+    assert "chance" in score.refusal
     with pytest.raises(BehaviourError, match="refused"):
         _ = score.s
 
@@ -252,13 +254,15 @@ def test_share_is_one_minus_s_at_zero() -> None:
     d = design()
     zero = answered(sides(d, 0.4, 0.4))
     score = summarise(d, answered(clean_margin(d)), answered(sides(d, -1, -1)), zero=zero, replicates=200)
-    assert score.share is not None and score.share.value == pytest.approx(0.6, abs=0.05)
+    assert score.share is not None
+    assert score.share.value == pytest.approx(0.6, abs=0.05)
 
 
 def test_a_score_survives_json() -> None:
     d = design()
     score = scored(d, sides(d, -1, 0.5))
     again = Score.from_json(score.to_json())
-    assert again.to_json() == score.to_json() and str(again) == str(score)
+    assert again.to_json() == score.to_json()
+    assert str(again) == str(score)
     with pytest.raises(BehaviourError, match="from a file"):
         again.difference(score)

@@ -64,7 +64,7 @@ def answers(
     ContextLengthError
         If a sequence is longer than the model's context.
     """
-    from signflip.model import LogProb, Logits, Read
+    from signflip.model import Logits, LogProb, Read
 
     ids = [list(prompt.ids) for prompt in prompts] if sequences is None else [list(one) for one in sequences]
     pairs = PerSequence([[prompt.correct, prompt.opposite] for prompt in prompts])
@@ -223,7 +223,7 @@ def auc(weights: Array, design: Design, margin: Array) -> Array:
 
 
 def information(weights: Array, design: Design, margin: Array) -> Array:
-    """Mutual information of context and answer in bits, `[R]`: the answer is whichever of the two has the larger logit."""
+    """Mutual information of context and answer in bits, `[R]`; the answer is the one with the larger logit."""
     oriented = margin * design.sign
     says_first = (oriented > 0) + 0.5 * (oriented == 0)
     context = design.sign > 0
@@ -385,12 +385,12 @@ class Score:
         return self.detail
 
     def with_share(self, zero: Score) -> Score:
-        """This score with p = 1 − S(X = 0) of another on the same prompts."""
+        """The same score with p = 1 − S(X = 0) of another on the same prompts."""
         value = 1 - zero.mean_ratio.value
         return replace(self, share=Estimate.of(value, 1 - zero.known.replicated["s"]))
 
     def difference(self, other: Score) -> Estimate:
-        """This S minus another's, on the same prompts and resamples."""
+        """The difference of S to another's, on the same prompts and resamples."""
         draws = self.known.replicated["s"] - other.known.replicated["s"]
         return Estimate.of(self.mean_ratio.value - other.mean_ratio.value, draws)
 
@@ -458,7 +458,7 @@ def summarise(
         n_items=len(set(design.items)),
         n_templates=len(set(design.templates)),
         n_clusters=design.n_clusters,
-        refusal=_refusal(design, estimates["clean_margin"], estimates["clean_rank"]),
+        refusal=_refusal(estimates["clean_margin"], estimates["clean_rank"]),
         mean_ratio=estimates["s"],
         rank=estimates["rank"],
         clean_rank=estimates["clean_rank"],
@@ -482,7 +482,7 @@ def summarise(
     return score.with_share(summarise(design, clean, zero, replicates=replicates, seed=seed))
 
 
-def _refusal(design: Design, margin: Estimate, rank: Estimate) -> str | None:
+def _refusal(margin: Estimate, rank: Estimate) -> str | None:
     if not margin.lower > 0:
         return f"the clean model is at chance: mean margin {margin:.2f} logits is not above 0"
     if not rank.lower > 0:
