@@ -73,7 +73,7 @@ pub struct AttentionShape {
 }
 
 /// Keys and values of one chunk, `[rows, n_kv_heads * d_head]` each.
-pub struct KeyValues<'a, B: Backend + ?Sized> {
+pub struct KeyValues<'a, B: Backend> {
     /// Keys, after rotary.
     pub k: &'a B::Buffer,
     /// Values.
@@ -81,7 +81,7 @@ pub struct KeyValues<'a, B: Backend + ?Sized> {
 }
 
 /// One matrix product of a parallel region.
-pub struct Gemm<'a, B: Backend + ?Sized> {
+pub struct Gemm<'a, B: Backend> {
     /// `[rows, inputs]`.
     pub x: &'a B::Buffer,
     /// Rows to compute.

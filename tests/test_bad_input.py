@@ -320,7 +320,7 @@ class TestHooks:
         (lambda o: o.logit_diff(-1, 0), "-1"),
         (lambda o: o.logprob([]), ""),
         (lambda o: o.logprob([61]), "61"),
-        (lambda o: o.logprob([1] * 95), "96"),
+        (lambda o: o.logprob([1] * 96), "96"),  # two tokens before; the last target is not fed
         (lambda o: o.logprob("text"), "tokenizer"),
         (lambda o: o.reward(), "reward"),
         (lambda o: NAN * o.neuron(SITE, 0), ""),

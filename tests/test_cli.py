@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,22 +16,24 @@ from signflip.cli import commands, main
 from signflip.cli.output import plain, table
 from signflip.cli.parser import build_parser
 from signflip.errors import FileError, InternalError, SiteError
+from signflip.one_sided import OneSided, OneSidedList
 
-
-@dataclass
-class Feature:
-    site: str = "blocks.0.mlp.hook_pre"
-    index: int = 3
-    side: int = 1
-    n_tokens: int = 100
-    n_units: int = 7
-    rate: float = 0.0
-    rate_bound: float = 0.4
-    min: float = 0.5
-    max: float = 2.0
-    margin: float = 0.5
-    reach: float = -float("inf")
-    certified: bool = False
+FEATURE = OneSided(
+    site="blocks.0.mlp.hook_pre",
+    index=3,
+    side=1,
+    n_tokens=100,
+    n_units=7,
+    rate=0.0,
+    rate_bound=0.4,
+    min=0.5,
+    max=2.0,
+    margin=0.5,
+    reach=None,
+    certified=False,
+    mean=1.0,
+    std=float("nan"),
+)
 
 
 class FakeSurvey:
@@ -53,7 +54,11 @@ class FakeSurvey:
 @pytest.fixture
 def fake(monkeypatch):
     """The library's part replaced by what a test puts there."""
-    library = SimpleNamespace(Survey=SimpleNamespace(open=lambda path: library.survey), survey=FakeSurvey([Feature()]))
+    library = SimpleNamespace(
+        objectives=signflip.objectives,
+        Survey=SimpleNamespace(open=lambda path: library.survey),
+        survey=FakeSurvey(OneSidedList([FEATURE])),
+    )
     monkeypatch.setattr(commands, "sf", library)
     return library
 
@@ -68,11 +73,11 @@ def test_one_sided_prints_a_table_or_json(fake, capsys):
     assert main(["one-sided", "x.survey", "--json"]) == 0
     (feature,) = json.loads(capsys.readouterr().out)
     assert feature["index"] == 3
-    assert feature["reach"] is None  # JSON has no infinity
+    assert feature["std"] is None  # JSON has no nan
 
 
 def test_nothing_found_is_exit_code_1(fake, capsys):
-    fake.survey.features = []
+    fake.survey.features = OneSidedList()
     assert main(["one-sided", "x.survey", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == []
 
@@ -166,7 +171,7 @@ def test_a_closed_pipe_ends_quietly():
 
 
 def test_plain_holds_what_json_can():
-    value = {"a": np.float32(0.5), 2: [np.arange(2), float("nan")], "f": Feature(), "none": None}
+    value = {"a": np.float32(0.5), 2: [np.arange(2), float("nan")], "f": FEATURE, "none": None}
     assert json.loads(json.dumps(plain(value), allow_nan=False))["2"] == [[0, 1], None]
     assert plain(value)["a"] == 0.5
     assert plain(value)["f"]["site"] == "blocks.0.mlp.hook_pre"

@@ -1,8 +1,9 @@
-"""SmolLM2-135M-Instruct, read from its GGUF: logits, every site, gradients, text and generation against transformers."""
+"""SmolLM2-135M-Instruct from its GGUF: logits, every site, gradients, text, generation, against transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import signflip as sf
-from reference import peer
-from reference.restated import Restated
-from reference.yardstick import Pool, judge
-from smollm2 import gguf_path
-from test_parity import compare
-from test_purity import same
+import signflip as sf  # noqa: E402
+from reference import peer  # noqa: E402
+from reference.restated import Restated  # noqa: E402
+from reference.yardstick import Pool, judge  # noqa: E402
+from smollm2 import gguf_path  # noqa: E402
+from test_parity import compare_gradients, compare_sites, questions  # noqa: E402
+from test_purity import same  # noqa: E402
 
-pytestmark = [pytest.mark.smollm2]
+pytestmark = [pytest.mark.smollm2, pytest.mark.slow]
 
 TEXTS = [
     "<|im_start|>user\nIs the sky blue? Answer yes or no.<|im_end|>\n<|im_start|>assistant\n",
@@ -41,9 +42,13 @@ def trio() -> Iterator[tuple[Any, Any, Restated]]:
 def test_parity(trio: Any) -> None:
     model, theirs, exact = trio
     pool = Pool()
-    compare(model, theirs, exact, [model.to_tokens(text)[0].tolist() for text in TEXTS], pool)
+    sequences = [model.to_tokens(text)[0].tolist() for text in TEXTS]
+    compare_sites(model, theirs, exact, sequences, pool)
+    some = [name for name in exact.sites() if name.startswith(("hook", "blocks.0.", "blocks.13.", "blocks.29.", "ln"))]
+    asked = [replace(ask, wrt=some) for ask in questions(model, np.random.default_rng(0))[2:5]]
+    compare_gradients(model, theirs, exact, sequences[:2], asked, pool)
     found = pool.ratios()
-    assert len(found) > 440
+    assert len(found) > 430
     judge(found)
 
 
@@ -100,7 +105,7 @@ def test_forest_and_variants_to_the_bit(trio: Any) -> None:
     model, *_ = trio
     rng = np.random.default_rng(1)
     stem = rng.integers(17, 49152, size=24).tolist()
-    sequences = [stem, stem[:20] + [5, 6], stem[:20] + [5, 7, 8], stem[:3], [9, *stem]]
+    sequences = [stem, [*stem[:20], 5, 6], [*stem[:20], 5, 7, 8], stem[:3], [9, *stem]]
     edits = [[], [sf.Edit("blocks.17.mlp.hook_pre_linear", "scale", value=-1.0, index=[3, 700], positions=[-1])]]
     reads = [Values("blocks.24.mlp.hook_pre_linear", -1, [115, 1535]), Logits(-1, [0, 49151, 1000])]
     outs = model.read(sequences, reads, variants=edits)

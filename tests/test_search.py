@@ -82,9 +82,9 @@ def pick_neuron(index: int) -> Any:
         layer = theirs.model.layers[1].mlp.gate_proj if llama else theirs.transformer.h[1].mlp.c_fc
         seen = []
         handle = layer.register_forward_hook(lambda _, __, out: seen.append(out))
-        logits = theirs(inputs_embeds=embeds).logits[0]
+        logits = theirs(inputs_embeds=embeds).logits
         handle.remove()
-        return seen[0][0, -1, index], logits
+        return seen[0][:, -1, index], logits
 
     return pick
 
@@ -96,7 +96,7 @@ def pick_neuron(index: int) -> Any:
 @pytest.mark.parametrize("contexts", [None, CONTEXTS], ids=["alone", "contexts"])
 def test_epo_is_its_restatement_step_by_step(pair: Any, variant: str, contexts: Any) -> None:
     model, theirs, _ = pair
-    budget: dict[str, int] = {"steps": 54 if contexts is None else 32, "width": 20, "topk": 7, "population": 4}
+    budget: dict[str, int] = {"steps": 54 if contexts is None else 20, "width": 20, "topk": 7, "population": 4}
     for neuron, aggregate in ((3, "mean"), (17, "worst")):
         measure = Measure(theirs, pick_neuron(neuron), contexts or [([], [])], aggregate == "worst")
         plain = epo(measure, variant, 4, **budget, seed=neuron, patience=2)
@@ -114,10 +114,10 @@ def test_epo_is_its_restatement_step_by_step(pair: Any, variant: str, contexts: 
         )
         for i, (here, there) in enumerate(zip(members(mine), plain, strict=True)):
             assert here == there, i
-        if variant != "paper" or contexts is None:
+        if contexts is None:
             assert any(event == "restart" for event, _ in plain)
         for found in mine.history[-1].members:
-            value, entropy = measure.of(found.tokens)
+            ((value, entropy),) = measure.of([found.tokens])
             np.testing.assert_allclose([found.value, found.cross_entropy], [value, entropy], rtol=1e-4, atol=1e-4)
 
 
@@ -127,7 +127,7 @@ def test_gcg_is_its_restatement_step_by_step(pair: Any, variant: str, contexts: 
     model, theirs, _ = pair
     for neuron, aggregate in ((4, "mean"), (9, "worst")):
         measure = Measure(theirs, pick_neuron(neuron), contexts or [([], [])], aggregate == "worst")
-        plain = gcg(measure, variant, 4, steps=25, width=18, topk=7, seed=2**40 + neuron, patience=1)
+        plain = gcg(measure, variant, 4, steps=16, width=18, topk=7, seed=2**40 + neuron, patience=1)
         mine = sf.search(
             model,
             sf.objectives.neuron(SITE, neuron),
@@ -136,7 +136,7 @@ def test_gcg_is_its_restatement_step_by_step(pair: Any, variant: str, contexts: 
             contexts=contexts,
             variant=variant,
             aggregate=aggregate,
-            steps=25,
+            steps=16,
             width=18,
             topk=7,
             seed=2**40 + neuron,
@@ -159,7 +159,8 @@ def test_scores_of_what_was_chosen_are_those_of_exhaustive_evaluation(pair: Any)
     every = [list(ids) for ids in itertools.product(range(24), repeat=2)]
     exact = dict(zip(map(tuple, every), model.score(every, objective), strict=True))
     for method, variant in itertools.product(("epo", "gcg"), ("default", "code", "paper")):
-        result = sf.search(model, objective, tokens=2, method=method, variant=variant, steps=40, progress=False)
+        steps = None if variant == "default" else 30
+        result = sf.search(model, objective, tokens=2, method=method, variant=variant, steps=steps, progress=False)
         for step in result.history:
             for found in step.members:
                 assert np.float32(found.value) == exact[tuple(found.tokens)]
@@ -440,10 +441,9 @@ def test_nothing_left_by_the_filters_is_one_error(texted: Any) -> None:
     objective = sf.objectives.neuron(SITE, 3)
     with pytest.raises(errors.SearchError, match="filters"):
         sf.search(texted, objective, tokens=2, allow=[5], deny=[5], progress=False)
+    # "th" has its own token, so "t" with "h" behind it never comes back.
     with pytest.raises(errors.SearchError, match="filters"):
-        # "th" has its own token, so these two never come back.
-        pieces = [texted.tokenizer.token_to_id("t"), texted.tokenizer.token_to_id("h")]
-        sf.search(texted, objective, tokens=2, contexts=[("t", "")], allow=pieces[1:], progress=False)
+        sf.search(texted, objective, tokens=2, contexts=[("t", "")], allow=["h"], progress=False)
 
 
 # ---------------------------------------------------------------------- bad input
@@ -518,7 +518,8 @@ def test_objectives_are_values() -> None:
     assert len(set(made)) == 4
     assert repr(made[0]) == f"-neuron('{SITE}', 3) + 0.5 * logit_diff(1, ' b', position=2)"
     assert repr(made[1]) == "2 * direction('blocks.0.hook_resid_post', <3 values>, position='best') - 1.5"
-    assert -(-made[0]) == made[0]
+    negative = -made[0]
+    assert -negative == made[0]
     with pytest.raises(errors.ArgumentError):
         Objective.from_dict({"terms": [[1.0, {"kind": "neuron"}]]})
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import signflip as sf
 from reference import peer
@@ -26,6 +26,8 @@ def profile(examples: int) -> settings:
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
+        # Shrinking a failure of a model takes minutes and tells little more than the first one found.
+        phases=[Phase.explicit, Phase.generate],
     )
 
 

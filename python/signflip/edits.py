@@ -154,7 +154,7 @@ def core_values(
     if edit.op == "resample":
         return "set", _donors(model, edit, columns, places)
     value = edit.value
-    if edit.op == "mean" and isinstance(value, Mapping) or hasattr(value, "one_sided"):
+    if (edit.op == "mean" and isinstance(value, Mapping)) or hasattr(value, "one_sided"):
         value = np.asarray(value[edit.site].mean)
     op = "set" if edit.op == "mean" else edit.op
     if edit.op == "mean":
@@ -190,7 +190,8 @@ def _limits(value: Any) -> list[Any]:
 
 def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explicit: bool) -> list[Any]:
     try:
-        array: NDArray[np.float32] = np.asarray(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below, as infinite
+            array: NDArray[np.float32] = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError):
         raise ArgumentError(f"value: expected numbers for op {edit.op!r} at {edit.site}, found {value!r}") from None
     if not np.isfinite(array).all():
@@ -213,7 +214,7 @@ def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explic
 
 
 def _donors(model: Model, edit: Edit, columns: list[int] | None, places: Sequence[Sequence[int]]) -> list[list[Any]]:
-    from signflip.model import Values
+    from signflip.reads import Values
 
     donors = model.as_sequences(edit.value)
     (values,) = model.read(donors, [Values(edit.site, None, columns)])[0]

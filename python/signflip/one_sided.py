@@ -137,9 +137,9 @@ class OneSidedList(list[OneSided]):
         ImportError
             If pandas is not installed.
         """
-        import pandas
+        import pandas as pd
 
-        return pandas.DataFrame([asdict(one) for one in self], columns=list(OneSided.__dataclass_fields__))
+        return pd.DataFrame([asdict(one) for one in self], columns=list(OneSided.__dataclass_fields__))
 
 
 def rate_bound(hits: NDArray[np.int64], n: int, alpha: float) -> NDArray[np.float64]:

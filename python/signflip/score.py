@@ -233,7 +233,8 @@ def information(weights: Array, design: Design, margin: Array) -> Array:
         joint = table / table.sum((1, 2), keepdims=True)
         independent = joint.sum(2, keepdims=True) * joint.sum(1, keepdims=True)
         terms = np.where(joint > 0, joint * np.log2(joint / independent), 0.0)
-    return np.maximum(terms.sum((1, 2)), 0.0)
+    bits: Array = np.maximum(terms.sum((1, 2)), 0.0)
+    return bits
 
 
 def average(weights: Array, values: Array) -> Array:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from signflip import _core
 from signflip.errors import ArgumentError
 from signflip.objectives import Objective, for_core
+from signflip.sequences import parse
 
 Floats = NDArray[np.float32]
 
@@ -93,7 +94,7 @@ def gradient(
         raise ArgumentError("wrt: expected at least one site, found none")
     text = for_core(model, objective)
     spans = tokens.spans if isinstance(tokens, Prompts) else None
-    sequences, single = model._sequences(tokens)
+    sequences, single = parse(model, tokens)
     values: list[float] = []
     arrays: dict[str, list[Floats]] = {name: [] for name in names}
     for i, ids in enumerate(sequences):
@@ -106,5 +107,5 @@ def gradient(
                 n, heads = len(ids), model.cfg.n_heads
                 array = np.ascontiguousarray(array.reshape(n, heads, -1)[:, :, :n].reshape(n, heads * n))
             arrays[name].append(array)
-    shaped = {name: model._site_array(name, found) for name, found in arrays.items()}
+    shaped = {name: model.site_array(name, found) for name, found in arrays.items()}
     return (np.float32(values[0]) if single else np.asarray(values, np.float32)), shaped

@@ -121,9 +121,10 @@ class SearchResult:
 
     def __str__(self) -> str:
         s, w = self.settings, self.work
+        ended = f"{w['steps']} steps ({self.ended})"
         counts = f"{w['values']} values, {w['looked_up']} looked up, {w['pruned']} pruned"
         lines = [
-            f"{s['method']} ({s['variant']}), {s['tokens']} tokens, seed {s['seed']}: {w['steps']} steps ({self.ended})",
+            f"{s['method']} ({s['variant']}), {s['tokens']} tokens, seed {s['seed']}: {ended}",
             counts,
             f"raised: {self.objective}",
             f"{'value':>10}  {'nats/token':>10}  prompt",
@@ -263,8 +264,8 @@ def search(
         ``"epo"``: a population along the front of value against cross-entropy (Thompson, Straznickas and Sklar 2024);
         ``"gcg"``: one prompt, value alone (Zou et al. 2023).
     contexts
-        `(before, after)` the free tokens, as texts (the tokenizer's BOS is put in front of `before`, special tokens in a
-        text are parsed) or as ids (run as they are). None: the tokenizer's BOS, if it adds one, and the free tokens.
+        `(before, after)` the free tokens, as texts (the tokenizer's BOS is put in front of `before`, special tokens in
+        a text are parsed) or as ids (run as they are). None: the tokenizer's BOS, if it adds one, and the free tokens.
     chat
         The contexts are user messages round the free tokens, put into the model's chat template up to the start of the
         answer. Without contexts the message is the free tokens alone.
@@ -371,7 +372,7 @@ def search(
         "start_required": given is not None,
     }
     described = settings | {
-        "contexts": ids,
+        "contexts": [list(context) for context in ids],
         "filters": filters,
         "allowed": hashlib.sha256(allowed.tobytes()).hexdigest(),
         "model": model.hash,

@@ -52,17 +52,17 @@ def survey(
         A str or Path is a file, a list of Paths files; in any other iterable, strings are texts and lists of ids
         documents. A `.jsonl` file holds one document a line, any other file is one document, as UTF-8.
     sites
-        Full names (`blocks.5.mlp.hook_post`), or names within a block (`mlp.hook_post`) for all layers. By default those
-        of `mlp.hook_pre`, `mlp.hook_pre_linear`, `mlp.hook_post` that exist.
+        Full names (`blocks.5.mlp.hook_post`), or names within a block (`mlp.hook_post`) for all layers. By default
+        those of `mlp.hook_pre`, `mlp.hook_pre_linear`, `mlp.hook_post` that exist.
     context
         Tokens a context, the prefix included; longer documents are cut. More than the model's own context is cut to it.
     prefix
         Text or ids put before every context, recorded, never counted. With a prefix, documents begin without the
         tokenizer's BOS: what begins the sequence is the prefix (as text, with the tokenizer's BOS, if it adds one).
     out
-        Where to write the survey. Unfinished state lies beside it (`<out>.partial`): the same call continues it, and its
-        file is then the same, byte for byte, as that of an uninterrupted call. An older file at `out` is replaced at
-        the end.
+        Where to write the survey. Unfinished state lies beside it (`<out>.partial`): the same call continues it, and
+        its file is then the same, byte for byte, as that of an uninterrupted call. An older file at `out` is replaced
+        at the end.
     max_tokens
         Stop after so many tokens of documents; the last document is cut there.
     field
@@ -93,9 +93,9 @@ def survey(
     Notes
     -----
     Counted apart, per site, and not in the statistics: the prefix; the tokens that the tokenizer itself puts in front
-    of a text (BOS); attention sinks, which are tokens whose residual, as it enters the site's layer, has a norm above 10
-    times the median of its context (the median over the context's tokens other than prefix and BOS, for an even number
-    the mean of the middle two). At the embeddings nothing is a sink. -0 counts as zero.
+    of a text (BOS); attention sinks, which are tokens whose residual, as it enters the site's layer, has a norm above
+    10 times the median of its context (the median over the context's tokens other than prefix and BOS; for an even
+    number of them the mean of the middle two). At the embeddings nothing is a sink. -0 counts as zero.
     """
     wanted = [sites] if isinstance(sites, str) else None if sites is None else list(sites)
     names = _core.survey_sites(model._core, wanted)

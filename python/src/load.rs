@@ -73,7 +73,7 @@ impl Checkpoint {
     /// Opens a Hugging Face folder.
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let opened = py.detach(|| families::open_folder(&path)).map_err(to_py)?;
+        let opened = py.detach(move || families::open_folder(&path)).map_err(to_py)?;
         Ok(Self { inner: Arc::from(opened) })
     }
 

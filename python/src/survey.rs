@@ -10,6 +10,7 @@ use pyo3::types::PyDict;
 use signflip::engine::site::Site;
 use signflip::survey::document::{Document, DocumentHash};
 use signflip::survey::histogram;
+use signflip::survey::reach::Reach;
 use signflip::survey::run::{Options, run, sites};
 use signflip::survey::settings::{FORMAT, Settings};
 use signflip::survey::stats::{Feature, SiteStats};
@@ -244,7 +245,7 @@ pub fn document_hash(ids: Vec<u32>) -> String {
 pub fn reach<'py>(py: Python<'py>, model: &Model, site: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
     let engine = &model.engine;
     let site = Site::parse(site, engine.spec()).map_err(to_py)?;
-    let found = enter(py, |call| signflip::survey::reach::reach(engine.as_ref(), site, call.check))?;
+    let found = enter(py, |call| Reach::new(engine.as_ref(), call.check).of(site))?;
     found
         .map(|reach| {
             let flat: Vec<f64> = reach.iter().flat_map(|&(low, high)| [low, high]).collect();

@@ -36,7 +36,7 @@ impl Tokenizer {
     /// From a `tokenizer.json`.
     #[staticmethod]
     fn from_file(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let inner = py.detach(|| Inner::from_file(&path)).map_err(to_py)?;
+        let inner = py.detach(move || Inner::from_file(&path)).map_err(to_py)?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -95,8 +95,8 @@ impl Tokenizer {
     }
 
     /// A token as the vocabulary writes it, None for an id that it does not have.
-    fn id_to_piece(&self, id: i64) -> Option<&str> {
-        self.inner.piece(u32::try_from(id).ok()?)
+    fn id_to_piece(&self, token: i64) -> Option<&str> {
+        self.inner.piece(u32::try_from(token).ok()?)
     }
 
     /// Id of a token as the vocabulary writes it.

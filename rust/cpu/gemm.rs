@@ -114,6 +114,18 @@ impl Product<'_> {
     }
 }
 
+/// One job, as its tasks share it.
+struct Side<'a> {
+    x: &'a [f32],
+    weight: &'a Weight,
+    panels: Panels<'a>,
+    bias: Option<&'a [f32]>,
+    out: Shared<'a>,
+    width: usize,
+    pad: bool,
+}
+
+/// A tile of one job.
 struct Task {
     job: usize,
     rows: (usize, usize),
@@ -143,7 +155,7 @@ impl Cpu {
             work += job.rows * width * w.inputs();
         }
         let mut tasks = Vec::new();
-        let target = (work / (4 * self.threads())).max(TASK_WORK);
+        let target = (work / (4 * self.threads())).max(self.at_least(TASK_WORK));
         for (index, job) in jobs.iter().enumerate() {
             if job.rows == 0 {
                 continue;
@@ -162,15 +174,6 @@ impl Cpu {
                     });
                 }
             }
-        }
-        struct Side<'a> {
-            x: &'a [f32],
-            weight: &'a Weight,
-            panels: Panels<'a>,
-            bias: Option<&'a [f32]>,
-            out: Shared<'a>,
-            width: usize,
-            pad: bool,
         }
         let sides: Vec<Side<'_>> = jobs
             .iter_mut()

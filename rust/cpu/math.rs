@@ -15,7 +15,7 @@ const LN2_LOW: f32 = 1.428_606_765_330_187e-6;
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // At the limits the result is infinite, or rounds to zero.
-    let clipped = x.min(88.8).max(-104.0);
+    let clipped = x.clamp(-104.0, 88.8);
     let t = clipped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = t - ROUND;
     let r = n.mul_add(-LN2_HIGH, clipped);
@@ -32,9 +32,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let half = n >> 1;
     let first = f32::from_bits(((half + 127) << 23) as u32);
     let second = f32::from_bits(((n - half + 127) << 23) as u32);
-    let value = y * first * second;
-    // `min` and `max` lose NaN.
-    if x.is_nan() { x } else { value }
+    y * first * second
 }
 
 /// The error function.
@@ -66,13 +64,20 @@ pub(crate) fn erf(x: f32) -> f32 {
 /// `2 sqrt(2 / π)`.
 const GELU_SLOPE: f32 = 1.595_769_121_605_730_7;
 const GELU_CUBIC: f32 = 0.044_715;
-/// Beyond it `σ` is 0 in `f32`, and `exp` would overflow in the derivatives.
-const SIGMOID_LIMIT: f32 = 80.0;
 
 /// `2u` of `0.5 x (1 + tanh u) = x σ(2u)`. The sigmoid form keeps its relative precision where the other cancels.
 #[inline(always)]
 fn gelu_argument(x: f32) -> f32 {
     GELU_SLOPE * (GELU_CUBIC * x * x).mul_add(x, x)
+}
+
+/// `(σ(a), σ'(a))`, by `exp(-|a|)`, which cannot overflow.
+#[inline(always)]
+fn sigmoid(a: f32) -> (f32, f32) {
+    let t = exp(-a.abs());
+    let inverse = 1.0 / (1.0 + t);
+    let small = t * inverse;
+    (if a < 0.0 { small } else { inverse }, small * inverse)
 }
 
 #[inline(always)]
@@ -92,9 +97,8 @@ pub(crate) fn silu(x: f32) -> f32 {
 
 #[inline(always)]
 fn silu_slope(x: f32) -> f32 {
-    let t = exp((-x).min(SIGMOID_LIMIT));
-    let s = 1.0 / (1.0 + t);
-    (x * (t * s)).mul_add(s, s)
+    let (s, ds) = sigmoid(x);
+    x.mul_add(ds, s)
 }
 
 #[inline(always)]
@@ -104,10 +108,9 @@ pub(crate) fn gelu_tanh(x: f32) -> f32 {
 
 #[inline(always)]
 fn gelu_tanh_slope(x: f32) -> f32 {
-    let t = exp((-gelu_argument(x)).min(SIGMOID_LIMIT));
-    let s = 1.0 / (1.0 + t);
+    let (s, ds) = sigmoid(gelu_argument(x));
     let du = GELU_SLOPE * (3.0 * GELU_CUBIC * x).mul_add(x, 1.0);
-    (x * du * (t * s)).mul_add(s, s)
+    (x * du).mul_add(ds, s)
 }
 
 #[inline(always)]
@@ -202,30 +205,28 @@ by_level! {
     /// Turns the first `n` products into `exp(scale x - max)` and gives the maximum and the sum. `x` has a whole number
     /// of lanes; what lies past `n` becomes 0.
     pub(crate) fn exponentials(x: &mut [f32], n: usize, scale: f32) -> (f32, f32) {
-        let (whole, _) = x.as_chunks_mut::<LANES>();
-        let last = n / LANES;
+        for value in x.iter_mut() { *value *= scale; }
+        for value in x.iter_mut().skip(n) { *value = f32::NEG_INFINITY; }
         let mut max = [f32::NEG_INFINITY; LANES];
-        for (block, chunk) in whole.iter_mut().enumerate() {
-            if block >= last {
-                for (lane, value) in chunk.iter_mut().enumerate() {
-                    if block * LANES + lane >= n { *value = f32::NEG_INFINITY } else { *value *= scale }
-                }
-            } else {
-                for value in chunk.iter_mut() { *value *= scale; }
-            }
+        for chunk in x.as_chunks::<LANES>().0 {
             for lane in 0..LANES { max[lane] = larger(chunk[lane], max[lane]); }
         }
         let max = max.iter().fold(f32::NEG_INFINITY, |a, &b| larger(b, a));
-        let mut sum = [0.0_f32; LANES];
-        for chunk in whole.iter_mut() {
-            for lane in 0..LANES {
-                let e = exp(chunk[lane] - max);
-                chunk[lane] = e;
-                sum[lane] += e;
-            }
-        }
+        // A loop of its own, so that it becomes vector code.
+        for value in x.iter_mut() { *value = exp(*value - max); }
         for value in x.iter_mut().skip(n) { *value = 0.0; }
+        let mut sum = [0.0_f32; LANES];
+        for chunk in x.as_chunks::<LANES>().0 {
+            for lane in 0..LANES { sum[lane] += chunk[lane]; }
+        }
         (max, lane_sum(sum))
+    }
+}
+
+by_level! {
+    /// Whether no value is infinite or NaN.
+    pub(crate) fn all_finite(x: &[f32]) -> bool {
+        x.iter().fold(0, |most: u32, value| most.max(value.to_bits() & 0x7FFF_FFFF)) < 0x7F80_0000
     }
 }
 

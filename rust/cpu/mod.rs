@@ -16,7 +16,6 @@ mod tests;
 mod vocab;
 
 use std::ops::Range;
-
 use std::sync::Arc;
 
 pub use buffer::Buffer;
@@ -36,17 +35,19 @@ use rows::check_rows;
 pub struct Cpu {
     threads: Arc<Threads>,
     level: Level,
+    /// Whether to cut work finely, however small it is.
+    fine: bool,
 }
 
 impl Cpu {
     /// The best instruction set of this machine, on threads that may be shared with other devices.
     pub fn new(threads: Arc<Threads>) -> Self {
-        Self { threads, level: Level::detect() }
+        Self { threads, level: Level::detect(), fine: false }
     }
 
     /// As [`Cpu::new`], without special instructions: the same bits, slowly.
     pub fn portable(threads: Arc<Threads>) -> Self {
-        Self { threads, level: Level::Portable }
+        Self { threads, level: Level::Portable, fine: false }
     }
 
     /// Name of the instruction set in use.

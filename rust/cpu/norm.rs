@@ -10,20 +10,19 @@ use crate::model::spec::NormKind;
 
 const LANES: usize = 8;
 
-/// Sums `f(column)` over `0..n`.
+/// Sums `f(x, y)` over two rows of one length.
 #[inline(always)]
-fn sum(n: usize, f: impl Fn(usize) -> f64) -> f64 {
+fn sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f64) -> f64 {
     let mut lanes = [0.0_f64; LANES];
-    let whole = n - n % LANES;
-    let mut column = 0;
-    while column < whole {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += f(column + lane);
+    let (xs, x_tail) = x.as_chunks::<LANES>();
+    let (ys, y_tail) = y.as_chunks::<LANES>();
+    for (x, y) in xs.iter().zip(ys) {
+        for lane in 0..LANES {
+            lanes[lane] += f(x[lane], y[lane]);
         }
-        column += LANES;
     }
-    for lane in 0..n - whole {
-        lanes[lane] += f(whole + lane);
+    for (lane, (&x, &y)) in lanes.iter_mut().zip(x_tail.iter().zip(y_tail)) {
+        *lane += f(x, y);
     }
     ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
 }
@@ -31,12 +30,12 @@ fn sum(n: usize, f: impl Fn(usize) -> f64) -> f64 {
 /// The mean removed and the factor of one row.
 #[inline(always)]
 fn statistics(layer: bool, eps: f32, x: &[f32]) -> (f32, f32) {
-    let n = x.len();
-    let mean = if layer { sum(n, |i| f64::from(x[i])) / n as f64 } else { 0.0 };
-    let square = sum(n, |i| {
-        let d = f64::from(x[i]) - mean;
+    let n = x.len() as f64;
+    let mean = if layer { sum(x, x, |x, _| f64::from(x)) / n } else { 0.0 };
+    let square = sum(x, x, |x, _| {
+        let d = f64::from(x) - mean;
         d * d
-    }) / n as f64;
+    }) / n;
     (mean as f32, (1.0 / (square + f64::from(eps)).sqrt()) as f32)
 }
 
@@ -75,8 +74,8 @@ by_level! {
             None => g.copy_from_slice(dy),
         }
         let g = &*g;
-        let g_mean = if layer { (sum(n, |i| f64::from(g[i])) / n as f64) as f32 } else { 0.0 };
-        let g_t = (sum(n, |i| f64::from(g[i]) * f64::from((x[i] - mean) * factor)) / n as f64) as f32;
+        let g_mean = if layer { (sum(g, g, |g, _| f64::from(g)) / n as f64) as f32 } else { 0.0 };
+        let g_t = (sum(g, x, |g, x| f64::from(g) * f64::from((x - mean) * factor)) / n as f64) as f32;
         for i in 0..n {
             let t = (x[i] - mean) * factor;
             dx[i] += factor * t.mul_add(-g_t, g[i] - g_mean);

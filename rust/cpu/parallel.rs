@@ -2,15 +2,14 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Cpu;
 
 /// Work (in multiply-adds, or elements times [`ELEMENT`]) below which a region costs more than it saves.
 const SERIAL: usize = 200_000;
 /// What one element of an elementwise operation costs, in multiply-adds.
-pub(super) const ELEMENT: usize = 16;
+pub(super) const ELEMENT: usize = 8;
 /// Elements of one task of an elementwise operation.
 const CHUNK: usize = 8192;
 
@@ -20,9 +19,14 @@ impl Cpu {
         self.threads.pool().current_num_threads()
     }
 
+    /// A lower limit on the size of tasks: 1 where a test wants work cut as finely as can be.
+    pub(super) fn at_least(&self, size: usize) -> usize {
+        if self.fine { 1 } else { size }
+    }
+
     /// Whether `work` is worth a parallel region.
     pub(super) fn parallel(&self, work: usize) -> bool {
-        work >= SERIAL && self.threads() > 1
+        work >= self.at_least(SERIAL) && self.threads() > 1
     }
 
     /// Calls `f` for each task.
@@ -30,13 +34,30 @@ impl Cpu {
         if n <= 1 || !self.parallel(work) {
             (0..n).for_each(f);
         } else {
-            self.threads.pool().install(|| (0..n).into_par_iter().with_max_len(1).for_each(f));
+            // The calling thread works too, at once: it need not wait for a worker to wake.
+            let next = AtomicUsize::new(0);
+            let work = || {
+                loop {
+                    let task = next.fetch_add(1, Ordering::Relaxed);
+                    if task >= n {
+                        break;
+                    }
+                    f(task);
+                }
+            };
+            let pool = self.threads.pool();
+            pool.in_place_scope(|scope| {
+                for _ in 1..pool.current_num_threads().min(n) {
+                    scope.spawn(|_| work());
+                }
+                work();
+            });
         }
     }
 
     /// Cuts `len` elements (a multiple of `unit`, kept whole) into ranges and calls `f` for each.
     pub(super) fn ranges(&self, len: usize, unit: usize, f: impl Fn(Range<usize>) + Send + Sync) {
-        let step = CHUNK.div_ceil(unit.max(1)) * unit.max(1);
+        let step = self.at_least(CHUNK).div_ceil(unit.max(1)) * unit.max(1);
         if self.parallel(len * ELEMENT) {
             self.tasks(len.div_ceil(step), len * ELEMENT, |t| f(t * step..((t + 1) * step).min(len)));
         } else {

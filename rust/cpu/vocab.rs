@@ -261,7 +261,7 @@ struct Best {
     found: Vec<(u32, f32)>,
 }
 
-fn better_first(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+fn better_first(a: (u32, f32), b: (u32, f32)) -> Ordering {
     b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal).then(a.0.cmp(&b.0))
 }
 
@@ -288,14 +288,14 @@ impl Best {
     /// Drops what is not among the best.
     fn cut(&mut self) {
         if self.found.len() > self.k {
-            self.found.select_nth_unstable_by(self.k - 1, better_first);
+            self.found.select_nth_unstable_by(self.k - 1, |&a, &b| better_first(a, b));
             self.found.truncate(self.k);
             self.floor = self.found[self.k - 1].1;
         }
     }
 
     fn finish(mut self) -> Vec<(u32, f32)> {
-        self.found.sort_unstable_by(better_first);
+        self.found.sort_unstable_by(|&a, &b| better_first(a, b));
         self.found.truncate(self.k);
         self.found
     }

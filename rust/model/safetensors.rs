@@ -98,12 +98,11 @@ impl Folder {
                 return Err(Error::checkpoint(INDEX, format!("{tensor}: expected a file's name, found {file}")));
             };
             inside(file)?;
-            let at = match shards.iter().position(|shard| shard.file == file) {
-                Some(at) => at,
-                None => {
-                    shards.push(Shard::open(folder, file)?);
-                    shards.len() - 1
-                }
+            let at = if let Some(at) = shards.iter().position(|shard| shard.file == file) {
+                at
+            } else {
+                shards.push(Shard::open(folder, file)?);
+                shards.len() - 1
             };
             if shards[at].metadata.info(tensor).is_none() {
                 let what = format!("expected the tensor {tensor} that {INDEX} places here, found none");

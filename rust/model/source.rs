@@ -96,7 +96,7 @@ impl Weights {
         })
     }
 
-    /// `{stem}.weight` `[inputs, outputs]` (GPT-2's Conv1D) with `{stem}.bias`.
+    /// `{stem}.weight` `[inputs, outputs]` (GPT-2's `Conv1D`) with `{stem}.bias`.
     pub fn conv1d(&self, stem: &str, outputs: usize, inputs: usize) -> Result<HostLinear<'_>> {
         Ok(HostLinear {
             data: self.tensor(&format!("{stem}.weight"), &[inputs, outputs])?,

@@ -97,13 +97,13 @@ impl Histogram {
     }
 
     /// The value at a quantile, to [`RELATIVE_ERROR`]: of `total` values in order, that of index
-    /// `round(q (total - 1))`. NaN if nothing was counted.
+    /// `q (total - 1)`, rounded half to even. NaN if nothing was counted.
     pub fn quantile(&self, q: f64) -> f64 {
         let total = self.total();
         if total == 0 {
             return f64::NAN;
         }
-        let rank = (q * (total - 1) as f64).round() as u64;
+        let rank = (q * (total - 1) as f64).round_ties_even() as u64;
         let mut seen = 0;
         for (bucket, count) in self.entries() {
             seen += count;
@@ -214,7 +214,7 @@ mod tests {
         fn quantiles_are_those_of_the_sorted_values(mut values in prop::collection::vec(-1e3_f32..1e3, 1..100), q in 0_f64..=1.0) {
             let found = of(&values).quantile(q);
             values.sort_by(f32::total_cmp);
-            let exact = f64::from(values[(q * (values.len() - 1) as f64).round() as usize]);
+            let exact = f64::from(values[(q * (values.len() - 1) as f64).round_ties_even() as usize]);
             prop_assert!((found - exact).abs() <= RELATIVE_ERROR * exact.abs() + 2_f64.powi(-126));
         }
     }

@@ -14,34 +14,61 @@ use crate::model::spec::{Activation, ModelSpec, NormKind, Positions};
 /// Tokens tried at a time.
 const VOCABULARY_BATCH: usize = 1024;
 
-/// `(lowest, highest)` value that each feature of a site can have; `None` where no bound is known.
-///
-/// The bounds hold for the engine's float32 arithmetic, not only for real numbers: they are widened by the worst
-/// rounding of the norm and of an inner product in any order. For LayerNorm this takes the residual's mean to be at
-/// most 2¹⁰ of its standard deviations.
-pub fn reach(
-    engine: &dyn Engine,
-    site: Site,
-    check: Option<&dyn Fn() -> Result<()>>,
-) -> Result<Option<Vec<(f64, f64)>>> {
-    let spec = engine.spec();
-    Ok(match site.point {
-        Point::Pre => Some(linear(engine, site.layer, WeightKind::In, WeightKind::InBias)?),
-        Point::PreLinear => Some(linear(engine, site.layer, WeightKind::InLinear, WeightKind::InLinearBias)?),
-        Point::Post => {
-            let pre = linear(engine, site.layer, WeightKind::In, WeightKind::InBias)?;
-            let post: Vec<_> = pre.into_iter().map(|range| image(spec.activation, range)).collect();
-            let range = if spec.gated {
-                let factor = linear(engine, site.layer, WeightKind::InLinear, WeightKind::InLinearBias)?;
-                post.into_iter().zip(factor).map(|(a, b)| product(a, b)).collect()
-            } else {
-                post
-            };
-            Some(range)
+/// Bounds of an engine's features. What sites share is computed once.
+pub struct Reach<'a> {
+    engine: &'a dyn Engine,
+    check: Option<&'a dyn Fn() -> Result<()>>,
+    /// The last layer asked about, and the bounds of its linear maps (the input map, the linear part's).
+    linear: (usize, [Option<Vec<Interval>>; 2]),
+}
+
+/// Lowest and highest value.
+pub type Interval = (f64, f64);
+
+impl<'a> Reach<'a> {
+    /// Of this engine's model; `check` may end the work.
+    pub fn new(engine: &'a dyn Engine, check: Option<&'a dyn Fn() -> Result<()>>) -> Self {
+        Self { engine, check, linear: (0, [None, None]) }
+    }
+
+    /// `(lowest, highest)` value that each feature of a site can have; `None` where no bound is known.
+    ///
+    /// The bounds hold for the engine's float32 arithmetic, not only for real numbers: they are widened by the worst
+    /// rounding of the norm and of an inner product in any order. For LayerNorm this takes the residual's mean to be at
+    /// most 2¹⁰ of its standard deviations.
+    pub fn of(&mut self, site: Site) -> Result<Option<Vec<Interval>>> {
+        let spec = self.engine.spec();
+        let (activation, gated) = (spec.activation, spec.gated);
+        Ok(match site.point {
+            Point::Pre => Some(self.map(site.layer, 0)?.to_vec()),
+            Point::PreLinear => Some(self.map(site.layer, 1)?.to_vec()),
+            Point::Post => {
+                let post: Vec<_> = self.map(site.layer, 0)?.iter().map(|&range| image(activation, range)).collect();
+                Some(if gated {
+                    post.into_iter().zip(self.map(site.layer, 1)?).map(|(a, &b)| product(a, b)).collect()
+                } else {
+                    post
+                })
+            }
+            _ if one_token(site, spec) => Some(vocabulary(self.engine, site, self.check)?),
+            _ => None,
+        })
+    }
+
+    /// The bounds of a layer's input map (0) or of its linear part's (1).
+    fn map(&mut self, layer: usize, which: usize) -> Result<&[Interval]> {
+        if self.linear.0 != layer {
+            self.linear = (layer, [None, None]);
         }
-        _ if one_token(site, spec) => Some(vocabulary(engine, site, check)?),
-        _ => None,
-    })
+        if self.linear.1[which].is_none() {
+            if let Some(check) = self.check {
+                check()?;
+            }
+            let kinds = [(WeightKind::In, WeightKind::InBias), (WeightKind::InLinear, WeightKind::InLinearBias)][which];
+            self.linear.1[which] = Some(linear(self.engine, layer, kinds.0, kinds.1)?);
+        }
+        Ok(self.linear.1[which].as_deref().unwrap_or(&[]))
+    }
 }
 
 /// Whether a site's values depend on nothing but the token.
@@ -91,15 +118,18 @@ fn linear(engine: &dyn Engine, layer: usize, weight: WeightKind, bias: WeightKin
 
 fn bound(norm: NormKind, weight: &[f32], gain: &[f32], shift: &[f32], bias: f32) -> (f64, f64) {
     let d = weight.len() as f64;
-    let scaled = || weight.iter().zip(gain).map(|(&w, &g)| f64::from(w) * f64::from(g));
-    let total: f64 = scaled().sum();
-    let square: f64 = scaled().map(|x| x * x).sum();
-    let centred: f64 = scaled().map(|x| (x - total / d).powi(2)).sum();
-    let shifted = || weight.iter().zip(shift).map(|(&w, &s)| f64::from(w) * f64::from(s));
-    let centre = shifted().sum::<f64>() + f64::from(bias);
+    let (mut total, mut square, mut centre, mut shifted) = (0.0, 0.0, f64::from(bias), 0.0);
+    for ((&w, &g), &s) in weight.iter().zip(gain).zip(shift) {
+        let (scaled, moved) = (f64::from(w) * f64::from(g), f64::from(w) * f64::from(s));
+        total += scaled;
+        square += scaled * scaled;
+        centre += moved;
+        shifted += moved.abs();
+    }
+    let centred = (square - total * total / d).max(0.0);
     let unit = 2_f64.powi(-23);
     // |Σ w y| rounds by at most (d + 16) units of Σ |w y|, which Cauchy and Schwarz bound.
-    let magnitude = (d * square).sqrt() + shifted().map(f64::abs).sum::<f64>() + f64::from(bias).abs();
+    let magnitude = (d * square).sqrt() + shifted + f64::from(bias).abs();
     let mut slack = (d + 16.0) * unit * magnitude;
     let radius = match norm {
         NormKind::Rms => (d * square).sqrt(),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::document::DocumentHash;
 use super::fixed::Fixed;
 use super::histogram::Histogram;
-use super::reach;
+use super::reach::Reach;
 use super::settings::{Corpus, FORMAT, Progress, Settings, canonical, to_value};
 use super::stats::{Feature, SiteStats, Tally};
 use super::topk::{End, Occurrence};
@@ -45,10 +45,11 @@ impl Survey {
         model_name: &str,
         check: Option<&dyn Fn() -> Result<()>>,
     ) -> Result<Self> {
+        let mut reach = Reach::new(engine, check);
         let mut stats = Vec::with_capacity(sites.len());
         for &site in sites {
             let mut one = SiteStats::new(site.name(), site.width(engine.spec(), 0), settings.top);
-            one.reach = reach::reach(engine, site, check)?;
+            one.reach = reach.of(site)?;
             stats.push(one);
         }
         Ok(Self { settings, model_name: model_name.to_owned(), corpus: Corpus::default(), sites: stats })

@@ -269,4 +269,6 @@ def from_gguf(path: str) -> Any:
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert set(missing) <= {"lm_head.weight"}, missing
     assert not unexpected, unexpected
+    # `no_init_weights` may skip the tying too, which leaves the head uninitialised.
+    model.lm_head.weight = model.model.embed_tokens.weight
     return model

@@ -46,34 +46,41 @@ class Measure:
     def __init__(self, model: Any, pick: Callable[[Any, Tensor], Tensor], contexts: list[Context], worst: bool) -> None:
         self.model, self.pick, self.contexts, self.worst = model, pick, contexts, worst
         self.embed = model.get_input_embeddings().weight.detach()
+        self.known: dict[Any, list[list[int]]] = {}
 
     def __call__(self, hot: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `[prompts, tokens, vocabulary]`, one of each a prompt."""
         values, entropies = [], []
+        n = hot.shape[1]
         for before, after in self.contexts:
-            rows = [self.embed[before], hot @ self.embed, self.embed[after]]
-            value, logits = self.pick(self.model, torch.cat(rows)[None])
+            around = [self.embed[ids].expand(len(hot), -1, -1) for ids in (before, after)]
+            value, logits = self.pick(self.model, torch.cat([around[0], hot @ self.embed, around[1]], 1))
             values.append(value)
             first = max(len(before), 1)
-            predicted = logits[first - 1 : len(before) + len(hot) - 1].log_softmax(-1)
-            terms = -(predicted * hot[first - len(before) :]).sum(-1)
-            entropies.append(terms.mean() if len(terms) else terms.sum())
+            predicted = logits[:, first - 1 : len(before) + n - 1].log_softmax(-1)
+            terms = -(predicted * hot[:, first - len(before) :]).sum(-1)
+            entropies.append(terms.mean(-1))
         stacked = torch.stack(values)
-        return stacked.min() if self.worst else stacked.mean(), torch.stack(entropies).mean()
+        return stacked.amin(0) if self.worst else stacked.mean(0), torch.stack(entropies).mean(0)
 
     def hot(self, ids: Sequence[int]) -> Tensor:
         return torch.nn.functional.one_hot(torch.tensor(ids), len(self.embed)).to(self.embed.dtype)
 
-    def of(self, ids: Sequence[int]) -> tuple[float, float]:
+    def of(self, prompts: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
         with torch.no_grad():
-            value, entropy = self(self.hot(ids))
-        return float(value), float(entropy)
+            value, entropy = self(torch.stack([self.hot(ids) for ids in prompts]))
+        return list(zip(value.tolist(), entropy.tolist(), strict=True))
 
     def ranks(self, ids: Sequence[int], penalty: float, topk: int) -> list[list[int]]:
         """Per position the tokens whose one-hot entry lowers `penalty * cross-entropy - value` most."""
+        if (key := (tuple(ids), penalty)) in self.known:
+            return self.known[key]
         hot = self.hot(ids).requires_grad_()
-        value, entropy = self(hot)
+        value, entropy = (each[0] for each in self(hot[None]))
         (gradient,) = torch.autograd.grad(penalty * entropy - value, hot)
-        return [torch.sort(-row, descending=True, stable=True).indices[:topk].tolist() for row in gradient]
+        ranks = [torch.sort(-row, descending=True, stable=True).indices[:topk].tolist() for row in gradient]
+        self.known[key] = ranks
+        return ranks
 
 
 def penalties(variant: str, population: int) -> list[float]:
@@ -98,8 +105,6 @@ def epo(
     measured: dict[tuple[int, ...], tuple[float, float]] = {}
 
     def loss(ids: tuple[int, ...], penalty: float) -> float:
-        if ids not in measured:
-            measured[ids] = measure.of(ids)
         value, entropy = measured[ids]
         return penalty * entropy - value
 
@@ -121,6 +126,7 @@ def epo(
         met.update(children)
         parents = [ids for ids, _ in state]
         pool = children if variant == "paper" else parents + children
+        measured.update(zip(pool, measure.of(pool), strict=True))
         if variant == "code":
             restart = 2.0 if i % 50 == 0 else None
         else:
@@ -169,13 +175,6 @@ def gcg(
 ) -> list[tuple[str, list[tuple[int, ...]]]]:
     """The prompt after each step."""
     draws, vocabulary = Draws(seed), len(measure.embed)
-    measured: dict[tuple[int, ...], float] = {}
-
-    def value(ids: tuple[int, ...]) -> float:
-        if ids not in measured:
-            measured[ids] = measure.of(ids)[0]
-        return measured[ids]
-
     current = random_prompt(draws, 0, 0, START, n, vocabulary)
     met = {current}
     trace = [("start", [current])]
@@ -195,7 +194,7 @@ def gcg(
         pool = children if variant == "paper" else [ids for ids in children if ids != current]
         if variant == "default":
             pool = [current, *pool]
-        values = [value(ids) for ids in pool]
+        values = [value for value, _ in measure.of(pool)] if pool else []
         chosen = pool[values.index(max(values))] if pool else current
         unchanged = unchanged + 1 if chosen == current else 0
         current = chosen

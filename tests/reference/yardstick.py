@@ -20,14 +20,14 @@ class Pool:
     """Sums of squared errors of named quantities, ours and the peer's, over sequences."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, list[float]] = {}
+        self.sums: dict[str, dict[str, list[float]]] = {}
 
-    def add(self, name: str, exact: npt.ArrayLike, peer: npt.ArrayLike, ours: npt.ArrayLike) -> None:
-        """Adds one sequence's values of one quantity."""
+    def add(self, name: str, exact: npt.ArrayLike, peer: npt.ArrayLike, ours: npt.ArrayLike, part: str = "") -> None:
+        """Adds one sequence's values of one quantity. Parts of a quantity differ in scale and count alike."""
         e, p, o = (np.asarray(x, dtype=np.float64) for x in (exact, peer, ours))
         assert e.shape == p.shape == o.shape, f"{name}: shape {o.shape}, expected {e.shape}"
         assert np.isfinite(o).all(), f"{name}: not finite"
-        sums = self.sums.setdefault(name, [0.0, 0.0, 0.0])
+        sums = self.sums.setdefault(name, {}).setdefault(part, [0.0, 0.0, 0.0])
         for i, x in enumerate((o - e, p - e, e)):
             sums[i] += float((x * x).sum())
 
@@ -38,9 +38,14 @@ class Pool:
         float32; where the exact value is zero and the peer's is, ours must be.
         """
         out = {}
-        for name, (ours, peer, size) in self.sums.items():
-            floor = max(math.sqrt(peer), HALF_ULP * math.sqrt(size))
-            out[name] = math.sqrt(ours) / floor if floor > 0 else (0.0 if ours == 0 else math.inf)
+        for name, parts in self.sums.items():
+            assert all(ours == 0 for ours, peer, size in parts.values() if size == peer == 0), f"{name}: not zero"
+            scaled = [
+                (ours / (size or peer), peer / (size or peer)) for ours, peer, size in parts.values() if size or peer
+            ]
+            ours, peer = (math.fsum(column) for column in zip(*scaled, strict=True)) if scaled else (0.0, 0.0)
+            floor = max(math.sqrt(peer), HALF_ULP * math.sqrt(len(scaled)))
+            out[name] = math.sqrt(ours) / floor if floor > 0 else 0.0
         return out
 
 

@@ -59,7 +59,8 @@ def one_sided(args: argparse.Namespace) -> int:
 def scan(args: argparse.Namespace) -> int:
     """``signflip scan``."""
     model = _load(args)
-    features = sf.Survey.open(args.survey).one_sided(max_rate=args.max_rate, confidence=args.confidence)
+    listed = sf.Survey.open(args.survey).one_sided(max_rate=args.max_rate, confidence=args.confidence)
+    features: list[sf.OneSided] = list(listed)
     if args.feature:
         features = [pick_feature(features, name) for name in args.feature]
     if args.limit is not None:

@@ -63,7 +63,7 @@ def passages(seed: int) -> Iterator[str]:
     Yields
     ------
     str
-        Whole paragraphs, at least 450 characters together unless the work ends.
+        Whole paragraphs, at least 450 characters together unless the work is shorter.
     """
     folder = _folder(PLAYS_PACKAGE, PLAYS_INSTALL) / "texts"
     rng = np.random.default_rng(seed)
@@ -86,7 +86,10 @@ def _pieces(text: str) -> list[str]:
         if len(held) >= PASSAGE_CHARS:
             pieces.append(held)
             held = ""
-    return [*pieces, held] if held.strip() else pieces
+    if pieces and held:
+        # The rest of a work is too short to stand alone.
+        pieces[-1] += f"\n\n{held}"
+    return pieces or [held]
 
 
 def answers(model: Any, prompts: list[str], max_new_tokens: int, seed: int) -> list[list[int]]:

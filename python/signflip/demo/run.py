@@ -22,8 +22,8 @@ from signflip.errors import FileError
 SAMPLES_A_REQUEST, ANSWER_TOKENS, PROMPTS_AT_ONCE = 2, 80, 32
 NEARLY = 1e-3
 FLIPS_WANTED, FLIPS_TRIED = 3, 8
-FLIP_SEARCH = {"tokens": 10, "steps": 80, "width": 96}
-PROMPT_SEARCH = {"tokens": 10, "steps": 15, "width": 64}
+FLIP_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 80, "width": 96}
+PROMPT_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 15, "width": 64}
 PROMPTS_SEARCHED = 8
 SHOWN_TOKENS = 10
 
@@ -147,7 +147,7 @@ class _Demo:
             for i in order:
                 document = mixed[i]
                 text = document if isinstance(document, str) else self.model.to_string(document)
-                file.write(json.dumps({"text": text, "own_answer": i < len(sampled)}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"text": text, "own_answer": bool(i < len(sampled))}, ensure_ascii=False) + "\n")
         own = sum(map(len, sampled))
         self.say(
             f"{len(sampled)} answers ({own:,} tokens with their requests), {len(chosen)} passages of plays and poems"
@@ -279,13 +279,10 @@ class _Demo:
             return
         (behaviour,) = (one for one in sf.behaviours.all() if one.name == self.turned.behaviour)
         (feature,) = (one for one in self.features if (one.site, one.index) == _place(self.turned.feature))
-        prompts = behaviour.prompts_for(self.model, "A")
-        contexts = [
-            (prompts[i].before, prompts[i].after) for i in behaviour.subset(PROMPTS_SEARCHED, "A", seed=self.seed)
-        ]
+        objective, contexts = self.inside(feature, behaviour)
         result = sf.search(
             self.model,
-            feature.flip(position="after"),
+            objective,
             contexts=contexts,
             seed=self.seed,
             out=self.out / "trigger.search",
@@ -294,9 +291,19 @@ class _Demo:
         )
         where = -feature.side * result.best.value
         self.say(f"inside {len(contexts)} prompts: mean {where:+.3g} on {result.best.text!r}")
-        test = sf.flip(self.model, feature, result, behaviour)
+        test = sf.flip(self.model, feature, result, behaviour, seed=self.seed)
+        test.save(self.out / "flip-test.json")
         self.say(str(test))
         self.summary.flip_test(feature, behaviour, result, where, test)
+
+    def inside(self, feature: Any, behaviour: Any) -> tuple[Any, list[tuple[str, str]]]:
+        """Where the scan says that the effect is carried; else all that follows the trigger, in a few prompts."""
+        for one in self.scanned.reversed():
+            if _place(one.feature) == _place(feature) and one.behaviour == behaviour.name and one.contexts:
+                return one.flip(), one.contexts[:PROMPTS_SEARCHED]
+        prompts = behaviour.prompts_for(self.model, "A")
+        chosen = behaviour.subset(PROMPTS_SEARCHED, "A", seed=self.seed)
+        return feature.flip(position="after"), [(prompts[i].before, prompts[i].after) for i in chosen]
 
 
 def _place(feature: Any) -> tuple[str, int]:

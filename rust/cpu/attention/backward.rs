@@ -71,6 +71,15 @@ by_level! {
     }
 }
 
+/// The representative of a set in a union-find forest.
+fn root(parent: &mut [usize], mut at: usize) -> usize {
+    while parent[at] != at {
+        parent[at] = parent[parent[at]];
+        at = parent[at];
+    }
+    at
+}
+
 /// Spans that share no row of chunk 0 with those of other groups, each group in the plan's order.
 fn independent(plan: &AttentionPlan) -> Vec<Vec<usize>> {
     let mut intervals: Vec<(u32, u32, usize)> = Vec::new();
@@ -80,13 +89,6 @@ fn independent(plan: &AttentionPlan) -> Vec<Vec<usize>> {
     }
     intervals.sort_unstable();
     let mut parent: Vec<usize> = (0..plan.spans.len()).collect();
-    fn root(parent: &mut [usize], mut at: usize) -> usize {
-        while parent[at] != at {
-            parent[at] = parent[parent[at]];
-            at = parent[at];
-        }
-        at
-    }
     // The interval that reaches furthest so far touches each that starts before its end.
     let mut furthest: Option<(u32, usize)> = None;
     for &(start, end, span) in &intervals {
@@ -181,7 +183,7 @@ fn backward_task(
                 place,
                 |position, vector| {
                     k.put(position, vector);
-                    k_sums.put(position, vector);
+                    k_sums.put(level, position, vector);
                 },
             );
             for_vectors(chain, range, |c| chunks[c].v, place, |position, vector| v.put(position, vector));

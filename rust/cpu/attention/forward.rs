@@ -12,6 +12,10 @@ use crate::error::Result;
 
 /// Floats of the products that a task holds at a time: they stay in the second-level cache.
 const HELD: usize = 32 * 1024;
+/// Multiply-adds of a task, at least.
+const TASK_WORK: usize = 100_000;
+/// Fewest queries of a span for which its keys are gathered once more.
+const FEWEST: usize = 48;
 
 /// Which part of attention.
 pub(in super::super) enum Pass<'a> {
@@ -79,8 +83,8 @@ impl Cpu {
         let work = work(plan, shape);
         let group = shape.n_heads / shape.n_kv_heads;
         let parts = if self.parallel(work) { 4 * self.threads() } else { 1 };
-        let target = (work / parts).max(100_000);
-        let tasks = tasks(plan, 2 * group * shape.d_head, target);
+        let target = (work / parts).max(self.at_least(TASK_WORK));
+        let tasks = tasks(plan, 2 * group * shape.d_head, target, self.at_least(FEWEST));
         let heads = shape.n_kv_heads;
         self.tasks(tasks.len() * heads, work, |index| {
             attend_task(self.level, plan, shape, chunks, &ends, &tasks[index / heads], index % heads);
@@ -125,7 +129,7 @@ fn attend_task(
                 for_vectors(chain, range, |c| chunks[c].k, place, |position, vector| k.put(position, vector));
             }
             if ends.z.is_some() {
-                for_vectors(chain, range, |c| chunks[c].v, place, |position, vector| v.put(position, vector));
+                for_vectors(chain, range, |c| chunks[c].v, place, |position, vector| v.put(level, position, vector));
             }
             gathered = gathered.max(piece.keys);
             let mut first = piece.queries.0;

@@ -2,6 +2,7 @@
 
 use super::super::kernel::{Tile, for_tiles, tile};
 use super::super::level::Level;
+use super::super::math::all_finite;
 use super::super::pack::BLOCK;
 use crate::backend::{PANEL, Run};
 
@@ -111,19 +112,18 @@ impl<'a> ByDimension<'a> {
         }
     }
 
-    pub(super) fn put(&mut self, position: usize, vector: &[f32]) {
-        let (mut rest, mut check) = (vector, 0.0);
+    pub(super) fn put(&mut self, level: Level, position: usize, vector: &[f32]) {
+        let mut rest = vector;
         let mut at = position * PANEL;
         while !rest.is_empty() {
             let (part, tail) = rest.split_at(PANEL.min(rest.len()));
             let row = &mut self.data[at..at + PANEL];
             row[..part.len()].copy_from_slice(part);
             row[part.len()..].fill(0.0);
-            check += part.iter().map(|v| v * 0.0).sum::<f32>();
             at += self.capacity * PANEL;
             rest = tail;
         }
-        if check.is_nan() {
+        if !all_finite(level, vector) {
             self.bad = self.bad.min(position);
         }
     }

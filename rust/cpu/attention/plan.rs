@@ -14,9 +14,6 @@ pub(super) struct Piece {
     pub keys: usize,
 }
 
-/// Fewest queries of a span for which its keys are gathered once more.
-const FEWEST: usize = 48;
-
 pub(super) fn runs<'a>(plan: &'a AttentionPlan, span: &Span) -> &'a [Run] {
     &plan.runs[span.runs.start as usize..span.runs.end as usize]
 }
@@ -83,8 +80,8 @@ pub(super) fn work(plan: &AttentionPlan, shape: AttentionShape) -> usize {
 }
 
 /// Cuts the plan's queries into tasks of about `target` multiply-adds a head group (`cost` a query-key pair): lists of
-/// consecutive pieces, so that what the spans of a task share is gathered once.
-pub(super) fn tasks(plan: &AttentionPlan, cost: usize, target: usize) -> Vec<Vec<Piece>> {
+/// consecutive pieces of at least `fewest` queries or whole spans, so that what the pieces of a task share is gathered once.
+pub(super) fn tasks(plan: &AttentionPlan, cost: usize, target: usize, fewest: usize) -> Vec<Vec<Piece>> {
     let mut tasks = Vec::new();
     let mut current = Vec::new();
     let mut spent = 0;
@@ -94,11 +91,11 @@ pub(super) fn tasks(plan: &AttentionPlan, cost: usize, target: usize) -> Vec<Vec
             // As many queries as fit in the task, at least a few.
             let mut last = first;
             let mut sum = 0;
-            while last < end && (last - first < FEWEST || spent + sum < target) {
+            while last < end && (last - first < fewest || spent + sum < target) {
                 sum += (plan.positions[last] as usize + 1) * cost;
                 last += 1;
             }
-            if end - last < FEWEST / 2 {
+            if end - last < fewest / 2 {
                 last = end;
             }
             current.push(Piece { span: index, queries: (first, last), keys: plan.positions[last - 1] as usize + 1 });

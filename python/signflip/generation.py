@@ -1,0 +1,97 @@
+"""Generation: continuing sequences a token at a time, from the keys and values of what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signflip import forest
+from signflip.edits import Edit
+from signflip.errors import ArgumentError, ContextLengthError
+from signflip.planning import PlannedEdit, limits, plan_edit
+
+if TYPE_CHECKING:
+    from signflip.model import Model
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: see `Model.generate`."""
+
+    temperature: float
+    top_k: int | None
+    seed: int
+
+
+def generate(
+    model: Model,
+    sequences: list[list[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    edits: list[Any],
+    stop_ids: set[int],
+) -> list[list[int]]:
+    """The sequences, continued: see `Model.generate`."""
+    _check(model, sequences, max_new_tokens, edits)
+    variant = 1 if edits else 0
+    variants = [[_core_edit(plan_edit(model, edit, sequences)) for edit in edits]] if edits else []
+    done = [list(sequence) for sequence in sequences]
+    segments: list[forest.Segment] = [(forest.ROOT, 0, 0, sequence) for sequence in sequences]
+    live = list(range(len(sequences)))
+    cache, known = None, 0
+    for step in range(max_new_tokens):
+        ends = [[variant, s, len(segment[3]) - 1] for s, segment in enumerate(segments)]
+        read = ("logits", np.asarray(ends, np.int64), None)
+        more = step + 1 < max_new_tokens
+        outputs, cache = model._core.run(segments, [read], variants, cache, keep=more, keep_variant=variant)
+        held = {i: known + s for s, i in enumerate(live)}
+        known += len(segments)
+        following = []
+        for logits, i in zip(outputs[0], live, strict=True):
+            token = _draw(logits, sampling, i, step)
+            done[i].append(token)
+            if token not in stop_ids:
+                following.append(i)
+        previous = {i: len(segments[s][3]) for s, i in enumerate(live)}
+        live = following
+        if not live or not more:
+            break
+        segments = [(forest.CACHED, held[i], previous[i], [done[i][-1]]) for i in live]
+    return done
+
+
+def _check(model: Model, sequences: list[list[int]], max_new_tokens: int, edits: list[Any]) -> None:
+    if any(isinstance(edit, Edit) and edit.positions is not None for edit in edits):
+        raise ArgumentError("edits: expected edits at all positions while generating, found positions")
+    for sequence in sequences:
+        total = len(sequence) + max_new_tokens
+        if total > model.cfg.n_ctx:
+            raise ContextLengthError(
+                f"sequence of {total} tokens is longer than the model's context of {model.cfg.n_ctx}"
+            )
+
+
+def _core_edit(plan: PlannedEdit) -> tuple[Any, ...]:
+    values = plan.values[0]
+    if plan.op == "clamp":
+        values = limits(values, len(plan.columns) if plan.columns is not None else plan.width)
+    return (plan.edit.site, plan.op, plan.columns, None, values)
+
+
+def _draw(logits: NDArray[np.float32], sampling: Sampling, sequence: int, step: int) -> int:
+    if sampling.temperature == 0:
+        return int(np.argmax(logits))
+    scaled = logits.astype(np.float64) / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < len(scaled):
+        kept = np.lexsort((np.arange(len(scaled)), -scaled))[: sampling.top_k]
+        mask = np.full(len(scaled), -np.inf)
+        mask[kept] = scaled[kept]
+        scaled = mask
+    weights = np.exp(scaled - scaled.max())
+    # The key has 128 bits: seed and sequence; the counter is the step.
+    bits = np.random.Philox(key=(sampling.seed & (2**64 - 1)) | (sequence << 64), counter=step)
+    target = np.random.Generator(bits).random() * weights.sum()
+    return int(min(np.searchsorted(np.cumsum(weights), target, side="right"), len(weights) - 1))

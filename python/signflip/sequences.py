@@ -1,0 +1,75 @@
+"""Every accepted form of tokens as lists of ids, and lists of results as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signflip.errors import TokenError
+
+if TYPE_CHECKING:
+    from signflip.model import Model
+
+
+def parse(model: Model, tokens: Any, check: bool = True) -> tuple[list[list[int]], bool]:
+    """The sequences, and whether they were given as one; with `check`, none of them empty or outside the vocabulary.
+
+    Raises
+    ------
+    TokenError
+        For what is no form of tokens, and for ids that fail the check.
+    """
+    if isinstance(tokens, str):
+        tokens = model.to_tokens(tokens)[0]
+    elif isinstance(tokens, (list, tuple)) and tokens and all(isinstance(one, str) for one in tokens):
+        tokens = [ids.tolist() for ids in model.to_tokens(tokens)]
+    if hasattr(tokens, "detach"):
+        tokens = tokens.detach().cpu().numpy()
+    if isinstance(tokens, np.ndarray):
+        if tokens.dtype.kind not in "iu":
+            raise TokenError(f"tokens: expected integer ids, found an array of {tokens.dtype}")
+        if tokens.ndim not in (1, 2):
+            raise TokenError(f"tokens: expected an array [pos] or [batch, pos], found shape {tokens.shape}")
+        tokens = tokens.tolist()
+    if not isinstance(tokens, (list, tuple, range)):
+        raise TokenError(f"tokens: expected text, ids or lists of ids, found {type(tokens).__name__}")
+    rows = list(tokens)
+    single = not rows or not isinstance(rows[0], (list, tuple, range, np.ndarray))
+    sequences = [_ids(row) for row in ([rows] if single else rows)]
+    if check:
+        for i, sequence in enumerate(sequences):
+            _check(i, sequence, model.cfg.d_vocab)
+        if not sequences:
+            raise TokenError("tokens: expected at least one sequence, found none")
+    return sequences, single
+
+
+def _ids(row: Any) -> list[int]:
+    if not isinstance(row, (list, tuple, range, np.ndarray)):
+        raise TokenError(f"tokens: expected a list of ids, found {type(row).__name__}")
+    if isinstance(row, np.ndarray) and row.ndim != 1:
+        raise TokenError(f"tokens: expected ids [pos] for a sequence, found shape {row.shape}")
+    ids = []
+    for token in row:
+        if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
+            raise TokenError(f"tokens: expected integer ids, found {token!r} of type {type(token).__name__}")
+        ids.append(int(token))
+    return ids
+
+
+def _check(i: int, sequence: list[int], d_vocab: int) -> None:
+    if not sequence:
+        raise TokenError(f"tokens: expected at least one token in sequence {i}, found none")
+    wrong = next((token for token in sequence if not 0 <= token < d_vocab), None)
+    if wrong is not None:
+        raise TokenError(f"tokens: id {wrong} in sequence {i} is outside the vocabulary of {d_vocab} ids")
+
+
+def stack(arrays: Sequence[NDArray[Any]]) -> Any:
+    """One array with a batch axis, or the list where shapes differ."""
+    if len({array.shape for array in arrays}) == 1:
+        return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+    return arrays
