@@ -32,6 +32,9 @@ log = logging.getLogger("signflip.scan")
 MAX_TRIPLES = 50
 # A screened S below this is looked at in full: a little above the point where "weakened" begins.
 LOOK_BELOW = 0.7
+PAIRS_A_FEATURE = 2
+
+Plan = tuple[Dose, Tier, Metric]
 
 
 def scan(
@@ -146,6 +149,7 @@ class _Run:
         known = [one.ids for behaviour in behaviours for one in behaviour.prompts_for(model, "A")]
         self.text = Sweep(model, *plain_sequences(model, known))
         self.layers: dict[int, Layer] = {}
+        self.carried: dict[tuple[str, str, float], tuple[dict[str, list[int]], dict[int, float]]] = {}
         # Σ is that of plain text and of half A's prompts of all behaviours.
         self.moves = Moves(model, [self.text])
         self.on_text = Tiers(self.moves, self.text)
@@ -227,41 +231,50 @@ class _Run:
 
     # ---- half A ------------------------------------------------------------------------------------------------------
 
-    def _variants(
-        self, sweep: Sweep, feature: int, curve: Sequence[Dose]
-    ) -> list[tuple[Dose, Tier, Metric, list[RowEdit]]]:
-        one = self.profiles[feature].feature
-        tiers = Tiers(self.moves, sweep)
-        out = []
-        for tier, metric in tiers_of(one):
-            if tier not in self.tiers:
-                continue
-            for dose in curve:
-                # At its mean X hardly moves: T1 there says nothing that T0 does not.
-                if tier == "T1" and dose.name == "mean":
-                    continue
-                out.append((dose, tier, metric, tiers.edits(one, dose.value, tier, metric)))
-        return out
+    def _whole_curve(self, feature: int) -> list[Plan]:
+        """Every dose at every tier."""
+        return [
+            (dose, tier, metric)
+            for tier, metric in tiers_of(self.profiles[feature].feature)
+            if tier in self.tiers
+            for dose in self.curves[feature]
+            # At its mean X hardly moves: T1 there says nothing that T0 does not.
+            if tier == "T0" or dose.name != "mean"
+        ]
+
+    def _to_confirm(self, feature: int, chosen: Sequence[Row]) -> list[Plan]:
+        """The chosen doses, and the removals that they are compared with: the mean and 0 by T0, 0 by their own tier."""
+        mean, zero = doses(self.profiles[feature], ["mean", "zero"])
+        wanted: dict[tuple[float, Tier, Metric], Plan] = {}
+        for row in chosen:
+            for dose, tier, metric in (
+                (mean, "T0", ""),
+                (zero, "T0", ""),
+                (zero, row.tier, row.metric),
+                (row.dose, row.tier, row.metric),
+            ):
+                wanted.setdefault((dose.value, tier, metric), (dose, tier, metric))  # type: ignore[arg-type]
+        return list(wanted.values())
 
     def _in_full(self, pairs: Sequence[tuple[int, str]]) -> list[Row]:
         rows: list[Row] = []
         for feature, name in tqdm(pairs, desc="scan: half A", disable=not self.progress, unit="pair"):
-            rows.extend(self._pair(feature, self.half_a[name], self.curves[feature], "A"))
+            rows.extend(self._pair(feature, self.half_a[name], self._whole_curve(feature), "A"))
         return rows
 
-    def _pair(self, feature: int, half: _Half, curve: Sequence[Dose], which: Half, bounds: bool = False) -> list[Row]:
-        """All doses and tiers of a feature on one half of a behaviour."""
+    def _pair(self, feature: int, half: _Half, planned: Sequence[Plan], which: Half, bounds: bool = False) -> list[Row]:
+        """Doses and tiers of a feature on one half of a behaviour."""
         profile = self.profiles[feature]
-        planned = self._variants(half.sweep, feature, curve)
-        ran = half.answers([edits for *_, edits in planned])
+        tiers = Tiers(self.moves, half.sweep)
+        ran = half.answers([tiers.edits(profile.feature, dose.value, tier, metric) for dose, tier, metric in planned])
         scores = [summarise(half.design, half.clean, run, replicates=self.replicates, seed=self.seed) for run in ran]
         paired = self._paired(half, feature, planned, which)
         moved = self._divergences(feature, half, planned, bounds)
         rows = []
-        for (dose, tier, metric, _), score, simple, kl in zip(planned, scores, paired, moved, strict=True):
+        for (dose, tier, metric), score, simple, kl in zip(planned, scores, paired, moved, strict=True):
             same = {
                 d.name: other
-                for (d, t, m, _), other in zip(planned, scores, strict=True)
+                for (d, t, m), other in zip(planned, scores, strict=True)
                 if (t, m) == (tier, metric) or (t == "T0" and d.name == "mean")
             }
             zero = same.get("zero")
@@ -287,9 +300,7 @@ class _Run:
             )  # fmt: skip
         return rows
 
-    def _paired(
-        self, half: _Half, feature: int, planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]], which: Half
-    ) -> list[Score | None]:
+    def _paired(self, half: _Half, feature: int, planned: Sequence[Plan], which: Half) -> list[Score | None]:
         """The paired simple behaviour under the same edits, where there is one."""
         simple = next((one for one in self.listed if one.name == half.behaviour.paired), None)
         if simple is None:
@@ -297,9 +308,7 @@ class _Run:
         other = _Half.of(self.model, simple, which)
         tiers = Tiers(self.moves, other.sweep)
         one = self.profiles[feature].feature
-        ran = other.answers(
-            [tiers.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned], mass=False
-        )
+        ran = other.answers([tiers.edits(one, dose.value, tier, metric) for dose, tier, metric in planned], mass=False)
         return [
             summarise(other.design, other.clean, run, replicates=min(200, self.replicates), seed=self.seed)
             for run in ran
@@ -309,14 +318,14 @@ class _Run:
         self,
         feature: int,
         half: _Half,
-        planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]],
+        planned: Sequence[Plan],
         bounds: bool,
     ) -> list[Divergence]:
         """KL of each planned edit; with bounds, against units pushed as far as the dose pushes X's own."""
         one = self.profiles[feature].feature
         layer = self._layer(one)
         skip = answer_tokens(half.prompts)
-        edits = [self.on_text.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned]
+        edits = [self.on_text.edits(one, dose.value, tier, metric) for dose, tier, metric in planned]
         if not bounds:
             return text_divergences(layer, self.text, edits, one, skip)
         out: list[Divergence] = []
@@ -353,9 +362,7 @@ class _Run:
             if behaviour not in halves:
                 halves[behaviour] = _Half.of(self.model, self.half_a[behaviour].behaviour, "B")
             half = halves[behaviour]
-            wanted = {row.dose.value: row.dose for row in chosen}
-            removal = [dose for dose in doses(self.profiles[feature], ["mean", "zero"]) if dose.value not in wanted]
-            rows = self._pair(feature, half, [*removal, *wanted.values()], "B", bounds=True)
+            rows = self._pair(feature, half, self._to_confirm(feature, chosen), "B", bounds=True)
             keys = {(row.dose.value, row.tier, row.metric) for row in chosen}
             for row in rows:
                 if (row.dose.value, row.tier, row.metric) in keys:
@@ -371,9 +378,14 @@ class _Run:
         if row.p_holm is None or row.p_holm > LEVEL:
             return None
         half = self.half_a[row.behaviour]
-        positions, drops = carrying_positions(self.model, half.prompts, half.clean, row.feature, row.dose.value)
+        key = (row.feature.name, row.behaviour, row.dose.value)
+        if key not in self.carried:
+            places = carrying_positions(self.model, half.prompts, half.clean, row.feature, row.dose.value)
+            self.carried[key] = places
+        positions, drops = self.carried[key]
         equal = None
-        if row.score.share is not None and row.feature.place is not None and row.profile.mean:
+        # The twins are set to a value as X is by T0: other tiers move more than one neuron.
+        if row.tier == "T0" and row.score.share is not None and row.feature.place is not None and row.profile.mean:
             k = -row.dose.value / row.profile.mean
             equal = twins(
                 self.model, half.sweep, half.answers, half.design, half.clean, row.feature, row.score.share.value, k
@@ -405,11 +417,19 @@ def _quick(design: Design, clean: Answers, run: Answers) -> tuple[float, float]:
 
 
 def _candidates(table: NDArray[np.float64], keep: int, below: float) -> list[tuple[int, int]]:
-    """The (feature, behaviour) pairs with the lowest S in the first look (all, where there was none)."""
+    """The (feature, behaviour) pairs with the lowest S in the first look (all, where there was none).
+
+    At most two of a feature, since one that breaks the model is low everywhere.
+    """
     if np.isinf(below):
         return [(f, b) for f in range(table.shape[0]) for b in range(table.shape[1])]
-    flat = [(float(table[f, b]), f, b) for f, b in zip(*np.nonzero(table < below), strict=True)]
-    return [(int(f), int(b)) for _, f, b in sorted(flat)[:keep]]
+    chosen: list[tuple[int, int]] = []
+    for _, f, b in sorted(
+        (float(table[f, b]), int(f), int(b)) for f, b in zip(*np.nonzero(table < below), strict=True)
+    ):
+        if len(chosen) < keep and sum(f == other for other, _ in chosen) < PAIRS_A_FEATURE:
+            chosen.append((f, b))
+    return chosen
 
 
 def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
@@ -423,7 +443,7 @@ def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
             continue
         if row.score.lowest_side >= -MARGIN / 2:
             continue
-        key = (row.feature.name, row.behaviour, row.tier, row.metric, row.dose.extrapolated)
+        key = (row.feature.name, row.behaviour, row.tier, row.dose.extrapolated)
         if key not in best or row.score.mean_ratio.value < best[key].score.mean_ratio.value:
             best[key] = row
     chosen = sorted(best.values(), key=turnedness)
