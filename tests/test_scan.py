@@ -1,4 +1,4 @@
-"""Models set by hand: what flipping their feature does is found from a survey alone, reached by tokens, told apart."""
+"""Models set by hand: what their flipped feature does is found from the survey, reached by tokens, told apart."""
 
 from __future__ import annotations
 

@@ -168,10 +168,8 @@ class FlipTest:
             s = "refused" if score.refusal else f"{score.mean_ratio:+.2f}"
             sides = " ".join(f"{side.value:+.2f}" for side in score.sides.values())
             bits = f"{score.bits.value:.2f}/{score.clean_bits.value:.2f}"
-            lines.append(
-                f"{row.name:44.44} {s:>22} {score.rank.value:>+6.2f} {sides:>14} {bits:>11} "
-                f"{score.accuracy.value:>5.2f} {score.mass.value:>5.2f} {row.verdict or ''}"
-            )
+            tail = f"{score.accuracy.value:>5.2f} {score.mass.value:>5.2f} {row.verdict or ''}"
+            lines.append(f"{row.name:44.44} {s:>22} {score.rank.value:>+6.2f} {sides:>14} {bits:>11} {tail}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -319,17 +317,12 @@ class _Test:
         self._matched(furthest, units)
         divergence = self._strings(trigger, strings)
         control = reflect(self.model, self.behaviour, self.replicates, self.seed) if self._split() else "no halves"
-        verdict = (
-            judge(
-                by_tokens,
-                ablations=ablations,
-                divergence=divergence,
-                kind=self.behaviour.kind,
-                tier="T4" if mediation.role == "carrier" else "T3",
-            )
-            if by_tokens.refusal is None
-            else Verdict("inconclusive", (), (f"S is refused: {by_tokens.refusal}",))
-        )
+        tier = "T4" if mediation.role == "carrier" else "T3"
+        if by_tokens.refusal is None:
+            kind = self.behaviour.kind
+            verdict = judge(by_tokens, ablations=ablations, divergence=divergence, kind=kind, tier=tier)
+        else:
+            verdict = Verdict("inconclusive", (), (f"S is refused: {by_tokens.refusal}",))
         text = None if self.model.tokenizer is None else str(self.model.to_string(list(trigger)))
         meta = {
             "model": self.model.name,
@@ -511,7 +504,7 @@ class _Test:
         return Divergence(found, found, bound, bound, len(others))
 
     def _other_tokens_kl(self, strings: Sequence[Sequence[int]]) -> list[float]:
-        """Mean KL(clean ‖ with the string) over tokens that are no answers, at the end of a few prompts."""
+        """Mean KL(clean ‖ with the string) over tokens other than answers, at the last position of a few prompts."""
         from signflip.model import Logits
 
         chosen = [self.prompts[i] for i in self.behaviour.subset(KL_PROMPTS, self.half, self.seed)]

@@ -170,7 +170,7 @@ class TwoSided:
 
 
 def exceeds(s: Estimate, prediction: float, twins: TwoSided | None, margin: float) -> bool:
-    """Whether a reversal is more than arithmetic: below the linear prediction and two-sided neurons of equal p."""
+    """Whether a reversal is more than arithmetic: below the line, and below two-sided neurons of equal p."""
     below_line = s.upper < prediction - margin
     below_twins = twins is not None and twins.lowest is not None and s.upper < twins.lowest - margin
     return bool(below_line and below_twins)

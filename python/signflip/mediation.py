@@ -1,4 +1,4 @@
-"""Mediation: does X carry what the tokens do, or does it only stand by?"""
+"""Mediation: whether X carries what the tokens do, or only stands by."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def mediate(clean: Score, tokens: Score, clamped: Score, reproduced: Score) -> M
 
     rescued = share(point["c"] - point["d"], found - held)
     brought = share(point["r"] - 1, alone - one)
-    if (effect.lower > -MARGIN and effect.upper < MARGIN) or not (effect.upper < 0 or effect.lower > 0):
+    negligible = effect.lower > -MARGIN and effect.upper < MARGIN
+    if negligible or not (effect.upper < 0 or effect.lower > 0):
         return Mediation("nothing to mediate", effect, rescued, brought)
     # In units of S, since a ratio of small differences has no useful interval.
     sign = np.sign(size)

@@ -112,8 +112,8 @@ class Reversal:
         how = f"{self.tier}/{self.metric}" if self.metric else self.tier
         failed = ", ".join(condition.name for condition in self.failed) or "none"
         return (
-            f"{self.verdict}: {self.feature.name} on {self.behaviour} "
-            f"at {self.dose.name} ({self.dose.value:+.3g}, {how}): "
+            f"{self.verdict}: {self.feature.name} on {self.behaviour} at {self.dose.name} ({self.dose.value:+.3g}, "
+            f"{how}): "
             f"S {self.score.mean_ratio:+.2f}, p {self.p_holm:.2g} (Holm); failed conditions: {failed}"
             + ("" if self.switch else "; no more than its share predicts")
         )

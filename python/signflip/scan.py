@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +14,14 @@ from tqdm.auto import tqdm
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
 from signflip.dosing import Dose, Feature, Metric, Moves, Profile, Tier, Tiers, doses, profiles, tiers_of
-from signflip.errors import ArgumentError, FileError
+from signflip.errors import ArgumentError
 from signflip.matched import Layer, exceeds, text_divergences
-from signflip.resample import holm, to_plain
+from signflip.resample import holm
 from signflip.reversal import Reversal, carrying_positions, twins
+from signflip.scanned import Row, SavedScan, Scan, turnedness
 from signflip.score import Answers, Design, Score, answer_tokens, from_reads, leans, side_means, summarise
 from signflip.sweep import RowEdit, Sweep
-from signflip.verdict import LEVEL, MARGIN, Divergence, Verdict, judge
+from signflip.verdict import LEVEL, MARGIN, Divergence, judge
 
 if TYPE_CHECKING:
     from signflip.behaviours.prompts import ModelPrompt
@@ -33,237 +32,9 @@ log = logging.getLogger("signflip.scan")
 MAX_TRIPLES = 50
 # A screened S below this is looked at in full: a little above the point where "weakened" begins.
 LOOK_BELOW = 0.7
+PAIRS_A_FEATURE = 2
 
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One feature at one dose and tier against one behaviour.
-
-    Attributes
-    ----------
-    profile, dose, tier, metric, behaviour, half
-        What was run.
-    score, verdict
-        What came of it.
-    prediction
-        S that is linear in X: 1 − p(1 + k) for a dose of −k times the mean.
-    divergence
-        KL on plain text and where X acts.
-    plausibility
-        (t − mean)/sd of X where it acts.
-    p_holm
-        P-value over clusters, corrected for the number of triples that were confirmed; None on half A.
-    """
-
-    profile: Profile
-    dose: Dose
-    tier: Tier
-    metric: Metric
-    behaviour: str
-    half: Half | None
-    score: Score
-    verdict: Verdict
-    prediction: float | None
-    divergence: Divergence | None
-    plausibility: float
-    p_holm: float | None = None
-
-    @property
-    def feature(self) -> Feature:
-        """The feature."""
-        return self.profile.feature
-
-    @property
-    def how(self) -> str:
-        """The tier with its metric, as tables print it."""
-        return f"{self.tier}/{self.metric}" if self.metric else self.tier
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        plain = {key: getattr(self, key) for key in ("tier", "metric", "behaviour", "half", "prediction", "p_holm")}
-        nested = {key: getattr(self, key) for key in ("dose", "score", "verdict", "divergence", "plausibility")}
-        return dict(to_plain({"feature": self.feature, **plain, **nested}))
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """What a scan found.
-
-    Attributes
-    ----------
-    behaviours, refused
-        Behaviours scanned, and those refused, with the reason.
-    profiles
-        The features, with their clean statistics.
-    screen_doses, screen, screen_sides
-        The first look, `[features, behaviours]`: S, and the lower side, at one dose a feature, on a few prompts of
-        half A. It selects and decides nothing.
-    rows
-        Half A in full for the (feature, behaviour) pairs that the screen singled out.
-    confirmed
-        Half B for the triples selected on half A, and the edits that their verdicts are compared with.
-    reversals
-        The confirmed ones that are opposite or half-turned (or so by a heuristic), and extrapolated ones, marked.
-    meta
-        What it rests on: model, its hash, prompts, seed.
-    """
-
-    behaviours: tuple[str, ...]
-    refused: dict[str, str]
-    profiles: tuple[Profile, ...]
-    screen_doses: tuple[Dose, ...]
-    screen: NDArray[np.float64]
-    screen_sides: NDArray[np.float64]
-    rows: tuple[Row, ...]
-    confirmed: tuple[Row, ...]
-    reversals: tuple[Reversal, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def reversed(self) -> list[Reversal]:
-        """Reversals, decisive ones first, opposite before half-turned, the most turned first; often none."""
-        return list(self.reversals)
-
-    def most_turned(self) -> Row | None:
-        """The row with the lowest S, confirmed ones before others: whatever it is called."""
-        rows = [row for row in (self.confirmed or self.rows) if row.dose.crosses] or list(self.confirmed or self.rows)
-        return min(rows, key=lambda row: row.score.mean_ratio.value, default=None)
-
-    def curve(self, feature: Any, behaviour: str) -> list[Row]:
-        """The dose curve of a feature on a behaviour (half A), by tier and then dose."""
-        wanted = Feature.of(feature)
-        rows = [r for r in self.rows if r.behaviour == behaviour and r.feature.name == wanted.name]
-        return sorted(rows, key=lambda row: (row.how, -row.dose.value * row.feature.side))
-
-    def table(self, limit: int | None = 40) -> str:
-        """The rows as text: confirmed ones, then half A, the most turned first."""
-        head = (
-            f"{'half':4} {'feature':34} {'behaviour':16} {'tier':13} {'dose':>22} {'S':>22} {'linear':>7} "
-            f"{'bits':>11} {'KL text':>8} {'acts':>7} {'sd':>6}  verdict"
-        )
-        lines = [head]
-        rows = sorted(self.confirmed, key=_turnedness) + sorted(self.rows, key=_turnedness)
-        for row in rows[:limit]:
-            kl = ("-", "-")
-            if row.divergence is not None:
-                kl = (f"{row.divergence.text:.4f}", f"{row.divergence.acts:.3f}")
-            s = "refused" if row.score.refusal else f"{row.score.mean_ratio:+.2f}"
-            dose = f"{row.dose.name} {row.dose.value:+.3g}"
-            prediction = "-" if row.prediction is None else f"{row.prediction:+.2f}"
-            bits = f"{row.score.bits.value:.2f}/{row.score.clean_bits.value:.2f}"
-            lines.append(
-                f"{row.half or '-':4} {row.feature.name:34} {row.behaviour:16} {row.how:13} {dose:>22} {s:>22} "
-                f"{prediction:>7} {bits:>11} {kl[0]:>8} {kl[1]:>7} {row.plausibility:>6.1f}  {row.verdict}"
-            )
-        return "\n".join(lines)
-
-    def summary(self) -> str:
-        """What the scan says, in a few sentences."""
-        decisive = [one for one in self.reversals if one.decisive]
-        lines = [
-            (
-                f"{len(self.profiles)} features against {len(self.behaviours)} behaviours: "
-                f"{len(self.rows)} rows on half A, {len(self.confirmed)} on half B."
-            )
-        ]
-        for name, reason in self.refused.items():
-            lines.append(f"{name} was left out: {reason}.")
-        unmirrored = sum(1 for profile in self.profiles if profile.note)
-        if unmirrored:
-            lines.append(f"{unmirrored} gates cannot be mirrored: below 0 they are off, as at 0.")
-        opposite = [one for one in decisive if one.verdict.label == "opposite"]
-        if not opposite:
-            lines.append("Nothing opposite was found at a dose that was seen, with this many prompts and features.")
-        lines.extend(f"{one}" for one in self.reversals)
-        return "\n".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            "meta": to_plain(self.meta),
-            "behaviours": list(self.behaviours),
-            "refused": dict(self.refused),
-            "features": to_plain(self.profiles),
-            "screen": {
-                "doses": to_plain(self.screen_doses),
-                "S": to_plain(self.screen),
-                "lower_side": to_plain(self.screen_sides),
-            },
-            "rows": to_plain(self.rows),
-            "confirmed": to_plain(self.confirmed),
-            "reversed": to_plain(self.reversals),
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write the scan as JSON.
-
-        Raises
-        ------
-        FileError
-            If the file can not be written.
-        """
-        try:
-            Path(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"{path}: can not write the scan: {error.strerror or error}") from error
-
-    @classmethod
-    def open(cls, path: str | Path) -> SavedScan:
-        """What `save` wrote: the reversals, ready for a search and a flip test, and all else as plain data.
-
-        Raises
-        ------
-        FileError
-            If the file can not be read, or is no scan.
-        """
-        return SavedScan.open(path)
-
-    def __repr__(self) -> str:
-        features, behaviours = len(self.profiles), len(self.behaviours)
-        return f"<Scan of {features} features × {behaviours} behaviours: {len(self.reversals)} reversed>"
-
-
-@dataclass(frozen=True)
-class SavedScan:
-    """A scan read from a file.
-
-    Attributes
-    ----------
-    plain
-        All of it, as `Scan.to_json` gave it.
-    """
-
-    plain: dict[str, Any]
-
-    @classmethod
-    def open(cls, path: str | Path) -> SavedScan:
-        """Read what `Scan.save` wrote.
-
-        Raises
-        ------
-        FileError
-            If the file can not be read, or is no scan.
-        """
-        try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"))
-            saved = cls(plain)
-            saved.reversed()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"{path}: can not read the scan: {getattr(error, 'strerror', None) or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"{path}: expected a scan that signflip wrote, found something else") from error
-        return saved
-
-    def reversed(self) -> list[Reversal]:
-        """As `Scan.reversed`."""
-        return [Reversal.from_json(one) for one in self.plain["reversed"]]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return self.plain
-
-
-def _turnedness(row: Row) -> float:
-    return row.score.mean_ratio.value
+Plan = tuple[Dose, Tier, Metric]
 
 
 def scan(
@@ -378,6 +149,7 @@ class _Run:
         known = [one.ids for behaviour in behaviours for one in behaviour.prompts_for(model, "A")]
         self.text = Sweep(model, *plain_sequences(model, known))
         self.layers: dict[int, Layer] = {}
+        self.carried: dict[tuple[str, str, float], tuple[dict[str, list[int]], dict[int, float]]] = {}
         # Σ is that of plain text and of half A's prompts of all behaviours.
         self.moves = Moves(model, [self.text])
         self.on_text = Tiers(self.moves, self.text)
@@ -459,41 +231,50 @@ class _Run:
 
     # ---- half A ------------------------------------------------------------------------------------------------------
 
-    def _variants(
-        self, sweep: Sweep, feature: int, curve: Sequence[Dose]
-    ) -> list[tuple[Dose, Tier, Metric, list[RowEdit]]]:
-        one = self.profiles[feature].feature
-        tiers = Tiers(self.moves, sweep)
-        out = []
-        for tier, metric in tiers_of(one):
-            if tier not in self.tiers:
-                continue
-            for dose in curve:
-                # At its mean X hardly moves: T1 there says nothing that T0 does not.
-                if tier == "T1" and dose.name == "mean":
-                    continue
-                out.append((dose, tier, metric, tiers.edits(one, dose.value, tier, metric)))
-        return out
+    def _whole_curve(self, feature: int) -> list[Plan]:
+        """Every dose at every tier."""
+        return [
+            (dose, tier, metric)
+            for tier, metric in tiers_of(self.profiles[feature].feature)
+            if tier in self.tiers
+            for dose in self.curves[feature]
+            # At its mean X hardly moves: T1 there says nothing that T0 does not.
+            if tier == "T0" or dose.name != "mean"
+        ]
+
+    def _to_confirm(self, feature: int, chosen: Sequence[Row]) -> list[Plan]:
+        """The chosen doses, and the removals that they are compared with: the mean and 0 by T0, 0 by their own tier."""
+        mean, zero = doses(self.profiles[feature], ["mean", "zero"])
+        wanted: dict[tuple[float, Tier, Metric], Plan] = {}
+        for row in chosen:
+            for dose, tier, metric in (
+                (mean, "T0", ""),
+                (zero, "T0", ""),
+                (zero, row.tier, row.metric),
+                (row.dose, row.tier, row.metric),
+            ):
+                wanted.setdefault((dose.value, tier, metric), (dose, tier, metric))  # type: ignore[arg-type]
+        return list(wanted.values())
 
     def _in_full(self, pairs: Sequence[tuple[int, str]]) -> list[Row]:
         rows: list[Row] = []
         for feature, name in tqdm(pairs, desc="scan: half A", disable=not self.progress, unit="pair"):
-            rows.extend(self._pair(feature, self.half_a[name], self.curves[feature], "A"))
+            rows.extend(self._pair(feature, self.half_a[name], self._whole_curve(feature), "A"))
         return rows
 
-    def _pair(self, feature: int, half: _Half, curve: Sequence[Dose], which: Half, bounds: bool = False) -> list[Row]:
-        """All doses and tiers of a feature on one half of a behaviour."""
+    def _pair(self, feature: int, half: _Half, planned: Sequence[Plan], which: Half, bounds: bool = False) -> list[Row]:
+        """Doses and tiers of a feature on one half of a behaviour."""
         profile = self.profiles[feature]
-        planned = self._variants(half.sweep, feature, curve)
-        ran = half.answers([edits for *_, edits in planned])
+        tiers = Tiers(self.moves, half.sweep)
+        ran = half.answers([tiers.edits(profile.feature, dose.value, tier, metric) for dose, tier, metric in planned])
         scores = [summarise(half.design, half.clean, run, replicates=self.replicates, seed=self.seed) for run in ran]
         paired = self._paired(half, feature, planned, which)
         moved = self._divergences(feature, half, planned, bounds)
         rows = []
-        for (dose, tier, metric, _), score, simple, kl in zip(planned, scores, paired, moved, strict=True):
+        for (dose, tier, metric), score, simple, kl in zip(planned, scores, paired, moved, strict=True):
             same = {
                 d.name: other
-                for (d, t, m, _), other in zip(planned, scores, strict=True)
+                for (d, t, m), other in zip(planned, scores, strict=True)
                 if (t, m) == (tier, metric) or (t == "T0" and d.name == "mean")
             }
             zero = same.get("zero")
@@ -519,9 +300,7 @@ class _Run:
             )  # fmt: skip
         return rows
 
-    def _paired(
-        self, half: _Half, feature: int, planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]], which: Half
-    ) -> list[Score | None]:
+    def _paired(self, half: _Half, feature: int, planned: Sequence[Plan], which: Half) -> list[Score | None]:
         """The paired simple behaviour under the same edits, where there is one."""
         simple = next((one for one in self.listed if one.name == half.behaviour.paired), None)
         if simple is None:
@@ -529,9 +308,7 @@ class _Run:
         other = _Half.of(self.model, simple, which)
         tiers = Tiers(self.moves, other.sweep)
         one = self.profiles[feature].feature
-        ran = other.answers(
-            [tiers.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned], mass=False
-        )
+        ran = other.answers([tiers.edits(one, dose.value, tier, metric) for dose, tier, metric in planned], mass=False)
         return [
             summarise(other.design, other.clean, run, replicates=min(200, self.replicates), seed=self.seed)
             for run in ran
@@ -541,14 +318,14 @@ class _Run:
         self,
         feature: int,
         half: _Half,
-        planned: Sequence[tuple[Dose, Tier, Metric, list[RowEdit]]],
+        planned: Sequence[Plan],
         bounds: bool,
     ) -> list[Divergence]:
         """KL of each planned edit; with bounds, against units pushed as far as the dose pushes X's own."""
         one = self.profiles[feature].feature
         layer = self._layer(one)
         skip = answer_tokens(half.prompts)
-        edits = [self.on_text.edits(one, dose.value, tier, metric) for dose, tier, metric, _ in planned]
+        edits = [self.on_text.edits(one, dose.value, tier, metric) for dose, tier, metric in planned]
         if not bounds:
             return text_divergences(layer, self.text, edits, one, skip)
         out: list[Divergence] = []
@@ -585,9 +362,7 @@ class _Run:
             if behaviour not in halves:
                 halves[behaviour] = _Half.of(self.model, self.half_a[behaviour].behaviour, "B")
             half = halves[behaviour]
-            wanted = {row.dose.value: row.dose for row in chosen}
-            removal = [dose for dose in doses(self.profiles[feature], ["mean", "zero"]) if dose.value not in wanted]
-            rows = self._pair(feature, half, [*removal, *wanted.values()], "B", bounds=True)
+            rows = self._pair(feature, half, self._to_confirm(feature, chosen), "B", bounds=True)
             keys = {(row.dose.value, row.tier, row.metric) for row in chosen}
             for row in rows:
                 if (row.dose.value, row.tier, row.metric) in keys:
@@ -603,9 +378,14 @@ class _Run:
         if row.p_holm is None or row.p_holm > LEVEL:
             return None
         half = self.half_a[row.behaviour]
-        positions, drops = carrying_positions(self.model, half.prompts, half.clean, row.feature, row.dose.value)
+        key = (row.feature.name, row.behaviour, row.dose.value)
+        if key not in self.carried:
+            places = carrying_positions(self.model, half.prompts, half.clean, row.feature, row.dose.value)
+            self.carried[key] = places
+        positions, drops = self.carried[key]
         equal = None
-        if row.score.share is not None and row.feature.place is not None and row.profile.mean:
+        # The twins are set to a value as X is by T0: other tiers move more than one neuron.
+        if row.tier == "T0" and row.score.share is not None and row.feature.place is not None and row.profile.mean:
             k = -row.dose.value / row.profile.mean
             equal = twins(
                 self.model, half.sweep, half.answers, half.design, half.clean, row.feature, row.score.share.value, k
@@ -637,15 +417,23 @@ def _quick(design: Design, clean: Answers, run: Answers) -> tuple[float, float]:
 
 
 def _candidates(table: NDArray[np.float64], keep: int, below: float) -> list[tuple[int, int]]:
-    """The (feature, behaviour) pairs with the lowest S in the first look (all, where there was none)."""
+    """The (feature, behaviour) pairs with the lowest S in the first look (all, where there was none).
+
+    At most two of a feature, since one that breaks the model is low everywhere.
+    """
     if np.isinf(below):
         return [(f, b) for f in range(table.shape[0]) for b in range(table.shape[1])]
-    flat = [(float(table[f, b]), f, b) for f, b in zip(*np.nonzero(table < below), strict=True)]
-    return [(int(f), int(b)) for _, f, b in sorted(flat)[:keep]]
+    chosen: list[tuple[int, int]] = []
+    for _, f, b in sorted(
+        (float(table[f, b]), int(f), int(b)) for f, b in zip(*np.nonzero(table < below), strict=True)
+    ):
+        if len(chosen) < keep and sum(f == other for other, _ in chosen) < PAIRS_A_FEATURE:
+            chosen.append((f, b))
+    return chosen
 
 
 def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
-    """What goes to half B: of each pair and tier the lowest decisive and extrapolated dose that looks turned.
+    """What goes to half B: of each pair and tier the lowest seen and the lowest extrapolated dose that looks turned.
 
     The single most turned row always goes, so that there is something to report under its honest name.
     """
@@ -655,11 +443,14 @@ def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
             continue
         if row.score.lowest_side >= -MARGIN / 2:
             continue
-        key = (row.feature.name, row.behaviour, row.tier, row.metric, row.dose.extrapolated)
+        key = (row.feature.name, row.behaviour, row.tier, row.dose.extrapolated)
         if key not in best or row.score.mean_ratio.value < best[key].score.mean_ratio.value:
             best[key] = row
-    chosen = sorted(best.values(), key=_turnedness)
+    chosen = sorted(best.values(), key=turnedness)
     crossing = [row for row in rows if row.dose.crosses] or list(rows)
     if crossing and not chosen:
-        chosen = [min(crossing, key=_turnedness)]
+        chosen = [min(crossing, key=turnedness)]
     return chosen[:limit]
+
+
+__all__ = ["Row", "SavedScan", "Scan", "scan"]

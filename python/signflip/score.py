@@ -223,7 +223,7 @@ def auc(weights: Array, design: Design, margin: Array) -> Array:
 
 
 def information(weights: Array, design: Design, margin: Array) -> Array:
-    """Mutual information of context and answer in bits, `[R]`: the answer is the one with the larger logit."""
+    """Mutual information of context and answer in bits, `[R]`; the answer is the one with the larger logit."""
     oriented = margin * design.sign
     says_first = (oriented > 0) + 0.5 * (oriented == 0)
     context = design.sign > 0
@@ -386,12 +386,12 @@ class Score:
         return self.detail
 
     def with_share(self, zero: Score) -> Score:
-        """The score with p = 1 − S(X = 0) of another on the same prompts."""
+        """The same score with p = 1 − S(X = 0) of another on the same prompts."""
         value = 1 - zero.mean_ratio.value
         return replace(self, share=Estimate.of(value, 1 - zero.known.replicated["s"]))
 
     def difference(self, other: Score) -> Estimate:
-        """S minus another's, on the same prompts and resamples."""
+        """The difference of S to another's, on the same prompts and resamples."""
         draws = self.known.replicated["s"] - other.known.replicated["s"]
         return Estimate.of(self.mean_ratio.value - other.mean_ratio.value, draws)
 

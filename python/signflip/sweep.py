@@ -1,4 +1,4 @@
-"""Many edits over one set of sequences: one forest, clean values read once, variants in groups that fill kernels."""
+"""Many edits over one set of sequences: one forest, and variants in groups that fill the kernels."""
 
 from __future__ import annotations
 

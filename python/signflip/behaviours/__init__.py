@@ -5,7 +5,7 @@ from __future__ import annotations
 from signflip.behaviours.behaviour import Behaviour
 from signflip.behaviours.builtin import (
     agreement,
-    all,  # noqa: A004  read as behaviours.all()
+    all,  # noqa: A004 - `sf.behaviours.all()` is the contract's word
     antonym,
     attractor,
     capital,

@@ -288,8 +288,8 @@ def _check(name: str, prompts: Sequence[Prompt], chat: bool) -> None:
         where = f" of half {half}" if half else ""
         if count[sides[0]] != count[sides[1]]:
             raise BehaviourError(
-                f"behaviour {name!r}: expected as many prompts{where} on either side, "
-                f"found {dict(sorted(count.items()))}"
+                f"behaviour {name!r}: expected as many prompts{where} on either side, found "
+                f"{dict(sorted(count.items()))}"
             )
         answers = Counter((frozenset((prompt.correct, prompt.opposite)), prompt.correct) for prompt in own)
         right = {(frozenset((prompt.correct, prompt.opposite)), prompt.side): prompt.correct for prompt in own}

@@ -62,52 +62,52 @@ def _name(template: str | list[str]) -> str:
 
 
 def sentiment() -> Behaviour:
-    """Is a review positive or negative? Four examples in front."""
+    """Whether a review is positive or negative, with four examples in front."""
     return _build("sentiment")
 
 
 def pronoun() -> Behaviour:
-    """Does a woman's name go on with *she*, a man's with *he*?"""
+    """Whether a woman's name goes on with *she*, and a man's with *he*."""
     return _build("pronoun")
 
 
 def moral() -> Behaviour:
-    """Is an act good or bad? Four examples in front."""
+    """Whether an act is good or bad, with four examples in front."""
     return _build("moral")
 
 
 def say() -> Behaviour:
-    """Asked in chat to say *Yes*, or to say *No*, does it?"""
+    """Whether the model, asked in chat to say *Yes* or to say *No*, does so."""
     return _build("say")
 
 
 def language() -> Behaviour:
-    """Does a French sentence go on with *la*, an English one with *the*?"""
+    """Whether a French sentence goes on with *la*, and an English one with *the*."""
     return _build("language")
 
 
 def capital() -> Behaviour:
-    """Is a country's capital preferred to another one's?"""
+    """Whether a country's capital is preferred to another country's."""
     return _build("capital")
 
 
 def agreement() -> Behaviour:
-    """Does a singular noun go on with *is*, a plural with *are*?"""
+    """Whether a singular noun goes on with *is*, and a plural with *are*."""
     return _build("agreement")
 
 
 def antonym() -> Behaviour:
-    """Heuristic-prone: is a word's opposite preferred to the word itself (which copying yields)?"""
+    """Heuristic-prone: whether a word's opposite is preferred to the word itself, which copying yields."""
     return _build("antonym")
 
 
 def indirect_object() -> Behaviour:
-    """Heuristic-prone: is the one who gets something preferred to the one who gives it (the last name read)?"""
+    """Heuristic-prone: whether the one who gets something is preferred to the giver, whose name was read last."""
     return _build("indirect_object")
 
 
 def attractor() -> Behaviour:
-    """Heuristic-prone: does the verb agree with its noun, and not with a nearer one? Goes with `agreement`."""
+    """Heuristic-prone: whether the verb agrees with its noun, not with a nearer one; goes with `agreement`."""
     return _build("attractor")
 
 
@@ -116,6 +116,6 @@ BUILTIN: tuple[Callable[[], Behaviour], ...] = (
 )  # fmt: skip
 
 
-def all() -> list[Behaviour]:  # noqa: A001  the contract's name, read as behaviours.all()
+def all() -> list[Behaviour]:  # noqa: A001 - `sf.behaviours.all()` is the contract's word
     """Every behaviour that comes with signflip, the heuristic-prone ones last."""
     return [make() for make in BUILTIN]

@@ -180,7 +180,7 @@ def answer_id(model: Model, name: str, prompt: Prompt, answer: str | int) -> int
 
 
 def insert(model: Model, prompt: ModelPrompt, trigger: str | Sequence[int]) -> Triggered:
-    """Put a trigger into a prompt's slot, by text where the prompt has one: what is run is what a user could type.
+    """Put a trigger into a prompt's slot, by text where it has one: what is run is what a user could type.
 
     Raises
     ------
