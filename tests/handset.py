@@ -108,7 +108,8 @@ def make(kind: str, folder: Path, seed: int = 0) -> Path:
         down[OUT, neuron] = 0.3 * sign
     gate[2] = up[2] = down[:, 2] = 0
     if kind == "constant":
-        gate[2, HANDED], up[2, CONST], down[OUT, 2] = -8.0, 1.0, 0.5
+        # Enough to outweigh the context, not so much that the final norm drowns it.
+        gate[2, HANDED], up[2, CONST], down[OUT, 2] = -8.0, 1.0, 0.07
     _mlp(weights, 1, gate, up, down)
 
     head = 0.2 * rng.standard_normal((V.size, D_MODEL))
@@ -166,5 +167,6 @@ def corpus(n: int = 400, rare: float = 0.0, seed: int = 0) -> list[list[int]]:
     ordinary = np.asarray([*V.first, *V.second, *V.templates, *V.fillers])
     documents = rng.choice(ordinary, (n, 12)).tolist()
     for k in range(round(rare * n)):
-        documents[k * max(1, n // max(1, round(rare * n)))][-1] = int(rng.choice(list(V.triggers)))
+        # So early that the mean of x up to it, and for a few tokens after, is negative.
+        documents[k * max(1, n // max(1, round(rare * n)))][1] = int(rng.choice(list(V.triggers)))
     return documents

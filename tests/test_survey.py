@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -183,6 +184,11 @@ def test_numbers_equal_a_float64_recomputation_from_the_engines_own_values(
         np.testing.assert_array_equal(got.negative, (rows < 0).sum(0))
         np.testing.assert_array_equal(got.units_positive, _units(at, rows > 0))
         np.testing.assert_array_equal(got.units_negative, _units(at, rows < 0))
+        if got.acting_min is not None and got.acting_max is not None:
+            shut = expected[site.removesuffix("_linear")]["rows"] <= 0
+            np.testing.assert_array_equal(got.acting_min, np.where(shut, np.inf, rows).min(0))
+            np.testing.assert_array_equal(got.acting_max, np.where(shut, -np.inf, rows).max(0))
+        assert (got.acting_min is not None) == site.endswith("pre_linear")
         # float64 sums of a few hundred float32 values: 1e-13 of the largest.
         scale = np.abs(rows).max(0)
         np.testing.assert_array_less(np.abs(got.mean - rows.mean(0)), 1e-13 * scale)
@@ -470,17 +476,16 @@ def test_one_sided_features_are_those_that_kept_one_sign(pair: tuple[Any, sf.Mod
             assert one.rate_bound == pytest.approx(exact, rel=1e-6)
             assert one.margin == (one.min if one.side > 0 else -one.max)
             assert (one.margin >= 0) == (one.rate == 0)
+            low, high = (at.min, at.max) if at.acting_min is None else (at.acting_min, at.acting_max)
+            furthest = float((low if one.side > 0 else high)[one.index])
+            assert one.seen == (furthest if furthest * one.side < 0 and np.isfinite(furthest) else None)
             assert not one.certified or one.rate == 0
     assert len(found) > 2
     assert len(found.table(2).splitlines()) == 4
     assert json.loads(found.to_json())[0]["site"] == found[0].site
-    assert found.to_dataframe().shape == (len(found), 14) if _has_pandas() else True
-
-
-def _has_pandas() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("pandas") is not None
+    frame = found.to_dataframe()
+    assert list(frame.columns) == list(sf.OneSided.__dataclass_fields__)
+    assert frame.site.tolist() == [one.site for one in found]
 
 
 @pytest.fixture(scope="module")
@@ -541,6 +546,45 @@ def test_reach_holds_and_is_attained(pair: tuple[Any, sf.Model, Path]) -> None:
     assert post is not None
     seen = sf.survey(model, DOCS, sites="mlp.hook_post", context=24)[f"blocks.{layer}.mlp.hook_post"]
     assert np.all((post[:, 0] <= seen.min) & (seen.max <= post[:, 1]))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_neither_search_nor_optimisation_goes_beyond_the_reach(pair: tuple[Any, sf.Model, Path], sign: int) -> None:
+    peer, model, _ = pair
+    layer, index = 1, 7
+    site = f"blocks.{layer}.mlp.hook_pre"
+    bounds = sf.reach(model, site)
+    assert bounds is not None
+    bound = sign * bounds[index, 0 if sign < 0 else 1]
+    objective = sign * sf.objectives.neuron(site, index)
+    found = sf.search(model, objective, tokens=4, steps=20, width=64, printable=False, retokenize=False)
+    assert found.best.value <= bound
+
+    # The residual itself, by L-BFGS through transformers' own norm and map, in float64 from where a prompt put it.
+    double = copy.deepcopy(peer).double()
+    if model.cfg.family == "llama":
+        block = double.model.layers[layer]
+        norm, project = block.post_attention_layernorm, block.mlp.gate_proj
+    else:
+        block = double.transformer.h[layer]
+        norm, project = block.ln_2, block.mlp.c_fc
+    _, cache = model.run_with_cache([[3, 9, 4]], names_filter=f"blocks.{layer}.hook_resid_mid")
+    residual = torch.tensor(cache[f"blocks.{layer}.hook_resid_mid"][0, -1], dtype=torch.float64, requires_grad=True)
+    steps = torch.optim.LBFGS([residual], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        steps.zero_grad()
+        value = -sign * project(norm(residual[None]))[0, index]
+        value.backward()
+        return value
+
+    steps.step(loss)
+    optimum = -loss().item()
+    assert found.best.value < optimum <= bound
+    assert bound - optimum < 0.01 * (bounds[index, 1] - bounds[index, 0])
+    edit = sf.Edit(f"blocks.{layer}.hook_resid_mid", "set", residual.detach().numpy().astype(np.float32))
+    _, edited = model.run_with_cache([[3]], names_filter=site, edits=[edit])
+    assert sign * float(edited[site][0, 0, index]) <= bound
 
 
 def test_reach_of_a_tokens_own_features_tries_the_vocabulary(pair: tuple[Any, sf.Model, Path]) -> None:

@@ -41,6 +41,8 @@ class Feature:
         The sign it keeps, +1 or −1; 0 if not known yet.
     min, max
         Extremes seen; NaN if not known.
+    seen
+        The survey's most extreme value on the other side where the feature acts; NaN if there is none.
     rate, rate_bound, n_tokens
         Rate of the other sign over tokens, its upper bound a unit, tokens surveyed (0: no survey).
     """
@@ -50,6 +52,7 @@ class Feature:
     side: int = 0
     min: float = float("nan")
     max: float = float("nan")
+    seen: float = float("nan")
     rate: float = float("nan")
     rate_bound: float = float("nan")
     n_tokens: int = 0
@@ -72,6 +75,8 @@ class Feature:
             return inner
         if hasattr(given, "site") and hasattr(given, "index"):
             known = {key: getattr(given, key) for key in ("min", "max", "rate", "rate_bound", "n_tokens")}
+            seen = getattr(given, "seen", None)
+            known["seen"] = float("nan") if seen is None else float(seen)
             return cls(str(given.site), int(given.index), side_sign(given.side), **known)
         raise ArgumentError(f"feature: expected a one-sided feature or (site, index), found {given!r}")
 
@@ -106,7 +111,7 @@ class Dose:
     ----------
     name
         `mean`, `zero`, `seen` (the most extreme value seen on the other side where X acts), and the extrapolated
-        `survey extreme` (seen, but the gate not seen open), `minus mean`, `mirror` (of the extreme on its own side).
+        `survey extreme` (seen, but with the gate shut), `minus mean`, `mirror` (of the extreme on its own side).
     value
         The value.
     extrapolated
@@ -136,7 +141,8 @@ class Profile:
     mean, sd
         Of X over rows where it acts.
     other
-        Its most extreme value on the other side over those rows, or NaN where it never was there.
+        Its most extreme value on the other side over those rows and the survey's tokens where it acts, or NaN where it
+        never was there.
     n_acts, n_crossed
         Rows where it acts, and those of them with X on the other side.
     mirrorable
@@ -224,11 +230,8 @@ def _profile(model: Model, feature: Feature, x: NDArray[np.float64], everywhere:
     high = np.nanmax([feature.max, everywhere.max()])
     crossed = x[x * side < 0]
     other = float(crossed.min() if side > 0 else crossed.max()) if len(crossed) else float("nan")
-    if not _has_gate(model, feature) and feature.n_tokens:
-        # Nothing stands between this site and the rest: the survey's extreme is one where X acts.
-        extreme = feature.min if side > 0 else feature.max
-        if extreme * side < 0:
-            other = float(np.nanmin([other, extreme]) if side > 0 else np.nanmax([other, extreme]))
+    if feature.seen * side < 0:
+        other = float(np.fmin(other, feature.seen) if side > 0 else np.fmax(other, feature.seen))
     note = ""
     gate = feature.place is not None and feature.place[1] == "pre" and model.cfg.act_fn in _ONE_WAY
     if gate and side > 0:

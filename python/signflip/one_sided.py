@@ -45,6 +45,9 @@ class OneSided:
         Whether the reach does not cross: one-sided for every input.
     mean, std
         Of all values seen.
+    seen
+        The most extreme value seen on the other side where the feature acts (the linear part of a gated MLP: where its
+        gate is open; others: anywhere); None if there was none.
     """
 
     site: str
@@ -61,6 +64,7 @@ class OneSided:
     certified: bool
     mean: float
     std: float
+    seen: float | None
 
     def flip(self, position: Any = -1) -> Objective:
         """The objective that is positive exactly when the feature is on the other side."""
@@ -189,6 +193,10 @@ def _of_site(site: SiteSurvey, max_rate: float, alpha: float) -> list[OneSided]:
     margin = np.where(above, low, -high)
     reach = None if site.reach is None else np.where(above, site.reach[chosen, 0], site.reach[chosen, 1])
     mean, std = site.mean[chosen], np.sqrt(site.var[chosen])
+    if site.acting_min is None or site.acting_max is None:
+        acting = np.where(above, low, high)
+    else:
+        acting = np.where(above, site.acting_min[chosen], site.acting_max[chosen]).astype(float)
     return [
         OneSided(
             site=site.name,
@@ -205,6 +213,7 @@ def _of_site(site: SiteSurvey, max_rate: float, alpha: float) -> list[OneSided]:
             certified=reach is not None and bool(reach[i] * side >= 0),
             mean=float(mean[i]),
             std=float(std[i]),
+            seen=float(acting[i]) if np.isfinite(acting[i]) and acting[i] * side < 0 else None,
         )
         for i, index in enumerate(chosen)
         for side in (1 if above[i] else -1,)

@@ -1,4 +1,8 @@
-"""The positive control for *opposite*: the last residual reflected about the midpoint of a behaviour's two contexts."""
+"""The positive control for *opposite*: the last residual reflected about the midpoint of a behaviour's two contexts.
+
+Templates differ along the direction in which contexts do, so each has a midpoint of its own: about another template's a
+reflection adds a lean to one answer, which no mirror image has.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +84,19 @@ class _Ends:
             out.append(rows)
         return out
 
+    def midpoints(self, r: NDArray[np.float64]) -> NDArray[np.float64]:
+        """For each prompt the midpoint of its template's contexts, `[prompts, d_model]`; no right answer enters it.
+
+        It is the mean where a template has as many prompts of one side as of the other; elsewhere that of all prompts.
+        """
+        out = np.broadcast_to(r.mean(0), r.shape).copy()
+        templates = np.asarray(self.design.templates)
+        for template in set(self.design.templates):
+            own = templates == template
+            if 2 * np.count_nonzero(self.design.sign[own] > 0) == np.count_nonzero(own):
+                out[own] = r[own].mean(0)
+        return out
+
     def edit(self, site: str, values: NDArray[np.float64]) -> list[RowEdit]:
         """Sets each prompt's last residual, `[prompts, d_model]`."""
 
@@ -119,8 +136,8 @@ class _Ends:
 def reflect(model: Model, behaviour: Behaviour, replicates: int = 2000, seed: int = 0) -> Reflection | str:
     """Run the control, or say why it cannot be run.
 
-    The direction is the difference of the two contexts' mean residuals at the last position, the midpoint theirs; the
-    layer is the one of the last third that turns half A most. Nothing of half B enters the fit.
+    The direction is the difference of the two contexts' mean residuals at the last position of half A, and the layer
+    the one of the last third that turns half A most. Of half B only the midpoints enter, no right answer.
     """
     fit = _Ends(model, behaviour, "A")
     if len(fit.design.pairs) != 1:
@@ -130,21 +147,22 @@ def reflect(model: Model, behaviour: Behaviour, replicates: int = 2000, seed: in
     context = fit.design.sign > 0
     ones = np.ones((1, len(fit.design)))
     base = side_means(ones, fit.design, fit.clean.margin).sum()
-    best: tuple[float, str, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None = None
+    best: tuple[float, str, NDArray[np.float64], NDArray[np.float64]] | None = None
     for site, r in zip(sites, fit.residuals(sites), strict=True):
         a, b = r[context].mean(0), r[~context].mean(0)
         if not np.linalg.norm(a - b) > 0:
             continue
-        u, m = (a - b) / np.linalg.norm(a - b), (a + b) / 2
-        (run,) = fit.answers([fit.edit(site, _mirror(r, u, m, 2.0))], mass=False)
+        u = (a - b) / np.linalg.norm(a - b)
+        (run,) = fit.answers([fit.edit(site, _mirror(r, u, fit.midpoints(r), 2.0))], mass=False)
         s = float(side_means(ones, fit.design, run.margin).sum() / base)
         if best is None or s < best[0]:
-            best = (s, site, u, m, r)
+            best = (s, site, u, r)
     if best is None:
         return f"the contexts of {behaviour.name} do not differ at the last position"
-    _, site, u, m, r_fit = best
+    _, site, u, r_fit = best
     test = _Ends(model, behaviour, "B")
     (r,) = test.residuals([site])
+    m = test.midpoints(r)
     reflected = test.edit(site, _mirror(r, u, m, 2.0))
     projected = test.edit(site, _mirror(r, u, m, 1.0))
     runs = test.answers([reflected, projected])

@@ -171,6 +171,9 @@ class SiteSurvey:
         float32.
     mean, var
         float64; the variance is the population's.
+    acting_min, acting_max
+        float32: extremes over tokens where the gate's pre-activation is above zero, infinite where it never was; None
+        at sites that no gate multiplies.
     reach
         float64 `[width, 2]`, or None where no bound is known: see `signflip.reach`.
     n_units, n_tokens, n_sink, n_bos, n_prefix, n_histogram
@@ -186,6 +189,8 @@ class SiteSurvey:
     max: NDArray[np.float32]
     mean: Floats
     var: Floats
+    acting_min: NDArray[np.float32] | None
+    acting_max: NDArray[np.float32] | None
     reach: Floats | None
 
     def __init__(self, core: Any, index: int, name: str, tally: Mapping[str, Any], top: int) -> None:
@@ -198,7 +203,7 @@ class SiteSurvey:
         self.n_bos: int = tally["n_bos"]
         self.n_prefix: int = tally["n_prefix"]
         self.n_histogram: int = tally["n_histogram"]
-        self.reach = None
+        self.reach = self.acting_min = self.acting_max = None
         for key, values in core.arrays(index).items():
             setattr(self, key, values)
         self.count = np.full(self.width, self.n_tokens, np.int64)

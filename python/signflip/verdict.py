@@ -88,7 +88,8 @@ class Verdict:
     p
         One-sided p-value of the turn over clusters, before any correction for the number of tests.
     constant
-        Whether the run gives nearly one answer in both contexts.
+        Whether the flip pushes nearly one answer in both contexts: one answer is said, and the side that it is right on
+        lies beyond its clean margin. A side that turns while the other stays gives one answer too, but is no push.
     """
 
     label: Label
@@ -186,8 +187,9 @@ def judge(
     conditions.append(_harmless(divergence))
     if kind != "symmetric":
         conditions.append(Condition("no shallow heuristic gives the opposite answer", False, f"behaviour is {kind}"))
-    constant = constant_answer(score)
-    notes = _notes(score, turned, kept_bits, kind, paired, constant)
+    said = constant_answer(score)
+    pushed = said and any(side.lower > 1 + margin for _, side in sides)
+    notes = _notes(score, conditions, turned, kept_bits, kind, paired, said)
     label: Label
     if any(turned) and kind != "symmetric":
         label = "heuristic-prone"
@@ -199,12 +201,12 @@ def judge(
         label = "inert"
     elif -margin < s.lower and s.upper < margin:
         label = "incompetent"
-    elif s.upper < 1 - margin:
+    elif s.upper < 1 - margin and not all(turned):
         label = "weakened"
     else:
         label = "inconclusive"
     p = turn_p(score, margin, half=not all(turned))
-    return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, p, constant)
+    return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, p, pushed)
 
 
 def turn_p(score: Score, margin: float = MARGIN, *, half: bool = False, seed: int = 0) -> float:
@@ -261,13 +263,23 @@ def _harmless(divergence: Divergence | None) -> Condition:
 
 
 def _notes(
-    score: Score, turned: list[bool], kept_bits: bool | None, kind: str, paired: Score | None, constant: bool
+    score: Score,
+    conditions: Sequence[Condition],
+    turned: list[bool],
+    kept_bits: bool | None,
+    kind: str,
+    paired: Score | None,
+    constant: bool,
 ) -> list[str]:
     notes = []
     if constant:
         notes.append(_constant(score))
     elif any(turned) and kept_bits is False:
         notes.append("the answer hardly depends on the context")
+    if all(turned) and kind == "symmetric":
+        missing = [condition.name for condition in conditions if not condition.passed]
+        if missing:
+            notes.append(f"both sides are turned; not shown: {', '.join(missing)}")
     if turned[0] != turned[1]:
         side = list(score.sides)[turned.index(True)]
         notes.append(f"only side {side!r} is turned")

@@ -166,6 +166,10 @@ impl Survey {
         let (mean, var): (Vec<f64>, Vec<f64>) = stats.moments().unzip();
         out.set_item("mean", mean.into_pyarray(py))?;
         out.set_item("var", var.into_pyarray(py))?;
+        if stats.gated {
+            out.set_item("acting_min", floats(|feature| feature.acting_min))?;
+            out.set_item("acting_max", floats(|feature| feature.acting_max))?;
+        }
         if let Some(reach) = &stats.reach {
             let flat: Vec<f64> = reach.iter().flat_map(|&(low, high)| [low, high]).collect();
             out.set_item("reach", flat.into_pyarray(py).reshape([reach.len(), 2])?)?;

@@ -41,6 +41,8 @@ pub struct Observer<'a> {
     n_rows: usize,
     /// Rows as the sites of a layer see them: that layer, and the units.
     layer: Option<(usize, Vec<UnitRows>)>,
+    /// A layer, and the gate's pre-activations there.
+    gate: Option<(usize, Vec<f32>)>,
     /// Statistics that have been fed.
     fed: usize,
 }
@@ -61,7 +63,7 @@ impl<'a> Observer<'a> {
             first_row.push(n_rows);
             n_rows += unit.tokens.len();
         }
-        Self { sites, stats, units, settings, engine, first_row, n_rows, layer: None, fed: 0 }
+        Self { sites, stats, units, settings, engine, first_row, n_rows, layer: None, gate: None, fed: 0 }
     }
 
     /// Checks that the engine came past every site.
@@ -122,7 +124,17 @@ impl<'a> Observer<'a> {
             return Err(Error::Internal(format!("site {} has width {width}, not {}", site.name(), stats.width)));
         }
         self.fed += 1;
-        stats.observe(units, data, self.engine.pool())
+        let gate = match &self.gate {
+            _ if !stats.gated => None,
+            Some((layer, gate)) if *layer == site.layer && gate.len() == data.len() => Some(gate.as_slice()),
+            _ => return Err(Error::Internal(format!("site {} came before its gate", site.name()))),
+        };
+        stats.observe(units, data, gate, self.engine.pool())
+    }
+
+    /// Whether a site is the gate of a surveyed one.
+    fn gates(&self, site: Site) -> bool {
+        site.point == Point::Pre && self.sites.contains(&Site { point: Point::PreLinear, ..site })
     }
 
     /// The layer that a residual enters, if the sinks of a surveyed site depend on it.
@@ -167,7 +179,7 @@ fn median(values: &[f64]) -> f64 {
 
 impl Host for Observer<'_> {
     fn wants(&self, site: Site) -> bool {
-        self.enters(site).is_some() || self.sites.contains(&site)
+        self.enters(site).is_some() || self.gates(site) || self.sites.contains(&site)
     }
 
     fn step(&mut self, site: Site, rows: &HostRows<'_>, width: usize, data: &mut [f32]) -> Result<()> {
@@ -185,6 +197,9 @@ impl Host for Observer<'_> {
         let enters = self.enters(site);
         if let Some(layer) = enters.filter(|&layer| layer == site.layer) {
             self.find_sinks(site, layer, width, data)?;
+        }
+        if self.gates(site) {
+            self.gate = Some((site.layer, data.to_vec()));
         }
         if let Some(index) = self.sites.iter().position(|&other| other == site) {
             self.count(site, index, width, data)?;

@@ -77,6 +77,10 @@ pub struct Feature {
     pub units_positive: u64,
     /// Units that hold a value below zero.
     pub units_negative: u64,
+    /// Smallest value where the gate beside it is open (infinity if nowhere, or where there is no gate).
+    pub acting_min: f32,
+    /// Largest value where the gate beside it is open.
+    pub acting_max: f32,
 }
 
 impl Feature {
@@ -90,6 +94,8 @@ impl Feature {
         negative: 0,
         units_positive: 0,
         units_negative: 0,
+        acting_min: f32::INFINITY,
+        acting_max: f32::NEG_INFINITY,
     };
 
     fn merge(&mut self, other: &Self) {
@@ -101,6 +107,8 @@ impl Feature {
         self.negative += other.negative;
         self.units_positive += other.units_positive;
         self.units_negative += other.units_negative;
+        self.acting_min = self.acting_min.min(other.acting_min);
+        self.acting_max = self.acting_max.max(other.acting_max);
     }
 }
 
@@ -129,7 +137,13 @@ impl Strip {
         }
     }
 
-    fn observe(&mut self, columns: Columns<'_>, units: &[UnitRows], tools: &mut Tools) -> Result<(), Refused> {
+    fn observe(
+        &mut self,
+        columns: Columns<'_>,
+        gate: Option<Columns<'_>>,
+        units: &[UnitRows],
+        tools: &mut Tools,
+    ) -> Result<(), Refused> {
         for unit in units {
             if !unit.rows.is_empty() {
                 let mut seen = Moments::EMPTY;
@@ -139,6 +153,9 @@ impl Strip {
                 }
                 self.fold(&seen);
                 self.extremes(columns, unit, &seen, tools);
+                if let Some(gate) = gate {
+                    self.acting(columns, gate, unit, &seen, tools);
+                }
             }
             if unit.last {
                 self.close()?;
@@ -180,6 +197,33 @@ impl Strip {
                     if kept.admits(j, value, &unit.document) {
                         kept.insert(j, Occurrence { value, position, document: unit.document });
                     }
+                }
+            }
+        }
+    }
+
+    /// Extremes where the gate is open, looked for only in columns whose extreme of the unit goes beyond them.
+    fn acting(
+        &mut self,
+        columns: Columns<'_>,
+        gate: Columns<'_>,
+        unit: &UnitRows,
+        seen: &Moments,
+        tools: &mut Tools,
+    ) {
+        let beyond = |(j, f): (usize, &Feature)| (seen.min[j] < f.acting_min || seen.max[j] > f.acting_max).then_some(j);
+        tools.live.clear();
+        tools.live.extend(self.features.iter().enumerate().filter_map(beyond));
+        if tools.live.is_empty() {
+            return;
+        }
+        for &row in &unit.rows {
+            let (values, gates) = (columns.row(row), gate.row(row));
+            for &j in &tools.live {
+                if gates[j] > 0.0 {
+                    let (feature, value) = (&mut self.features[j], values[j] + 0.0);
+                    feature.acting_min = feature.acting_min.min(value);
+                    feature.acting_max = feature.acting_max.max(value);
                 }
             }
         }
@@ -227,24 +271,33 @@ pub struct SiteStats {
     pub tally: Tally,
     /// What the norm in front of the site permits at all, `(lowest, highest)` a feature, where it is known.
     pub reach: Option<Vec<(f64, f64)>>,
+    /// Whether a gate multiplies it: then its extremes where the gate is open are kept too.
+    pub gated: bool,
     strips: Vec<Strip>,
 }
 
 impl SiteStats {
     /// Of nothing; `capacity` occurrences are kept at either end.
-    pub fn new(name: String, width: usize, capacity: usize) -> Self {
+    pub fn new(name: String, width: usize, capacity: usize, gated: bool) -> Self {
         let strips = (0..width).step_by(STRIP).map(|start| Strip::new(STRIP.min(width - start), capacity)).collect();
-        Self { name, width, tally: Tally::default(), reach: None, strips }
+        Self { name, width, tally: Tally::default(), reach: None, gated, strips }
     }
 
-    /// Counts a batch, `data` being `[rows, width]`. Units are in corpus order; a document's pieces are consecutive,
-    /// in this batch or over several.
-    pub fn observe(&mut self, units: &[UnitRows], data: &[f32], pool: &rayon::ThreadPool) -> Result<()> {
+    /// Counts a batch, `data` being `[rows, width]`, and `gate` the gate's pre-activations of the same shape where the
+    /// site is gated. Units are in corpus order; a document's pieces are consecutive, in this batch or over several.
+    pub fn observe(
+        &mut self,
+        units: &[UnitRows],
+        data: &[f32],
+        gate: Option<&[f32]>,
+        pool: &rayon::ThreadPool,
+    ) -> Result<()> {
         let width = self.width;
         let refused: Option<Refused> = pool.install(|| {
             let found = self.strips.par_iter_mut().enumerate().map_init(Tools::default, |tools, (i, strip)| {
-                let columns = Columns { data, width, start: i * STRIP, len: strip.features.len() };
-                strip.observe(columns, units, tools).err().map(|(column, nan)| (i * STRIP + column, nan))
+                let columns = |data| Columns { data, width, start: i * STRIP, len: strip.features.len() };
+                let (columns, gate) = (columns(data), gate.map(columns));
+                strip.observe(columns, gate, units, tools).err().map(|(column, nan)| (i * STRIP + column, nan))
             });
             found.flatten().min()
         });

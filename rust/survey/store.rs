@@ -17,7 +17,7 @@ use super::stats::{Feature, SiteStats, Tally};
 use super::topk::{End, Occurrence};
 use super::validate;
 use crate::engine::request::Engine;
-use crate::engine::site::Site;
+use crate::engine::site::{Point, Site};
 use crate::error::{Error, Result};
 
 /// The metadata's one key.
@@ -48,7 +48,7 @@ impl Survey {
         let mut reach = Reach::new(engine, check);
         let mut stats = Vec::with_capacity(sites.len());
         for &site in sites {
-            let mut one = SiteStats::new(site.name(), site.width(engine.spec(), 0), settings.top);
+            let mut one = SiteStats::new(site.name(), site.width(engine.spec(), 0), settings.top, gated(site));
             one.reach = reach.of(site)?;
             stats.push(one);
         }
@@ -114,6 +114,7 @@ struct CorpusMeta {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SiteMeta {
+    gated: bool,
     n_bos: u64,
     n_histogram: u64,
     n_prefix: u64,
@@ -127,8 +128,8 @@ struct SiteMeta {
 impl SiteMeta {
     fn of(site: &SiteStats) -> Self {
         let Tally { n_tokens, n_units, n_sink, n_bos, n_prefix, n_histogram } = site.tally;
-        let (reach, width) = (site.reach.is_some(), site.width);
-        Self { n_bos, n_histogram, n_prefix, n_sink, n_tokens, n_units, reach, width }
+        let (reach, gated, width) = (site.reach.is_some(), site.gated, site.width);
+        Self { gated, n_bos, n_histogram, n_prefix, n_sink, n_tokens, n_units, reach, width }
     }
 
     fn tally(&self) -> Tally {
@@ -233,6 +234,10 @@ fn write_site(
     tensors.push(tensor(name("negative"), vec![width], site.features().map(|f| f.negative)));
     tensors.push(tensor(name("units_positive"), vec![width], site.features().map(|f| f.units_positive)));
     tensors.push(tensor(name("units_negative"), vec![width], site.features().map(|f| f.units_negative)));
+    if site.gated {
+        tensors.push(tensor(name("acting_min"), vec![width], site.features().map(|f| f.acting_min)));
+        tensors.push(tensor(name("acting_max"), vec![width], site.features().map(|f| f.acting_max)));
+    }
     let kept = kept(top, site.tally.n_tokens);
     for (end, label) in [(End::Top, "top"), (End::Bottom, "bottom")] {
         let all = || (0..width).flat_map(|j| site.extremes(end, j));
@@ -268,6 +273,11 @@ fn write_site(
 /// Occurrences that every feature of a site has at either end.
 fn kept(top: usize, n_tokens: u64) -> usize {
     top.min(usize::try_from(n_tokens).unwrap_or(usize::MAX))
+}
+
+/// Whether a gate multiplies what a site holds.
+fn gated(site: Site) -> bool {
+    site.point == Point::PreLinear
 }
 
 /// Writes a file that is either the old one or the new one at every moment.
@@ -349,7 +359,7 @@ pub fn from_bytes(bytes: &[u8]) -> Result<(Survey, Option<Progress>), Malformed>
     for name in &settings.sites {
         let site = &meta.sites[name];
         let open = meta.progress.is_some();
-        expected += 17 + usize::from(site.reach) + usize::from(open);
+        expected += 17 + 2 * usize::from(site.gated) + usize::from(site.reach) + usize::from(open);
         let stats = file.site(name, site, &settings, open, &documents)?;
         validate::site(&stats, &corpus, &settings, open)?;
         sites.push(stats);
@@ -418,12 +428,17 @@ impl Reading<'_> {
         let negative: Vec<u64> = self.values(&full("negative"), &[width])?;
         let units_positive: Vec<u64> = self.values(&full("units_positive"), &[width])?;
         let units_negative: Vec<u64> = self.values(&full("units_negative"), &[width])?;
+        let acting = |what: &str, nowhere: f32| {
+            if meta.gated { self.values(&full(what), &[width]) } else { Ok(vec![nowhere; width]) }
+        };
+        let acting_min = acting("acting_min", Feature::EMPTY.acting_min)?;
+        let acting_max = acting("acting_max", Feature::EMPTY.acting_max)?;
         let histograms = self.histograms(name, meta)?;
         let kept = kept(settings.top, meta.n_tokens);
         let top = self.occurrences(name, End::Top, width, kept, documents)?;
         let bottom = self.occurrences(name, End::Bottom, width, kept, documents)?;
         let sums: Vec<f64> = if open { self.values(&full("open"), &[width, 2])? } else { vec![0.0; 2 * width] };
-        let mut stats = SiteStats::new(name.to_owned(), width, settings.top);
+        let mut stats = SiteStats::new(name.to_owned(), width, settings.top, meta.gated);
         stats.tally = meta.tally();
         if meta.reach {
             let reach: Vec<f64> = self.values(&full("reach"), &[width, 2])?;
@@ -440,6 +455,8 @@ impl Reading<'_> {
                 negative: negative[j],
                 units_positive: units_positive[j],
                 units_negative: units_negative[j],
+                acting_min: acting_min[j],
+                acting_max: acting_max[j],
             };
             let of = |all: &'_ [Occurrence], end: End| {
                 all[j * kept..(j + 1) * kept].iter().map(move |&occurrence| (end, occurrence)).collect::<Vec<_>>()

@@ -152,7 +152,7 @@ impl Engine for Fake {
 }
 
 fn names() -> Vec<String> {
-    ["mlp.hook_pre", "hook_embed", "blocks.1.hook_resid_post", "ln_final.hook_normalized", "blocks.1.hook_resid_pre"]
+    ["mlp.hook_pre", "blocks.0.mlp.hook_pre_linear", "hook_embed", "blocks.1.hook_resid_post", "ln_final.hook_normalized", "blocks.1.hook_resid_pre"]
         .map(str::to_owned)
         .to_vec()
 }
@@ -213,6 +213,8 @@ fn bytes(survey: &Survey) -> Vec<u8> {
 /// One counted value.
 struct Value {
     occurrence: Occurrence,
+    /// Whether the gate beside it is open.
+    acts: bool,
     unit: usize,
     sampled: bool,
 }
@@ -244,11 +246,13 @@ fn expected(engine: &Fake, settings: &Settings, documents: &[Document], site: Si
                     apart[0] += 1;
                     continue;
                 }
+                let gate = engine.row(Site { point: Point::Pre, ..site }, &path(i));
                 for (j, &value) in engine.row(site, &path(i)).iter().enumerate() {
+                    let acts = site.point == Point::PreLinear && gate[j] > 0.0;
                     let position = (index * piece + i) as u32;
                     let occurrence = Occurrence { value: value + 0.0, position, document: hash };
                     let sampled = hash.sampled(index as u32, settings.histogram_every);
-                    values[j].push(Value { occurrence, unit, sampled });
+                    values[j].push(Value { occurrence, acts, unit, sampled });
                 }
             }
             unit += 1;
@@ -279,6 +283,9 @@ fn agrees(survey: &Survey, engine: &Fake, documents: &[Document]) {
             assert_eq!((feature.units_positive, feature.units_negative), (units(1.0), units(-1.0)));
             assert_eq!(f64::from(feature.min), all.iter().copied().fold(f64::INFINITY, f64::min));
             assert_eq!(f64::from(feature.max), all.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+            let acting = || values[j].iter().filter(|v| v.acts).map(|v| v.occurrence.value);
+            assert_eq!(feature.acting_min, acting().fold(f32::INFINITY, f32::min));
+            assert_eq!(feature.acting_max, acting().fold(f32::NEG_INFINITY, f32::max));
             if !all.is_empty() {
                 let n = all.len() as f64;
                 let mean = all.iter().sum::<f64>() / n;

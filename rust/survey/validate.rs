@@ -37,7 +37,7 @@ pub fn site(site: &SiteStats, corpus: &Corpus, settings: &Settings, open: bool) 
     for (j, (feature, histogram)) in site.features().zip(site.histograms()).enumerate() {
         let bad = |what: &str| format!("{name} feature {j}: {what}");
         require(histogram.total() == tally.n_histogram, || bad("the histogram's total is not the site's"))?;
-        require(consistent(feature, tally.n_tokens, tally.n_units), || bad("its counts and extremes disagree"))?;
+        require(consistent(feature, tally.n_tokens, tally.n_units) && acts(feature), || bad("its counts and extremes disagree"))?;
         let ends = [(End::Top, feature.max), (End::Bottom, feature.min)];
         let extreme = ends.iter().all(|&(end, value)| site.extremes(end, j).first().is_none_or(|o| o.value == value));
         require(extreme, || bad("its occurrences do not begin with its extremes"))?;
@@ -69,6 +69,13 @@ fn consistent(feature: &Feature, n_tokens: u64, n_units: u64) -> bool {
         && units_positive <= n_units.min(positive)
         && units_negative <= n_units.min(negative)
         && !feature.squares.is_negative()
+}
+
+/// Whether the extremes where the gate is open lie between the extremes.
+fn acts(feature: &Feature) -> bool {
+    let Feature { min, max, acting_min, acting_max, .. } = *feature;
+    let nowhere = (acting_min, acting_max) == (f32::INFINITY, f32::NEG_INFINITY);
+    nowhere || (min <= acting_min && acting_min <= acting_max && acting_max <= max)
 }
 
 /// Whether a mean lies between the extremes, up to the rounding of the sums.

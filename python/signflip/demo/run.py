@@ -162,7 +162,12 @@ class _Demo:
         """One pass over all of it."""
         prefix = document_separator(self.model)
         self.surveyed = sf.survey(
-            self.model, documents, prefix=prefix or None, out=self.out / "model.survey", progress=self.progress
+            self.model,
+            documents,
+            prefix=prefix or None,
+            out=self.out / "model.survey",
+            top=3,
+            progress=self.progress,
         )
         self.features = self.surveyed.one_sided(max_rate=NEARLY)
         strict = self.strict()
