@@ -96,3 +96,46 @@ def test_a_wrong_edit_is_one_sentence(path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert said.startswith('signflip: site "blocks.30.hook_resid_post"')
     assert said.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def behaviour(tmp_path_factory):
+    """Agreement as a user would write it: two halves, each of nouns and adverbs of its own."""
+    nouns = {"A": ["key", "dog", "car"], "B": ["boat", "cat", "tree", "door", "friend", "song"]}
+    openings = {"A": ["The ", "All day the "], "B": ["Today the ", "Here the ", "Now the "]}
+    lines = [
+        {"text": f"{opening}{noun}{ending}", "correct": right, "opposite": wrong, "side": side, "half": half}
+        | {"item": noun, "template": opening}
+        for half in "AB"
+        for opening in openings[half]
+        for noun in nouns[half]
+        for side, ending, right, wrong in (("one", "", " is", " are"), ("many", "s", " are", " is"))
+    ]
+    path = tmp_path_factory.mktemp("behaviour") / "agreement.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_scan_and_flip_run_on_a_users_behaviour(cli, path, survey, behaviour, tmp_path):
+    feature = sf.Survey.open(survey).one_sided()[-1]
+    name = f"{feature.site}[{feature.index}]"
+    out = tmp_path / "scan.json"
+    code, found = cli("scan", path, str(survey), "--feature", name, "--behaviour", behaviour, "--out", str(out))
+    opened = sf.Scan.open(out)
+    assert code == (0 if opened.reversed() else 1)
+    assert opened.to_json() == found
+    assert found["meta"]["behaviours"] == {"agreement": 12}
+    # A trigger given as a search's file; whatever it does, its table holds every condition.
+    trigger = tmp_path / "x.search"
+    common = ("--tokens", "2", "--width", "16", "--context", "<|endoftext|>", "", "--steps", "2")
+    cli("search", path, "--survey", str(survey), "--feature", name, *common, "--out", str(trigger))
+    saved = tmp_path / "flip.json"
+    what = ("flip", path, str(survey), str(trigger), "--feature", name, "--behaviour", behaviour, "--out", str(saved))
+    code, test = cli(*what)
+    assert code == 0
+    assert json.loads(saved.read_text("utf-8")) == test
+    groups = {row["group"] for row in test["rows"]}
+    assert {"clean", "dose", "tokens", "clamped", "set to triggered", "matched unit", "random tokens"} <= groups
+    clean = test["rows"][0]["score"]
+    assert clean["accuracy"]["value"] == clean["mean_ratio"]["value"] == 1
+    assert test["verdict"]["label"] in sf.verdict.Label.__args__

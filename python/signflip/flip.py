@@ -24,7 +24,7 @@ from signflip.resample import to_plain
 from signflip.reversal import Reversal
 from signflip.score import Answers, Design, Score, answer_tokens, answers, from_reads, summarise
 from signflip.sweep import Sweep, log_softmax
-from signflip.verdict import Divergence, Verdict, judge
+from signflip.verdict import Divergence, Verdict, any_turned, judge
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -367,10 +367,10 @@ class _Test:
         layer = Layer(self.model, self.text, one.place[0]) if one.place is not None else None
         skip = answer_tokens(self.prompts)
         edits = [on_text.edits(one, d.value, t, m) for d, t, m in planned]
+        at = [d.value if d.crosses and any_turned(s) else None for (d, *_), s in zip(planned, scores, strict=True)]
+        moved = text_divergences(layer, self.text, edits, one, skip, at)
         best: tuple[float, Verdict] | None = None
-        for (dose, tier, metric), score, edit in zip(planned, scores, edits, strict=True):
-            crossing = dose.value if dose.crosses else None
-            (divergence,) = text_divergences(layer, self.text, [edit], one, skip, crossing)
+        for (dose, tier, metric), score, divergence in zip(planned, scores, moved, strict=True):
             verdict = None
             if score.refusal is None:
                 verdict = judge(

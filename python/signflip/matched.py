@@ -104,29 +104,35 @@ def text_divergences(
     variants: Sequence[Sequence[RowEdit]],
     feature: Feature,
     skip: Sequence[int],
-    bounds_at: float | None = None,
+    bounds_at: Sequence[float | None] = (),
     n: int = N_MATCHED,
 ) -> list[Divergence]:
     """KL of edits over tokens other than the answers (`skip`), on plain text and where X acts there.
 
-    With `bounds_at`, a value of X, also the 95% quantiles over `n` units of X's layer whose output is moved by as much.
+    `bounds_at` holds for each edit a value of X, or None: with one, there are also the 95% quantiles over `n` units of
+    X's layer whose output is moved by as much as X's own when it is set to that value.
     """
     acts = np.concatenate(acting_rows(layer, sweep, feature))
     # Whole rows of logits cost as much as the model: some of the rows everywhere, and those where X acts.
     spread = np.zeros(len(acts), bool)
     spread[:: max(1, len(acts) // TEXT_ROWS)] = True
     rows = np.flatnonzero(spread | acts)
-    controls: list[Sequence[RowEdit]] = []
-    if layer is not None and bounds_at is not None:
-        controls = [layer.push(feature, bounds_at, neuron) for neuron in layer.matched(feature, n)]
+    matched = [] if layer is None or not any(at is not None for at in bounds_at) else layer.matched(feature, n)
+    pushed = {at: i for i, at in enumerate(dict.fromkeys(at for at in bounds_at if at is not None and matched))}
+    controls = [layer.push(feature, at, neuron) for at in pushed for neuron in matched if layer is not None]
     kl = sweep.divergence(rows, [*variants, *controls], skip)
     text = kl[:, spread[rows]].mean(1)
     where = kl[:, acts[rows]].mean(1)
-    k = len(variants)
-    if not controls:
-        return [Divergence(float(text[v]), float(where[v])) for v in range(k)]
-    bounds = float(np.quantile(text[k:], 0.95)), float(np.quantile(where[k:], 0.95))
-    return [Divergence(float(text[v]), float(where[v]), *bounds, len(controls)) for v in range(k)]
+    out = []
+    for v, at in zip(range(len(variants)), bounds_at or [None] * len(variants), strict=True):
+        own = float(text[v]), float(where[v])
+        if at not in pushed:
+            out.append(Divergence(*own))
+            continue
+        first = len(variants) + pushed[at] * len(matched)
+        bounds = (float(np.quantile(one[first : first + len(matched)], 0.95)) for one in (text, where))
+        out.append(Divergence(*own, *bounds, len(matched)))
+    return out
 
 
 def acting_rows(layer: Layer | None, sweep: Sweep, feature: Feature) -> list[NDArray[np.bool_]]:

@@ -21,7 +21,7 @@ from signflip.reversal import Reversal, carrying_positions, twins
 from signflip.scanned import Row, SavedScan, Scan, turnedness
 from signflip.score import Answers, Design, Score, answer_tokens, from_reads, leans, side_means, summarise
 from signflip.sweep import RowEdit, Sweep
-from signflip.verdict import LEVEL, MARGIN, Divergence, judge
+from signflip.verdict import LEVEL, MARGIN, Divergence, any_turned, judge
 
 if TYPE_CHECKING:
     from signflip.behaviours.prompts import ModelPrompt
@@ -269,7 +269,7 @@ class _Run:
         ran = half.answers([tiers.edits(profile.feature, dose.value, tier, metric) for dose, tier, metric in planned])
         scores = [summarise(half.design, half.clean, run, replicates=self.replicates, seed=self.seed) for run in ran]
         paired = self._paired(half, feature, planned, which)
-        moved = self._divergences(feature, half, planned, bounds)
+        moved = self._divergences(feature, half, planned, scores if bounds else None)
         rows = []
         for (dose, tier, metric), score, simple, kl in zip(planned, scores, paired, moved, strict=True):
             same = {
@@ -319,23 +319,17 @@ class _Run:
         feature: int,
         half: _Half,
         planned: Sequence[Plan],
-        bounds: bool,
+        scores: Sequence[Score] | None,
     ) -> list[Divergence]:
-        """KL of each planned edit; with bounds, against units pushed as far as the dose pushes X's own."""
+        """KL of each planned edit; given the scores, of turned ones also that of units pushed as far as X's own."""
         one = self.profiles[feature].feature
         layer = self._layer(one)
         skip = answer_tokens(half.prompts)
         edits = [self.on_text.edits(one, dose.value, tier, metric) for dose, tier, metric in planned]
-        if not bounds:
+        if scores is None:
             return text_divergences(layer, self.text, edits, one, skip)
-        out: list[Divergence] = []
-        for dose in dict.fromkeys(dose for dose, *_ in planned):
-            own = [e for (d, *_), e in zip(planned, edits, strict=True) if d == dose]
-            out += text_divergences(layer, self.text, own, one, skip, dose.value if dose.crosses else None)
-        order = [
-            i for dose in dict.fromkeys(dose for dose, *_ in planned) for i, p in enumerate(planned) if p[0] == dose
-        ]
-        return [out[order.index(i)] for i in range(len(planned))]
+        at = [d.value if d.crosses and any_turned(s) else None for (d, *_), s in zip(planned, scores, strict=True)]
+        return text_divergences(layer, self.text, edits, one, skip, at)
 
     def _layer(self, feature: Feature) -> Layer | None:
         if feature.place is None:

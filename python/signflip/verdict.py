@@ -209,6 +209,11 @@ def judge(
     return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, p, pushed)
 
 
+def any_turned(score: Score, margin: float = MARGIN) -> bool:
+    """Whether a side is turned: only then are the costlier controls of *opposite* due."""
+    return score.refusal is None and any(side.upper < -margin for side in score.sides.values())
+
+
 def turn_p(score: Score, margin: float = MARGIN, *, half: bool = False, seed: int = 0) -> float:
     """P-value that the sides are not turned beyond the margin, by sign-flips over items.
 
@@ -252,7 +257,8 @@ def _harmless(divergence: Divergence | None) -> Condition:
     if divergence is None:
         return Condition(name, None, "not measured")
     if divergence.text_bound is None or divergence.acts_bound is None:
-        return Condition(name, None, f"{divergence.text:.4f} on text; no matched units")
+        why = "matched units are run for neurons that turn a side"
+        return Condition(name, None, f"{divergence.text:.4f} on text; {why}")
     passed = divergence.text <= divergence.text_bound and divergence.acts <= divergence.acts_bound
     return Condition(
         name,
