@@ -246,9 +246,9 @@ class Sweep:
                     values = values if isinstance(values, float) else values[kept]
                 if not len(rows):
                     continue
-                flat = [values] if isinstance(values, float) else np.asarray(values, np.float32).ravel().tolist()
+                flat = [values] if isinstance(values, float) else np.ravel(np.asarray(values, np.float32))
                 columns = None if edit.columns is None else list(edit.columns)
-                plain.append((edit.site, edit.op, columns, [tuple(row) for row in rows.tolist()], flat))
+                plain.append((edit.site, edit.op, columns, np.ascontiguousarray(rows), flat))
             if plain:
                 core.append(plain)
             numbers.append(len(core) if plain else 0)

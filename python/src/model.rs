@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use numpy::{PyArray2, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{PyArray2, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
@@ -202,19 +202,45 @@ fn segment((kind, index, keep, tokens): (i8, usize, usize, Vec<u32>)) -> Segment
     Segment { parent, tokens }
 }
 
-/// `[n, 3]` of (variant, segment, offset).
-fn row_refs(rows: &Bound<'_, PyAny>) -> PyResult<Vec<RowRef>> {
+/// The rows of an int64 array `[n, N]`.
+fn indices<const N: usize>(rows: &Bound<'_, PyAny>) -> PyResult<Vec<[usize; N]>> {
     let rows: PyReadonlyArray2<'_, i64> = rows.extract()?;
-    if !rows.is_c_contiguous() || rows.shape()[1] != 3 {
-        return Err(PyTypeError::new_err("rows must be a C-contiguous int64 array [n, 3]"));
+    if !rows.is_c_contiguous() || rows.shape()[1] != N {
+        return Err(PyTypeError::new_err(format!("rows must be a C-contiguous int64 array [n, {N}]")));
     }
-    let rows = rows.as_slice()?;
     let cell = |value: i64| {
         usize::try_from(value).map_err(|_| to_py(Error::Internal(format!("a row reference holds {value}"))))
     };
-    rows.chunks_exact(3)
-        .map(|row| Ok(RowRef { variant: cell(row[0])?, segment: cell(row[1])?, offset: cell(row[2])? }))
-        .collect()
+    let row = |row: &[i64]| {
+        let mut out = [0; N];
+        for (to, &from) in out.iter_mut().zip(row) {
+            *to = cell(from)?;
+        }
+        Ok(out)
+    };
+    rows.as_slice()?.chunks_exact(N).map(row).collect()
+}
+
+/// `[n, 3]` of (variant, segment, offset).
+fn row_refs(rows: &Bound<'_, PyAny>) -> PyResult<Vec<RowRef>> {
+    let rows = indices::<3>(rows)?;
+    Ok(rows.into_iter().map(|[variant, segment, offset]| RowRef { variant, segment, offset }).collect())
+}
+
+/// An int64 array `[n, 2]` of (segment, offset), or a list of such pairs.
+fn cells(rows: &Bound<'_, PyAny>) -> PyResult<Vec<(usize, usize)>> {
+    if rows.is_instance_of::<PyList>() {
+        return rows.extract();
+    }
+    Ok(indices::<2>(rows)?.into_iter().map(|[segment, offset]| (segment, offset)).collect())
+}
+
+/// A float32 array `[n]`, or any sequence of numbers.
+fn floats(values: &Bound<'_, PyAny>) -> PyResult<Vec<f32>> {
+    match values.extract::<PyReadonlyArray1<'_, f32>>() {
+        Ok(array) => Ok(array.as_array().to_vec()),
+        Err(_) => values.extract(),
+    }
 }
 
 fn columns(columns: Option<Vec<u32>>) -> Columns {
@@ -239,21 +265,22 @@ fn read(entry: &Bound<'_, PyAny>, spec: &ModelSpec) -> PyResult<Read> {
     })
 }
 
-/// A list of edits `(site, op, columns | None, [(segment, offset)] | None, values)`.
+/// A list of edits `(site, op, columns | None, cells | None, values)`.
 fn variant(edits: &Bound<'_, PyAny>, spec: &ModelSpec) -> PyResult<Variant> {
-    type Fields = (String, String, Option<Vec<u32>>, Option<Vec<(usize, usize)>>, Vec<f32>);
-    let edits: Vec<Fields> = edits.extract()?;
+    type Fields<'py> = (String, String, Option<Vec<u32>>, Option<Bound<'py, PyAny>>, Bound<'py, PyAny>);
+    let edits: Vec<Fields<'_>> = edits.extract()?;
     let edits = edits.into_iter().map(|(site, op, columns, rows, values)| {
         let op = match op.as_str() {
             "set" => EditOp::Set,
             "add" => EditOp::Add,
             "scale" => EditOp::Scale,
             "clamp" => EditOp::Clamp,
-            other => return Err(Error::Internal(format!("an edit operation {other:?}"))),
+            other => return Err(to_py(Error::Internal(format!("an edit operation {other:?}")))),
         };
-        Ok(Edit { site: Site::parse(&site, spec)?, op, columns, rows, values })
+        let site = Site::parse(&site, spec).map_err(to_py)?;
+        Ok(Edit { site, op, columns, rows: rows.as_ref().map(cells).transpose()?, values: floats(&values)? })
     });
-    Ok(Variant { edits: edits.collect::<Result<_>>().map_err(to_py)? })
+    Ok(Variant { edits: edits.collect::<PyResult<_>>()? })
 }
 
 /// A Python function `fn(name, values [rows, width]) -> values | None` as a host step.

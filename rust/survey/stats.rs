@@ -203,15 +203,9 @@ impl Strip {
     }
 
     /// Extremes where the gate is open, looked for only in columns whose extreme of the unit goes beyond them.
-    fn acting(
-        &mut self,
-        columns: Columns<'_>,
-        gate: Columns<'_>,
-        unit: &UnitRows,
-        seen: &Moments,
-        tools: &mut Tools,
-    ) {
-        let beyond = |(j, f): (usize, &Feature)| (seen.min[j] < f.acting_min || seen.max[j] > f.acting_max).then_some(j);
+    fn acting(&mut self, columns: Columns<'_>, gate: Columns<'_>, unit: &UnitRows, seen: &Moments, tools: &mut Tools) {
+        let beyond =
+            |(j, f): (usize, &Feature)| (seen.min[j] < f.acting_min || seen.max[j] > f.acting_max).then_some(j);
         tools.live.clear();
         tools.live.extend(self.features.iter().enumerate().filter_map(beyond));
         if tools.live.is_empty() {

@@ -152,9 +152,16 @@ impl Engine for Fake {
 }
 
 fn names() -> Vec<String> {
-    ["mlp.hook_pre", "blocks.0.mlp.hook_pre_linear", "hook_embed", "blocks.1.hook_resid_post", "ln_final.hook_normalized", "blocks.1.hook_resid_pre"]
-        .map(str::to_owned)
-        .to_vec()
+    [
+        "mlp.hook_pre",
+        "blocks.0.mlp.hook_pre_linear",
+        "hook_embed",
+        "blocks.1.hook_resid_post",
+        "ln_final.hook_normalized",
+        "blocks.1.hook_resid_pre",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 fn settings(engine: &Fake, context: usize, prefix: &[u32]) -> Settings {

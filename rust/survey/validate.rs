@@ -37,7 +37,9 @@ pub fn site(site: &SiteStats, corpus: &Corpus, settings: &Settings, open: bool) 
     for (j, (feature, histogram)) in site.features().zip(site.histograms()).enumerate() {
         let bad = |what: &str| format!("{name} feature {j}: {what}");
         require(histogram.total() == tally.n_histogram, || bad("the histogram's total is not the site's"))?;
-        require(consistent(feature, tally.n_tokens, tally.n_units) && acts(feature), || bad("its counts and extremes disagree"))?;
+        require(consistent(feature, tally.n_tokens, tally.n_units) && acts(feature), || {
+            bad("its counts and extremes disagree")
+        })?;
         let ends = [(End::Top, feature.max), (End::Bottom, feature.min)];
         let extreme = ends.iter().all(|&(end, value)| site.extremes(end, j).first().is_none_or(|o| o.value == value));
         require(extreme, || bad("its occurrences do not begin with its extremes"))?;
