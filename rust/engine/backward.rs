@@ -2,19 +2,24 @@
 //! constants, so each layer needs only what its nonlinearities saw.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::forward::{LayerTape, Rows, Store, Tape, copy};
-use super::model::{Linear, Model};
+use super::cache::{Chunk, Store, sources};
+use super::model::Model;
 use super::plan::Plan;
 use super::request::{Columns, Context, Gradients, Output, Read, Request};
+use super::rows::{Rows, copy, gathered};
 use super::site::{Point, Site};
-use crate::backend::{Backend, Gemm, KeyValues};
+use super::tape::{LayerTape, Tape};
+use crate::backend::{Backend, KeyValues};
 use crate::error::{Error, Result};
 
 struct Sweep<'a, B: Backend> {
     model: &'a Model<B>,
     plan: &'a Plan,
     request: &'a Request,
+    /// Keys and values of the cached segments.
+    chunks: &'a [Arc<Chunk<B>>],
     seeds: &'a [Vec<f32>],
     wrt: &'a [Site],
     found: BTreeMap<Site, Output>,
@@ -31,7 +36,8 @@ pub(super) fn run<B: Backend>(
     from: Option<&[usize]>,
     context: &Context<'_>,
 ) -> Result<Gradients> {
-    let mut sweep = Sweep { model, plan, request, seeds, wrt, found: BTreeMap::new() };
+    let chunks = Store::of(request)?;
+    let mut sweep = Sweep { model, plan, request, chunks: &chunks, seeds, wrt, found: BTreeMap::new() };
     sweep.layers(tape, context)?;
     let mut gradients = Vec::with_capacity(wrt.len());
     for &site in wrt {
@@ -143,7 +149,7 @@ impl<B: Backend> Sweep<'_, B> {
         if site(Point::MlpOut) <= self.plan.stop {
             let mut branch = copy(backend, dx, rows.len * d)?;
             self.visit(site(Point::MlpOut), &mut branch, rows)?;
-            back(backend, &branch, rows.len, &block.out, &mut dpost)?;
+            block.out.backward(backend, &branch, rows.len, &mut dpost)?;
         }
         self.visit(site(Point::Post), &mut dpost, rows)?;
         let mut dpre = backend.zeros(len)?;
@@ -156,13 +162,13 @@ impl<B: Backend> Sweep<'_, B> {
         if let Some(map) = block.linear.as_ref().filter(|_| taped.linear.is_some()) {
             self.visit(site(Point::PreLinear), &mut dlinear, rows)?;
             let mut part = backend.zeros(rows.len * d)?;
-            back(backend, &dlinear, rows.len, map, &mut part)?;
+            map.backward(backend, &dlinear, rows.len, &mut part)?;
             self.visit(site(Point::Pre), &mut dpre, rows)?;
-            back(backend, &dpre, rows.len, &block.input, &mut dnormed)?;
+            block.input.backward(backend, &dpre, rows.len, &mut dnormed)?;
             backend.add_assign(&mut dnormed, &part, rows.len * d)?;
         } else {
             self.visit(site(Point::Pre), &mut dpre, rows)?;
-            back(backend, &dpre, rows.len, &block.input, &mut dnormed)?;
+            block.input.backward(backend, &dpre, rows.len, &mut dnormed)?;
         }
         let gain = Some(&block.mlp_norm.gain);
         backend.norm_backward(spec.norm, spec.norm_eps, mid, rows.len, d, gain, &dnormed, dx)
@@ -192,7 +198,7 @@ impl<B: Backend> Sweep<'_, B> {
             if site(Point::AttnOut) <= plan.stop {
                 let mut branch = copy(backend, &dx, rows.len * d)?;
                 self.visit(site(Point::AttnOut), &mut branch, rows)?;
-                back(backend, &branch, rows.len, &block.o, &mut dz)?;
+                block.o.backward(backend, &branch, rows.len, &mut dz)?;
             }
             self.visit(site(Point::Z), &mut dz, rows)?;
             let mut dpattern =
@@ -201,11 +207,7 @@ impl<B: Backend> Sweep<'_, B> {
                 self.seed(site(Point::Pattern), dpattern, rows)?;
             }
             let who = plan.attention(layer, rows.is_tail())?;
-            let store = self.store()?;
-            let mut sources: Vec<KeyValues<'_, B>> = vec![KeyValues { k, v }];
-            if let Some(store) = &store {
-                sources.extend(store.chunks.iter().map(|chunk| KeyValues { k: &chunk.k[layer], v: &chunk.v[layer] }));
-            }
+            let sources = sources(KeyValues { k, v }, self.chunks, layer);
             let shape = model.attention_shape(layer);
             backend.attention_backward(who, shape, q, &sources, &dz, dpattern.as_mut(), &mut dq, &mut dk, &mut dv)?;
             if let Some(dpattern) = &dpattern {
@@ -216,7 +218,7 @@ impl<B: Backend> Sweep<'_, B> {
             self.visit(site(Point::RotQ), &mut dq, rows)?;
             self.visit(site(Point::RotK), &mut dk, full)?;
             let turn = |x: &B::Buffer, rows: Rows<'_>, heads: usize| {
-                let at: Vec<u32> = rows.iter().map(|row| plan.positions[row as usize]).collect();
+                let at = rows.positions(&plan.positions);
                 let mut out = backend.zeros(rows.len * heads * spec.d_head)?;
                 backend.rotate(x, &at, heads, spec.d_head, &table.cos, &table.sin, table.width, true, &mut out)?;
                 Ok::<_, Error>(out)
@@ -230,11 +232,11 @@ impl<B: Backend> Sweep<'_, B> {
 
         let mut dnormed = backend.zeros(full.len * d)?;
         let mut part = backend.zeros(full.len * d)?;
-        back(backend, &dk, full.len, &block.k, &mut dnormed)?;
-        back(backend, &dv, full.len, &block.v, &mut part)?;
+        block.k.backward(backend, &dk, full.len, &mut dnormed)?;
+        block.v.backward(backend, &dv, full.len, &mut part)?;
         backend.add_assign(&mut dnormed, &part, full.len * d)?;
         let mut queries = backend.zeros(rows.len * d)?;
-        back(backend, &dq, rows.len, &block.q, &mut queries)?;
+        block.q.backward(backend, &dq, rows.len, &mut queries)?;
         let mut below = dx;
         if rows.is_tail() {
             let at: Vec<u32> = rows.iter().collect();
@@ -251,10 +253,6 @@ impl<B: Backend> Sweep<'_, B> {
         Ok(below)
     }
 
-    fn store(&self) -> Result<Option<std::sync::Arc<Store<B>>>> {
-        self.request.cache.as_ref().map(Store::of).transpose()
-    }
-
     /// From the reads behind the final norm to the last residual.
     fn finish(&mut self, x: &B::Buffer, h: &B::Buffer, rows: Rows<'_>) -> Result<B::Buffer> {
         let (model, plan) = (self.model, self.plan);
@@ -267,7 +265,7 @@ impl<B: Backend> Sweep<'_, B> {
             let mut part = backend.zeros(n * d)?;
             match read {
                 Read::Logits { columns: Columns::All, .. } => {
-                    back(backend, &backend.upload(seed)?, n, head, &mut part)?;
+                    head.backward(backend, &backend.upload(seed)?, n, &mut part)?;
                 }
                 Read::Logits { columns: Columns::Some(columns), .. } => {
                     let weights = columns
@@ -283,8 +281,7 @@ impl<B: Backend> Sweep<'_, B> {
                 }
                 Read::LogProb { targets, .. } => {
                     let at = rows.locate(&plan.read_rows[i])?;
-                    let mut read_rows = backend.zeros(n * d)?;
-                    backend.gather(h, d, &at, &mut read_rows)?;
+                    let read_rows = gathered(backend, h, d, &at, n)?;
                     let (_, lse) = backend.log_prob(&read_rows, n, &head.weight, targets)?;
                     let transposed = head.transposed(backend)?;
                     backend.log_prob_backward(
@@ -317,12 +314,6 @@ impl<B: Backend> Sweep<'_, B> {
         backend.norm_backward(spec.norm, spec.norm_eps, x, rows.len, d, None, &dnormed, &mut dx)?;
         Ok(dx)
     }
-}
-
-/// `dx = dy W`.
-fn back<B: Backend>(backend: &B, dy: &B::Buffer, rows: usize, map: &Linear<B>, dx: &mut B::Buffer) -> Result<()> {
-    let weight = map.transposed(backend)?;
-    backend.gemm(&mut [Gemm { x: dy, rows, weight, bias: None, panels: None, out: dx }])
 }
 
 fn add_scaled(to: &mut [f32], from: &[f32], factor: f32) {

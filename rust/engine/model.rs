@@ -8,7 +8,7 @@ use super::request::{
 };
 use super::site::Site;
 use super::{backward, forward};
-use crate::backend::{Backend, MatrixView};
+use crate::backend::{AttentionShape, Backend, Gemm, MatrixView};
 use crate::error::{Error, Result};
 use crate::model::spec::{Head, ModelSpec, Positions};
 use crate::model::weights::{Checkpoint, HostLinear, HostNorm};
@@ -33,6 +33,28 @@ impl<B: Backend> Linear<B> {
 
     pub fn transposed(&self, backend: &B) -> Result<&B::Weight> {
         once(&self.transposed, || backend.pack_transposed(&self.weight))
+    }
+
+    /// This map of `x`'s rows, or some panels of it, as one product of a parallel region.
+    pub fn job<'a>(
+        &'a self,
+        x: &'a B::Buffer,
+        rows: usize,
+        panels: Option<&'a [u32]>,
+        out: &'a mut B::Buffer,
+    ) -> Gemm<'a, B> {
+        Gemm { x, rows, weight: &self.weight, bias: self.bias.as_ref(), panels, out }
+    }
+
+    /// `out = x Wᵀ + bias`.
+    pub fn forward(&self, backend: &B, x: &B::Buffer, rows: usize, out: &mut B::Buffer) -> Result<()> {
+        backend.gemm(&mut [self.job(x, rows, None, out)])
+    }
+
+    /// `dx = dy W`.
+    pub fn backward(&self, backend: &B, dy: &B::Buffer, rows: usize, dx: &mut B::Buffer) -> Result<()> {
+        let weight = self.transposed(backend)?;
+        backend.gemm(&mut [Gemm { x: dy, rows, weight, bias: None, panels: None, out: dx }])
     }
 }
 
@@ -145,15 +167,34 @@ impl<B: Backend> Model<B> {
         })
     }
 
+    /// The shape of a layer's attention.
+    pub(super) fn attention_shape(&self, layer: usize) -> AttentionShape {
+        let spec = &self.spec;
+        AttentionShape {
+            n_heads: spec.n_heads,
+            n_kv_heads: spec.n_kv_heads,
+            d_head: spec.d_head,
+            scale: spec.attn_scale[layer],
+        }
+    }
+
+    /// A block's norm, with gain and bias.
+    pub(super) fn norm(&self, x: &B::Buffer, rows: usize, norm: &Norm<B>, out: &mut B::Buffer) -> Result<()> {
+        let (spec, bias) = (&self.spec, norm.bias.as_ref());
+        self.backend.norm(spec.norm, spec.norm_eps, x, rows, spec.d_model, Some(&norm.gain), bias, out)
+    }
+
+    /// Fails on a model whose head scores sequences, not tokens.
+    pub(super) fn needs_unembedding(&self) -> Result<()> {
+        if self.spec.head == Head::Unembed {
+            return Ok(());
+        }
+        Err(Error::argument("objective", "a model with an unembedding", "a reward model"))
+    }
+
     fn table(&self, table: Table) -> Result<&B::Weight> {
         if table == Table::Unembed {
-            if self.spec.head != Head::Unembed {
-                return Err(Error::Argument {
-                    name: "objective",
-                    expected: "a model with an unembedding".to_owned(),
-                    found: "a reward model".to_owned(),
-                });
-            }
+            self.needs_unembedding()?;
             return Ok(&self.head.weight);
         }
         if self.tied {
