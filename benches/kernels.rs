@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use signflip::backend::{AttentionPlan, AttentionShape, Backend, Gemm, KeyValues, MatrixView, Run, Span};
+use signflip::backend::{
+    AttentionGradients, AttentionPlan, AttentionShape, Backend, Gemm, KeyValues, MatrixView, Pass, Run, Span,
+};
 use signflip::cpu::{Buffer, Cpu, Weight};
 use signflip::model::spec::{Activation, NormKind};
 use signflip::threads::Threads;
@@ -115,13 +117,15 @@ fn attention(c: &mut Criterion) {
             group.throughput(Throughput::Elements((2 * seen * n_heads * 64) as u64));
             let id = format!("{n}x{len}+{prefix}");
             group.bench_function(BenchmarkId::new(name, &id), |b| {
-                b.iter(|| cpu.attention(&plan, shape, &q, &chunks, &mut z).unwrap());
+                b.iter(|| cpu.attention(&plan, shape, &chunks, Pass::Whole { q: &q, z: &mut z }).unwrap());
             });
             if n <= 64 {
                 let (mut dk, mut dv) = (make(rows, n_kv_heads), make(rows, n_kv_heads));
                 group.bench_function(BenchmarkId::new(format!("{name} backward"), &id), |b| {
                     b.iter(|| {
-                        cpu.attention_backward(&plan, shape, &q, &chunks, &dz, None, &mut z, &mut dk, &mut dv).unwrap();
+                        let gradients =
+                            AttentionGradients { dz: &dz, d_pattern: None, dq: &mut z, dk: &mut dk, dv: &mut dv };
+                        cpu.attention_backward(&plan, shape, &chunks, &q, gradients).unwrap();
                     });
                 });
             }

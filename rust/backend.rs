@@ -80,6 +80,46 @@ pub struct KeyValues<'a, B: Backend> {
     pub v: &'a B::Buffer,
 }
 
+/// Which part of attention to run. Queries and mixed values are `[queries, n_heads * d_head]`, a pattern is
+/// `[queries, n_heads, plan.n_keys]`, zero where a query does not see.
+pub enum Pass<'a, B: Backend> {
+    /// `pattern = softmax(scale q kᵀ)`.
+    Pattern {
+        /// Queries.
+        q: &'a B::Buffer,
+        /// The pattern: written.
+        pattern: &'a mut B::Buffer,
+    },
+    /// `z = pattern v`.
+    Mix {
+        /// The pattern.
+        pattern: &'a B::Buffer,
+        /// The mixed values: written.
+        z: &'a mut B::Buffer,
+    },
+    /// Both without a materialised pattern, to the same bits.
+    Whole {
+        /// Queries.
+        q: &'a B::Buffer,
+        /// The mixed values: written.
+        z: &'a mut B::Buffer,
+    },
+}
+
+/// What flows back into attention, and out of it.
+pub struct AttentionGradients<'a, B: Backend> {
+    /// By the mixed values.
+    pub dz: &'a B::Buffer,
+    /// By the pattern, where someone asks: holds what flows into it from elsewhere, receives its whole gradient.
+    pub d_pattern: Option<&'a mut B::Buffer>,
+    /// By the queries: written.
+    pub dq: &'a mut B::Buffer,
+    /// By chunk 0's keys: added to.
+    pub dk: &'a mut B::Buffer,
+    /// By chunk 0's values: added to.
+    pub dv: &'a mut B::Buffer,
+}
+
 /// One matrix product of a parallel region.
 pub struct Gemm<'a, B: Backend> {
     /// `[rows, inputs]`.
@@ -194,47 +234,22 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// `softmax(scale q kᵀ)`, `[queries, n_heads, plan.n_keys]`, zero where a query does not see.
-    fn attention_pattern(
-        &self,
-        plan: &AttentionPlan,
-        shape: AttentionShape,
-        q: &Self::Buffer,
-        chunks: &[KeyValues<'_, Self>],
-        pattern: &mut Self::Buffer,
-    ) -> Result<()>;
-    /// `z = pattern v`, `[queries, n_heads * d_head]`.
-    fn attention_mix(
-        &self,
-        plan: &AttentionPlan,
-        shape: AttentionShape,
-        pattern: &Self::Buffer,
-        chunks: &[KeyValues<'_, Self>],
-        z: &mut Self::Buffer,
-    ) -> Result<()>;
-    /// Both of the above without a materialised pattern, to the same bits.
+    /// Attention, whole or cut at the pattern.
     fn attention(
         &self,
         plan: &AttentionPlan,
         shape: AttentionShape,
-        q: &Self::Buffer,
         chunks: &[KeyValues<'_, Self>],
-        z: &mut Self::Buffer,
+        pass: Pass<'_, Self>,
     ) -> Result<()>;
-    /// Gradients of attention: writes `dq`, adds to `dk` and `dv` (chunk 0 only; keys of other chunks are constants),
-    /// summing over queries in the plan's order. `d_pattern`, `[queries, n_heads, n_keys]`, where given, holds what
-    /// flows into the pattern from elsewhere and receives the pattern's whole gradient.
+    /// Gradients of attention, summed over queries in the plan's order; keys of chunks other than 0 are constants.
     fn attention_backward(
         &self,
         plan: &AttentionPlan,
         shape: AttentionShape,
-        q: &Self::Buffer,
         chunks: &[KeyValues<'_, Self>],
-        dz: &Self::Buffer,
-        d_pattern: Option<&mut Self::Buffer>,
-        dq: &mut Self::Buffer,
-        dk: &mut Self::Buffer,
-        dv: &mut Self::Buffer,
+        q: &Self::Buffer,
+        gradients: AttentionGradients<'_, Self>,
     ) -> Result<()>;
 
     /// `out = act(pre)`, or `act(pre) * linear` where a linear part is given.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub use buffer::Buffer;
 pub use pack::Weight;
 
-use crate::backend::{AttentionPlan, AttentionShape, Backend, Gemm, KeyValues, MatrixView};
+use crate::backend::{AttentionGradients, AttentionPlan, AttentionShape, Backend, Gemm, KeyValues, MatrixView, Pass};
 use crate::engine::request::EditOp;
 use crate::error::{Error, Result};
 use crate::model::spec::{Activation, NormKind};
@@ -234,53 +234,25 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn attention_pattern(
-        &self,
-        plan: &AttentionPlan,
-        shape: AttentionShape,
-        q: &Buffer,
-        chunks: &[KeyValues<'_, Self>],
-        pattern: &mut Buffer,
-    ) -> Result<()> {
-        self.attend(plan, shape, chunks, attention::Pass::Pattern { q, out: pattern })
-    }
-
-    fn attention_mix(
-        &self,
-        plan: &AttentionPlan,
-        shape: AttentionShape,
-        pattern: &Buffer,
-        chunks: &[KeyValues<'_, Self>],
-        z: &mut Buffer,
-    ) -> Result<()> {
-        self.attend(plan, shape, chunks, attention::Pass::Mix { pattern, out: z })
-    }
-
     fn attention(
         &self,
         plan: &AttentionPlan,
         shape: AttentionShape,
-        q: &Buffer,
         chunks: &[KeyValues<'_, Self>],
-        z: &mut Buffer,
+        pass: Pass<'_, Self>,
     ) -> Result<()> {
-        self.attend(plan, shape, chunks, attention::Pass::Whole { q, out: z })
+        self.attend(plan, shape, chunks, pass)
     }
 
     fn attention_backward(
         &self,
         plan: &AttentionPlan,
         shape: AttentionShape,
-        q: &Buffer,
         chunks: &[KeyValues<'_, Self>],
-        dz: &Buffer,
-        d_pattern: Option<&mut Buffer>,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        dv: &mut Buffer,
+        q: &Buffer,
+        gradients: AttentionGradients<'_, Self>,
     ) -> Result<()> {
-        let gradients = attention::Gradients { dz, d_pattern, dq, dk, dv };
-        self.attend_backward(plan, shape, q, chunks, gradients)
+        self.attend_backward(plan, shape, chunks, q, gradients)
     }
 
     fn activate(

@@ -11,7 +11,7 @@ use super::request::{Columns, Context, Gradients, Output, Read, Request};
 use super::rows::{Rows, copy, gathered};
 use super::site::{Point, Site};
 use super::tape::{LayerTape, Tape};
-use crate::backend::{Backend, KeyValues};
+use crate::backend::{AttentionGradients, Backend, KeyValues};
 use crate::error::{Error, Result};
 
 struct Sweep<'a, B: Backend> {
@@ -209,7 +209,9 @@ impl<B: Backend> Sweep<'_, B> {
             let who = plan.attention(layer, rows.is_tail())?;
             let sources = sources(KeyValues { k, v }, self.chunks, layer);
             let shape = model.attention_shape(layer);
-            backend.attention_backward(who, shape, q, &sources, &dz, dpattern.as_mut(), &mut dq, &mut dk, &mut dv)?;
+            let d_pattern = dpattern.as_mut();
+            let gradients = AttentionGradients { dz: &dz, d_pattern, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            backend.attention_backward(who, shape, &sources, q, gradients)?;
             if let Some(dpattern) = &dpattern {
                 self.record(site(Point::Pattern), dpattern, rows)?;
             }

@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::rows::{Rows, copy, gathered};
 use super::site::{Point, Site};
 use super::tape::Tape;
-use crate::backend::{Backend, KeyValues, PANEL};
+use crate::backend::{Backend, KeyValues, PANEL, Pass};
 use crate::error::Result;
 
 /// A layer that the sweep has come to.
@@ -170,12 +170,12 @@ impl<B: Backend> Sweep<'_, '_, B> {
         let shape = model.attention_shape(at.index);
         let sources = sources(KeyValues { k, v }, chunks, at.index);
         if !plan.patterns[at.index] {
-            return backend.attention(who, shape, q, &sources, z);
+            return backend.attention(who, shape, &sources, Pass::Whole { q, z });
         }
         let mut pattern = backend.zeros(at.tail.len * model.spec.n_heads * plan.n_keys)?;
-        backend.attention_pattern(who, shape, q, &sources, &mut pattern)?;
+        backend.attention(who, shape, &sources, Pass::Pattern { q, pattern: &mut pattern })?;
         visitor.visit(at.site(Point::Pattern), &mut pattern, at.tail, None)?;
-        backend.attention_mix(who, shape, &pattern, &sources, z)
+        backend.attention(who, shape, &sources, Pass::Mix { pattern: &pattern, z })
     }
 
     /// From the middle residual to the block's output, in place.

@@ -2,34 +2,20 @@
 //! of 64 positions of one span, in order (heads of the group within a query), and blocks and spans are added in order.
 
 use super::super::buffer::with_scratch;
-use super::super::level::{Level, by_level};
+use super::super::level::by_level;
 use super::super::math::{LANES, lane_sum};
 use super::super::parallel::Shared;
 use super::super::{Buffer, Cpu};
 use super::forward::softmax;
 use super::panels::{ByDimension, ByPosition, for_vectors, panel_len};
-use super::plan::{check, runs, shared_keys, work};
-use crate::backend::{AttentionPlan, AttentionShape, KeyValues, PANEL};
+use super::plan::{Task, check, runs, shared_keys, work};
+use crate::backend::{AttentionGradients, AttentionPlan, AttentionShape, KeyValues, PANEL};
 use crate::error::{Error, Result};
 
 /// Query positions whose gradients are summed together.
 const SUMMED: usize = 64;
 /// Floats of the products held at a time.
 const HELD: usize = 32 * 1024;
-
-/// Gradients in and out.
-pub(in super::super) struct Gradients<'a> {
-    /// By the mixed values.
-    pub dz: &'a Buffer,
-    /// By the pattern: in from elsewhere, out in all.
-    pub d_pattern: Option<&'a mut Buffer>,
-    /// By the queries: written.
-    pub dq: &'a mut Buffer,
-    /// By chunk 0's keys: added to.
-    pub dk: &'a mut Buffer,
-    /// By chunk 0's values: added to.
-    pub dv: &'a mut Buffer,
-}
 
 struct Ends<'a> {
     q: &'a [f32],
@@ -114,11 +100,11 @@ impl Cpu {
         &self,
         plan: &AttentionPlan,
         shape: AttentionShape,
-        q: &Buffer,
         chunks: &[KeyValues<'_, Self>],
-        gradients: Gradients<'_>,
+        q: &Buffer,
+        gradients: AttentionGradients<'_, Self>,
     ) -> Result<()> {
-        let Gradients { dz, d_pattern, dq, dk, dv } = gradients;
+        let AttentionGradients { dz, d_pattern, dq, dk, dv } = gradients;
         check(plan, shape, &[q, dz, dq], d_pattern.as_deref(), chunks)?;
         let own =
             plan.runs.iter().filter(|run| run.chunk == 0).map(|run| run.row + run.len).max().unwrap_or(0) as usize;
@@ -136,24 +122,16 @@ impl Cpu {
         let groups = independent(plan);
         let heads = shape.n_kv_heads;
         self.tasks(groups.len() * heads, 3 * work(plan, shape), |index| {
-            backward_task(self.level, plan, shape, chunks, &ends, &groups[index / heads], index % heads);
+            let task = Task { level: self.level, plan, shape, chunks, kv_head: index % heads };
+            backward_task(&task, &ends, &groups[index / heads]);
         });
         Ok(())
     }
 }
 
-fn backward_task(
-    level: Level,
-    plan: &AttentionPlan,
-    shape: AttentionShape,
-    chunks: &[KeyValues<'_, Cpu>],
-    ends: &Ends<'_>,
-    spans: &[usize],
-    kv_head: usize,
-) {
-    let AttentionShape { n_heads, n_kv_heads, d_head: d, scale } = shape;
-    let group = n_heads / n_kv_heads;
-    let width = n_kv_heads * d;
+fn backward_task(task: &Task<'_>, ends: &Ends<'_>, spans: &[usize]) {
+    let &Task { level, plan, shape: AttentionShape { d_head: d, scale, .. }, chunks, .. } = task;
+    let group = task.group();
     let end = |span: usize| plan.positions[plan.spans[span].queries.end as usize - 1] as usize + 1;
     let keys = spans.iter().map(|&span| end(span)).max().unwrap_or(0);
     let capacity = keys.next_multiple_of(PANEL);
@@ -166,7 +144,7 @@ fn backward_task(
         let mut k = ByPosition::new(k, d);
         let mut v = ByPosition::new(v, d);
         let mut k_sums = ByDimension::new(k_sums, d, capacity);
-        let place = (width, kv_head * d, d);
+        let place = task.place();
         let mut gathered = 0;
         let mut before = usize::MAX;
         for &index in spans {
@@ -200,26 +178,22 @@ fn backward_task(
                 sum_v[..block_keys * d].fill(0.0);
                 while first < block_end {
                     let queries = (held / group).min(block_end - first);
-                    let rows = queries * group;
-                    let seen = |row: usize| plan.positions[first + row / group] as usize + 1;
-                    let stride = seen(rows - 1).next_multiple_of(PANEL);
-                    let heads_at = |row: usize| (first + row / group) * n_heads + kv_head * group + row % group;
-                    for row in 0..rows {
-                        q[row * d..][..d].copy_from_slice(&ends.q[heads_at(row) * d..][..d]);
-                        dz[row * d..][..d].copy_from_slice(&ends.dz[heads_at(row) * d..][..d]);
-                    }
-                    k.products(level, q, rows, seen, pattern, stride);
-                    v.products(level, dz, rows, seen, d_pattern, stride);
-                    for row in 0..rows {
+                    let rows = task.rows(first, queries);
+                    let seen = |row: usize| rows.seen(row);
+                    let stride = seen(rows.len - 1).next_multiple_of(PANEL);
+                    rows.load(ends.q, q);
+                    rows.load(ends.dz, dz);
+                    k.products(level, q, rows.len, seen, pattern, stride);
+                    v.products(level, dz, rows.len, seen, d_pattern, stride);
+                    for row in 0..rows.len {
                         let keys = seen(row);
                         let p = &mut pattern[row * stride..][..stride];
                         let dp = &mut d_pattern[row * stride..][..stride];
                         softmax(level, p, keys, scale);
                         dp[keys..].fill(0.0);
                         if let Some(given) = &ends.d_pattern {
-                            let at = heads_at(row) * plan.n_keys;
                             // SAFETY: each (query, head) is one task's.
-                            let given = unsafe { given.part(at..at + plan.n_keys) };
+                            let given = unsafe { given.part(rows.in_pattern(row)) };
                             for (dp, given) in dp[..keys].iter_mut().zip(given.iter_mut()) {
                                 *dp += *given;
                                 *given = *dp;
@@ -230,12 +204,9 @@ fn backward_task(
                         softmax_backward(level, p, dp, scale);
                         add_outer(level, &dp[..keys], &q[row * d..][..d], sum_k);
                     }
-                    k_sums.mix(level, (d_pattern, stride), rows, seen, (mixed, padded));
-                    for (row, mixed) in mixed[..rows * padded].chunks_exact(padded).enumerate() {
-                        let at = heads_at(row) * d;
-                        // SAFETY: each (query, head) is one task's.
-                        unsafe { ends.dq.part(at..at + d) }.copy_from_slice(&mixed[..d]);
-                    }
+                    k_sums.mix(level, (d_pattern, stride), rows.len, seen, (mixed, padded));
+                    // SAFETY: each (query, head) is one task's.
+                    unsafe { rows.store(mixed, padded, &ends.dq) };
                     first += queries;
                 }
                 for (out, sums) in [(&ends.dk, &*sum_k), (&ends.dv, &*sum_v)] {

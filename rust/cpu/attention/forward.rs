@@ -1,13 +1,13 @@
 //! Attention, whole or cut at the pattern.
 
+use super::super::Cpu;
 use super::super::buffer::with_scratch;
 use super::super::level::Level;
 use super::super::math::{divide, exponentials};
 use super::super::parallel::Shared;
-use super::super::{Buffer, Cpu};
 use super::panels::{ByDimension, ByPosition, for_vectors, panel_len};
-use super::plan::{Piece, check, runs, shared_keys, tasks, work};
-use crate::backend::{AttentionPlan, AttentionShape, KeyValues, PANEL};
+use super::plan::{Piece, Task, check, runs, shared_keys, tasks, work};
+use crate::backend::{AttentionPlan, AttentionShape, KeyValues, PANEL, Pass};
 use crate::error::Result;
 
 /// Floats of the products that a task holds at a time: they stay in the second-level cache.
@@ -16,31 +16,6 @@ const HELD: usize = 32 * 1024;
 const TASK_WORK: usize = 100_000;
 /// Fewest queries of a span for which its keys are gathered once more.
 const FEWEST: usize = 48;
-
-/// Which part of attention.
-pub(in super::super) enum Pass<'a> {
-    /// `softmax(scale q kᵀ)`.
-    Pattern {
-        /// Queries.
-        q: &'a Buffer,
-        /// The pattern.
-        out: &'a mut Buffer,
-    },
-    /// `pattern v`.
-    Mix {
-        /// The pattern.
-        pattern: &'a Buffer,
-        /// The mixed values.
-        out: &'a mut Buffer,
-    },
-    /// Both.
-    Whole {
-        /// Queries.
-        q: &'a Buffer,
-        /// The mixed values.
-        out: &'a mut Buffer,
-    },
-}
 
 /// Where patterns come from and where results go.
 struct Ends<'a> {
@@ -64,20 +39,20 @@ impl Cpu {
         plan: &AttentionPlan,
         shape: AttentionShape,
         chunks: &[KeyValues<'_, Self>],
-        pass: Pass<'_>,
+        pass: Pass<'_, Self>,
     ) -> Result<()> {
         let ends = match pass {
-            Pass::Pattern { q, out } => {
-                check(plan, shape, &[q], Some(out), chunks)?;
-                Ends { q: Some(q), given: None, pattern: Some(Shared::new(out)), z: None }
+            Pass::Pattern { q, pattern } => {
+                check(plan, shape, &[q], Some(pattern), chunks)?;
+                Ends { q: Some(q), given: None, pattern: Some(Shared::new(pattern)), z: None }
             }
-            Pass::Mix { pattern, out } => {
-                check(plan, shape, &[out], Some(pattern), chunks)?;
-                Ends { q: None, given: Some(pattern), pattern: None, z: Some(Shared::new(out)) }
+            Pass::Mix { pattern, z } => {
+                check(plan, shape, &[z], Some(pattern), chunks)?;
+                Ends { q: None, given: Some(pattern), pattern: None, z: Some(Shared::new(z)) }
             }
-            Pass::Whole { q, out } => {
-                check(plan, shape, &[q, out], None, chunks)?;
-                Ends { q: Some(q), given: None, pattern: None, z: Some(Shared::new(out)) }
+            Pass::Whole { q, z } => {
+                check(plan, shape, &[q, z], None, chunks)?;
+                Ends { q: Some(q), given: None, pattern: None, z: Some(Shared::new(z)) }
             }
         };
         let work = work(plan, shape);
@@ -87,23 +62,16 @@ impl Cpu {
         let tasks = tasks(plan, 2 * group * shape.d_head, target, self.at_least(FEWEST));
         let heads = shape.n_kv_heads;
         self.tasks(tasks.len() * heads, work, |index| {
-            attend_task(self.level, plan, shape, chunks, &ends, &tasks[index / heads], index % heads);
+            let task = Task { level: self.level, plan, shape, chunks, kv_head: index % heads };
+            attend_task(&task, &ends, &tasks[index / heads]);
         });
         Ok(())
     }
 }
 
-fn attend_task(
-    level: Level,
-    plan: &AttentionPlan,
-    shape: AttentionShape,
-    chunks: &[KeyValues<'_, Cpu>],
-    ends: &Ends<'_>,
-    pieces: &[Piece],
-    kv_head: usize,
-) {
-    let AttentionShape { n_heads, n_kv_heads, d_head: d, scale } = shape;
-    let group = n_heads / n_kv_heads;
+fn attend_task(task: &Task<'_>, ends: &Ends<'_>, pieces: &[Piece]) {
+    let &Task { level, plan, shape: AttentionShape { d_head: d, scale, .. }, chunks, .. } = task;
+    let group = task.group();
     let keys = pieces.iter().map(|piece| piece.keys).max().unwrap_or(0);
     let capacity = keys.next_multiple_of(PANEL);
     let padded = d.next_multiple_of(PANEL);
@@ -113,7 +81,7 @@ fn attend_task(
     with_scratch([size, size, held * d, held * capacity, held * padded], |[k, v, q, products, mixed]| {
         let mut k = ByPosition::new(k, d);
         let mut v = ByDimension::new(v, d, capacity);
-        let place = (n_kv_heads * d, kv_head * d, d);
+        let place = task.place();
         let mut gathered = 0;
         let mut before = None;
         for piece in pieces {
@@ -135,45 +103,36 @@ fn attend_task(
             let mut first = piece.queries.0;
             while first < piece.queries.1 {
                 let queries = (held / group).min(piece.queries.1 - first);
-                // Row `r` is query `first + r / group`, head `r % group` of the group.
-                let rows = queries * group;
-                let seen = |row: usize| plan.positions[first + row / group] as usize + 1;
-                let most = seen(rows - 1);
-                let stride = most.next_multiple_of(PANEL);
-                let heads_at = |row: usize| (first + row / group) * n_heads + kv_head * group + row % group;
+                let rows = task.rows(first, queries);
+                let seen = |row: usize| rows.seen(row);
+                let stride = seen(rows.len - 1).next_multiple_of(PANEL);
                 if let Some(from) = ends.q {
-                    for (row, q) in q[..rows * d].chunks_exact_mut(d).enumerate() {
-                        q.copy_from_slice(&from[heads_at(row) * d..][..d]);
-                    }
-                    k.products(level, q, rows, seen, products, stride);
-                    for (row, products) in products[..rows * stride].chunks_exact_mut(stride).enumerate() {
+                    rows.load(from, q);
+                    k.products(level, q, rows.len, seen, products, stride);
+                    for (row, products) in products[..rows.len * stride].chunks_exact_mut(stride).enumerate() {
                         softmax(level, products, seen(row), scale);
                     }
                 }
                 if let Some(given) = ends.given {
-                    for (row, products) in products[..rows * stride].chunks_exact_mut(stride).enumerate() {
+                    for (row, products) in products[..rows.len * stride].chunks_exact_mut(stride).enumerate() {
                         let keys = seen(row);
-                        products[..keys].copy_from_slice(&given[heads_at(row) * plan.n_keys..][..keys]);
+                        products[..keys].copy_from_slice(&given[rows.in_pattern(row)][..keys]);
                         products[keys..].fill(0.0);
                     }
                 }
                 if let Some(out) = &ends.pattern {
-                    for (row, products) in products[..rows * stride].chunks_exact(stride).enumerate() {
-                        let at = heads_at(row) * plan.n_keys;
+                    for (row, products) in products[..rows.len * stride].chunks_exact(stride).enumerate() {
                         // SAFETY: each (query, head) is one task's.
-                        let out = unsafe { out.part(at..at + plan.n_keys) };
+                        let out = unsafe { out.part(rows.in_pattern(row)) };
                         let keys = seen(row);
                         out[..keys].copy_from_slice(&products[..keys]);
                         out[keys..].fill(0.0);
                     }
                 }
                 if let Some(out) = &ends.z {
-                    v.mix(level, (products, stride), rows, seen, (mixed, padded));
-                    for (row, mixed) in mixed[..rows * padded].chunks_exact(padded).enumerate() {
-                        let at = heads_at(row) * d;
-                        // SAFETY: each (query, head) is one task's.
-                        unsafe { out.part(at..at + d) }.copy_from_slice(&mixed[..d]);
-                    }
+                    v.mix(level, (products, stride), rows.len, seen, (mixed, padded));
+                    // SAFETY: each (query, head) is one task's.
+                    unsafe { rows.store(mixed, padded, out) };
                 }
                 first += queries;
             }

@@ -9,6 +9,3 @@ mod backward;
 mod forward;
 mod panels;
 mod plan;
-
-pub(super) use backward::Gradients;
-pub(super) use forward::Pass;

@@ -1,8 +1,91 @@
-//! How an attention plan is checked, and cut into tasks.
+//! How an attention plan is checked, and cut into tasks; what a task works on.
 
+use std::ops::Range;
+
+use super::super::level::Level;
+use super::super::parallel::Shared;
 use super::super::{Buffer, Cpu};
 use crate::backend::{AttentionPlan, AttentionShape, KeyValues, Run, Span};
 use crate::error::{Error, Result};
+
+/// What the tasks of one attention share, and the key-value head that one of them is for.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    pub level: Level,
+    pub plan: &'a AttentionPlan,
+    pub shape: AttentionShape,
+    pub chunks: &'a [KeyValues<'a, Cpu>],
+    pub kv_head: usize,
+}
+
+impl<'a> Task<'a> {
+    /// Query heads that read the key-value head.
+    pub fn group(&self) -> usize {
+        self.shape.n_heads / self.shape.n_kv_heads
+    }
+
+    /// Where the head's vectors lie: width of a row of keys or values, offset in it, length.
+    pub fn place(&self) -> (usize, usize, usize) {
+        let d = self.shape.d_head;
+        (self.shape.n_kv_heads * d, self.kv_head * d, d)
+    }
+
+    /// Rows of products for the queries from `first` on: row `r` is query `first + r / group`, head `r % group` of the
+    /// group.
+    pub fn rows(&self, first: usize, queries: usize) -> QueryRows<'a> {
+        let group = self.group();
+        QueryRows { task: *self, group, first, len: queries * group }
+    }
+}
+
+/// Rows of products, one a query and head: see [`Task::rows`].
+#[derive(Clone, Copy)]
+pub(super) struct QueryRows<'a> {
+    task: Task<'a>,
+    group: usize,
+    first: usize,
+    pub len: usize,
+}
+
+impl QueryRows<'_> {
+    /// Keys that a row sees: those at its position and before.
+    pub fn seen(&self, row: usize) -> usize {
+        self.task.plan.positions[self.first + row / self.group] as usize + 1
+    }
+
+    /// Which of all (query, head) a row is.
+    pub fn index(&self, row: usize) -> usize {
+        let first_head = self.task.kv_head * self.group;
+        (self.first + row / self.group) * self.task.shape.n_heads + first_head + row % self.group
+    }
+
+    /// A row's part of a pattern.
+    pub fn in_pattern(&self, row: usize) -> Range<usize> {
+        let n_keys = self.task.plan.n_keys;
+        self.index(row) * n_keys..(self.index(row) + 1) * n_keys
+    }
+
+    /// Copies each row's vector of queries, or of what is shaped like them, to consecutive rows.
+    pub fn load(&self, from: &[f32], to: &mut [f32]) {
+        let d = self.task.shape.d_head;
+        for (row, to) in to[..self.len * d].chunks_exact_mut(d).enumerate() {
+            to.copy_from_slice(&from[self.index(row) * d..][..d]);
+        }
+    }
+
+    /// Copies each row's vector, `padded` apart, to where queries' vectors lie.
+    ///
+    /// # Safety
+    /// No other task may have the same (query, head), and no part of `to` may live.
+    pub unsafe fn store(&self, from: &[f32], padded: usize, to: &Shared<'_>) {
+        let d = self.task.shape.d_head;
+        for (row, from) in from[..self.len * padded].chunks_exact(padded).enumerate() {
+            let at = self.index(row) * d;
+            // SAFETY: the caller's contract; a task's rows differ in (query, head).
+            unsafe { to.part(at..at + d) }.copy_from_slice(&from[..d]);
+        }
+    }
+}
 
 /// Some queries of one span.
 #[derive(Clone, Copy, Debug)]

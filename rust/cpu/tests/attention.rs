@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::{AttentionPlan, AttentionShape, KeyValues, Run, Span};
+use crate::backend::{AttentionGradients, AttentionPlan, AttentionShape, KeyValues, Pass, Run, Span};
 use crate::ops::attention;
 
 /// A token: a segment and an offset in it.
@@ -134,10 +134,24 @@ impl Forest {
         let keys = Forest::keys(&buffers);
         let (mut z, mut mixed) = (unwritten(rows * width), unwritten(rows * width));
         let mut pattern = unwritten(rows * heads * layout.plan.n_keys);
-        cpu.attention(&layout.plan, self.shape, &q, &keys, &mut z).unwrap();
-        cpu.attention_pattern(&layout.plan, self.shape, &q, &keys, &mut pattern).unwrap();
-        cpu.attention_mix(&layout.plan, self.shape, &pattern, &keys, &mut mixed).unwrap();
+        for pass in [Pass::Whole { q: &q, z: &mut z }, Pass::Pattern { q: &q, pattern: &mut pattern }] {
+            cpu.attention(&layout.plan, self.shape, &keys, pass).unwrap();
+        }
+        cpu.attention(&layout.plan, self.shape, &keys, Pass::Mix { pattern: &pattern, z: &mut mixed }).unwrap();
         [z.to_vec(), mixed.to_vec(), pattern.to_vec()]
+    }
+
+    /// The tokens whose keys a query row sees.
+    fn seen(&self, layout: &Layout, row: usize) -> Vec<Token> {
+        let mut chain = self.chain(layout.queries[row].0);
+        chain.truncate(layout.plan.positions[row] as usize + 1);
+        chain
+    }
+
+    /// A key-value head's keys and values of some tokens, in float64.
+    fn keys_and_values(&self, tokens: &[Token], kv_head: usize) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
+        let of = |data| tokens.iter().map(|&t| head(self.row(data, t), kv_head, self.shape.d_head)).collect();
+        (of(&self.k), of(&self.v))
     }
 
     /// `(dq, dk, dv, d_pattern)`.
@@ -150,7 +164,8 @@ impl Forest {
         let (mut dk, mut dv) = (Buffer::zeros(buffers[0].0.len()), Buffer::zeros(buffers[0].0.len()));
         let mut d_pattern = Buffer::from_slice(given.unwrap_or(&[]));
         let given = given.map(|_| &mut d_pattern);
-        cpu.attention_backward(&layout.plan, self.shape, &q, &keys, &dz, given, &mut dq, &mut dk, &mut dv).unwrap();
+        let gradients = AttentionGradients { dz: &dz, d_pattern: given, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        cpu.attention_backward(&layout.plan, self.shape, &keys, &q, gradients).unwrap();
         [dq.to_vec(), dk.to_vec(), dv.to_vec(), d_pattern.to_vec()]
     }
 }
@@ -225,12 +240,9 @@ proptest! {
         }
         // Against the plain loops.
         for (row, &token) in layout.queries.iter().enumerate() {
-            let mut chain = forest.chain(token.0);
-            chain.truncate(layout.plan.positions[row] as usize + 1);
+            let chain = forest.seen(&layout, row);
             for h in 0..forest.shape.n_heads {
-                let part = |data, t| head(forest.row(data, t), h / group, d);
-                let keys: Vec<_> = chain.iter().map(|&t| part(&forest.k, t)).collect();
-                let values: Vec<_> = chain.iter().map(|&t| part(&forest.v, t)).collect();
+                let (keys, values) = forest.keys_and_values(&chain, h / group);
                 let q = head(forest.row(&forest.q, token), h, d);
                 let scale = f64::from(forest.shape.scale);
                 let expected = attention::pattern(&q, &keys, scale);
@@ -269,12 +281,9 @@ proptest! {
         let mut sums = [vec![0.0; dk.len()], vec![0.0; dv.len()]];
         let mut sizes = [vec![0.0; dk.len()], vec![0.0; dv.len()]];
         for (row, &token) in layout.queries.iter().enumerate() {
-            let mut chain = forest.chain(token.0);
-            chain.truncate(layout.plan.positions[row] as usize + 1);
+            let chain = forest.seen(&layout, row);
             for h in 0..forest.shape.n_heads {
-                let part = |data, t| head(forest.row(data, t), h / group, d);
-                let keys: Vec<_> = chain.iter().map(|&t| part(&forest.k, t)).collect();
-                let values: Vec<_> = chain.iter().map(|&t| part(&forest.v, t)).collect();
+                let (keys, values) = forest.keys_and_values(&chain, h / group);
                 let (q, dz) = (head(forest.row(&forest.q, token), h, d), head(forest.row(&forest.dz, token), h, d));
                 let at = (row * forest.shape.n_heads + h) * n_keys;
                 let own = given.as_ref().map(|given| wide(&given[at..at + keys.len()]));
@@ -351,7 +360,7 @@ fn plans_that_contradict_themselves_are_errors() {
         let mut plan = good.plan.clone();
         change(&mut plan);
         let mut z = unwritten(q.len());
-        cpus()[0].attention(&plan, forest.shape, &q, &Forest::keys(&buffers), &mut z)
+        cpus()[0].attention(&plan, forest.shape, &Forest::keys(&buffers), Pass::Whole { q: &q, z: &mut z })
     };
     assert!(spoil(|_| ()).is_ok());
     assert!(spoil(|plan| plan.spans.truncate(1)).is_err());
