@@ -76,9 +76,13 @@ unsafe fn store_row(sums: &[f32; PANEL], t: &Tile, row: usize) {
     }
 }
 
+/// The tile of `M` rows, in instructions that every CPU has.
+///
+/// # Safety
+/// As [`tile`], for `M` rows.
 unsafe fn portable<const M: usize>(t: &Tile) {
     let mut sums = [[0.0_f32; PANEL]; M];
-    // SAFETY: `tile`'s contract.
+    // SAFETY: the caller's contract.
     unsafe {
         for k in 0..t.k {
             let b = t.b.add(k * PANEL).cast::<[f32; PANEL]>().read();
@@ -95,6 +99,10 @@ unsafe fn portable<const M: usize>(t: &Tile) {
     }
 }
 
+/// The same tile, to the same bits, 8 columns an instruction.
+///
+/// # Safety
+/// As [`tile`], for `M` rows; the CPU must have AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<const M: usize>(t: &Tile) {
@@ -106,7 +114,7 @@ unsafe fn avx2<const M: usize>(t: &Tile) {
     const AHEAD: usize = 512;
     let mut sums = [[_mm256_setzero_ps(); 2]; M];
     let (mut a, mut b) = (t.a, t.b);
-    // SAFETY: `tile`'s contract; a prefetch may name any address.
+    // SAFETY: the caller's contract; a prefetch may name any address.
     unsafe {
         macro_rules! step {
             () => {
