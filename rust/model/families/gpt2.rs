@@ -1,9 +1,9 @@
 //! GPT-2: layer norms, learned positions, one tensor for queries, keys and values, weights stored `[in, out]`.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 
-use super::{Opened, Top, Tying, activation, head};
+use super::base::{Base, Tying};
+use super::{Opened, Top, activation, head};
 use crate::error::{Error, Result};
 use crate::model::config::Config;
 use crate::model::source::Weights;
@@ -11,11 +11,7 @@ use crate::model::spec::{ModelSpec, NormKind, Positions};
 use crate::model::weights::{Checkpoint, HostBlock, HostLinear, HostOuter};
 
 struct Gpt2 {
-    spec: ModelSpec,
-    weights: Weights,
-    tying: Tying,
-    /// What stands in front of the base model's tensor names.
-    prefix: &'static str,
+    base: Base,
 }
 
 pub(super) fn open(config: &Config<'_>, top: Top, weights: Weights) -> Result<Opened> {
@@ -34,7 +30,7 @@ pub(super) fn open(config: &Config<'_>, top: Top, weights: Weights) -> Result<Op
     let prefix = weights.prefix("transformer.");
     let tied = config.boolean("tie_word_embeddings", true)?;
     let tying = Tying::find(&weights, format!("{prefix}wte.weight"), top, tied);
-    let mut model = Gpt2 {
+    let base = Base {
         spec: ModelSpec {
             family: "gpt2".to_owned(),
             n_layers: config.dimension("n_layer")?,
@@ -58,34 +54,26 @@ pub(super) fn open(config: &Config<'_>, top: Top, weights: Weights) -> Result<Op
         tying,
         prefix,
     };
+    let mut model = Gpt2 { base };
     model.check()?;
     // `reorder_and_upcast_attn` changes only the order of rounding, and nothing in f32: read to see that it is a flag.
     config.boolean("reorder_and_upcast_attn", false)?;
     let base = if config.boolean("scale_attn_weights", true)? { (d_head as f64).powf(-0.5) } else { 1.0 };
     let by_layer = config.boolean("scale_attn_by_inverse_layer_idx", false)?;
     let scale = |layer: usize| (if by_layer { base / (layer + 1) as f64 } else { base }) as f32;
-    model.spec.attn_scale = (0..model.spec.n_layers).map(scale).collect();
+    model.base.spec.attn_scale = (0..model.base.spec.n_layers).map(scale).collect();
     Ok(Box::new(model))
 }
 
 impl Gpt2 {
     fn layer(&self, layer: usize) -> String {
-        format!("{}h.{layer}", self.prefix)
+        format!("{}h.{layer}", self.base.prefix)
     }
 
     fn check(&self) -> Result<()> {
-        let s = &self.spec;
+        let s = &self.base.spec;
         let d = s.d_model;
-        self.tying.check(&self.weights, s.d_vocab, d)?;
-        let mut expected = HashSet::from([self.tying.embed.clone()]);
-        let mut expect = |name: String, shape: &[usize]| {
-            self.weights.expect(&name, shape)?;
-            expected.insert(name);
-            Ok::<(), Error>(())
-        };
-        expect(format!("{}wpe.weight", self.prefix), &[s.n_ctx, d])?;
-        expect(format!("{}ln_f.weight", self.prefix), &[d])?;
-        expect(format!("{}ln_f.bias", self.prefix), &[d])?;
+        let outer = [("wpe.weight", vec![s.n_ctx, d]), ("ln_f.weight", vec![d]), ("ln_f.bias", vec![d])];
         let block = [
             ("ln_1.weight", vec![d]),
             ("ln_1.bias", vec![d]),
@@ -100,21 +88,19 @@ impl Gpt2 {
             ("mlp.c_proj.weight", vec![s.d_mlp, d]),
             ("mlp.c_proj.bias", vec![d]),
         ];
-        for layer in 0..s.n_layers {
-            for (name, shape) in &block {
-                expect(format!("{}.{name}", self.layer(layer)), shape)?;
-            }
-        }
+        let outer = outer.into_iter().map(|(name, shape)| (name.to_owned(), shape));
+        let blocks = (0..s.n_layers)
+            .flat_map(|layer| block.iter().map(move |(name, shape)| (format!("h.{layer}.{name}"), shape.clone())));
         // Older files hold the causal mask as buffers.
         let buffer = |name: &str| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
-        self.weights.refuse_unexpected(self.prefix, &expected, buffer)
+        self.base.check(outer.chain(blocks), buffer)
     }
 
     /// Queries, keys and values: thirds of the columns of `c_attn` `[in, 3 * out]`.
     fn attention(&self, at: &str) -> Result<[HostLinear<'_>; 3]> {
-        let d = self.spec.d_model;
-        let data = self.weights.tensor(&format!("{at}.attn.c_attn.weight"), &[d, 3 * d])?;
-        let bias = self.weights.vector(&format!("{at}.attn.c_attn.bias"), 3 * d)?;
+        let (d, weights) = (self.base.spec.d_model, &self.base.weights);
+        let data = weights.tensor(&format!("{at}.attn.c_attn.weight"), &[d, 3 * d])?;
+        let bias = weights.vector(&format!("{at}.attn.c_attn.bias"), 3 * d)?;
         let third = |i: usize| {
             let (data, offset, input_stride) = match &data {
                 Cow::Borrowed(all) => (Cow::Borrowed(*all), i * d, 3 * d),
@@ -133,20 +119,15 @@ impl Gpt2 {
 
 impl Checkpoint for Gpt2 {
     fn spec(&self) -> &ModelSpec {
-        &self.spec
+        &self.base.spec
     }
 
     fn outer(&self) -> Result<HostOuter<'_>> {
-        let (d_vocab, d_model) = (self.spec.d_vocab, self.spec.d_model);
-        let embed = self.weights.tensor(&self.tying.embed, &[d_vocab, d_model])?;
-        let head = self.tying.head(&self.weights, self.spec.head, d_vocab, d_model, &embed)?;
-        let positions = self.weights.tensor(&format!("{}wpe.weight", self.prefix), &[self.spec.n_ctx, d_model])?;
-        let final_norm = self.weights.norm(&format!("{}ln_f", self.prefix), d_model, true)?;
-        Ok(HostOuter { embed, pos_embed: Some(positions), final_norm, head })
+        self.base.outer(Some("wpe.weight"), "ln_f", true)
     }
 
     fn block(&self, layer: usize) -> Result<HostBlock<'_>> {
-        let (w, d, at) = (&self.weights, self.spec.d_model, self.layer(layer));
+        let (w, d, d_mlp, at) = (&self.base.weights, self.base.spec.d_model, self.base.spec.d_mlp, self.layer(layer));
         let [q, k, v] = self.attention(&at)?;
         Ok(HostBlock {
             attn_norm: w.norm(&format!("{at}.ln_1"), d, true)?,
@@ -155,9 +136,9 @@ impl Checkpoint for Gpt2 {
             v,
             o: w.conv1d(&format!("{at}.attn.c_proj"), d, d)?,
             mlp_norm: w.norm(&format!("{at}.ln_2"), d, true)?,
-            input: w.conv1d(&format!("{at}.mlp.c_fc"), self.spec.d_mlp, d)?,
+            input: w.conv1d(&format!("{at}.mlp.c_fc"), d_mlp, d)?,
             linear: None,
-            out: w.conv1d(&format!("{at}.mlp.c_proj"), d, self.spec.d_mlp)?,
+            out: w.conv1d(&format!("{at}.mlp.c_proj"), d, d_mlp)?,
         })
     }
 }

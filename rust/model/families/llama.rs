@@ -1,9 +1,8 @@
 //! Llama and what shares its blocks (SmolLM2): RMS norms, rotary positions, grouped heads, a gated MLP.
 
-use std::collections::HashSet;
-
+use super::base::{Base, Tying};
 use super::rotary::inverse_frequencies;
-use super::{Opened, Top, Tying, activation, head};
+use super::{Opened, Top, activation, head};
 use crate::error::{Error, Result};
 use crate::model::config::Config;
 use crate::model::source::Weights;
@@ -29,11 +28,7 @@ const REFUSED: [&str; 14] = [
 ];
 
 struct Llama {
-    spec: ModelSpec,
-    weights: Weights,
-    tying: Tying,
-    /// What stands in front of the base model's tensor names.
-    prefix: &'static str,
+    base: Base,
     attention_bias: bool,
     mlp_bias: bool,
 }
@@ -63,7 +58,7 @@ pub(super) fn open(config: &Config<'_>, top: Top, weights: Weights) -> Result<Op
     let prefix = weights.prefix("model.");
     let tied = config.boolean("tie_word_embeddings", false)?;
     let tying = Tying::find(&weights, format!("{prefix}embed_tokens.weight"), top, tied);
-    let mut model = Llama {
+    let base = Base {
         spec: ModelSpec {
             family: "llama".to_owned(),
             n_layers: config.dimension("num_hidden_layers")?,
@@ -86,25 +81,25 @@ pub(super) fn open(config: &Config<'_>, top: Top, weights: Weights) -> Result<Op
         weights,
         tying,
         prefix,
-        attention_bias: config.boolean("attention_bias", false)?,
-        mlp_bias: config.boolean("mlp_bias", false)?,
     };
+    let attention_bias = config.boolean("attention_bias", false)?;
+    let mut model = Llama { base, attention_bias, mlp_bias: config.boolean("mlp_bias", false)? };
     model.check()?;
     // Only now: a config's sizes are to be trusted once tensors of those sizes exist.
-    let n_ctx = model.spec.n_ctx;
-    model.spec.positions = Positions::Rotary { inverse_frequencies: inverse_frequencies(config, d_head, n_ctx)? };
-    model.spec.attn_scale = vec![(d_head as f64).powf(-0.5) as f32; model.spec.n_layers];
+    let n_ctx = model.base.spec.n_ctx;
+    model.base.spec.positions = Positions::Rotary { inverse_frequencies: inverse_frequencies(config, d_head, n_ctx)? };
+    model.base.spec.attn_scale = vec![(d_head as f64).powf(-0.5) as f32; model.base.spec.n_layers];
     Ok(Box::new(model))
 }
 
 impl Llama {
     fn layer(&self, layer: usize) -> String {
-        format!("{}layers.{layer}", self.prefix)
+        format!("{}layers.{layer}", self.base.prefix)
     }
 
     /// Names, relative to the layer, and shapes of a block's tensors.
     fn block_tensors(&self) -> Vec<(&'static str, Vec<usize>)> {
-        let s = &self.spec;
+        let s = &self.base.spec;
         let (d, q, kv) = (s.d_model, s.q_width(), s.kv_width());
         let mut tensors = vec![
             ("input_layernorm.weight", vec![d]),
@@ -136,38 +131,27 @@ impl Llama {
     }
 
     fn check(&self) -> Result<()> {
-        let norm = format!("{}norm.weight", self.prefix);
-        self.tying.check(&self.weights, self.spec.d_vocab, self.spec.d_model)?;
-        self.weights.expect(&norm, &[self.spec.d_model])?;
-        let mut expected = HashSet::from([self.tying.embed.clone(), norm]);
-        for layer in 0..self.spec.n_layers {
-            for (name, shape) in self.block_tensors() {
-                let name = format!("{}.{name}", self.layer(layer));
-                self.weights.expect(&name, &shape)?;
-                expected.insert(name);
-            }
-        }
+        let block = self.block_tensors();
+        let blocks = (0..self.base.spec.n_layers)
+            .flat_map(|layer| block.iter().map(move |(name, shape)| (format!("layers.{layer}.{name}"), shape.clone())));
+        let norm = ("norm.weight".to_owned(), vec![self.base.spec.d_model]);
         // Older files hold the rotary frequencies as a buffer.
-        self.weights.refuse_unexpected(self.prefix, &expected, |name| name.ends_with("rotary_emb.inv_freq"))
+        self.base.check(std::iter::once(norm).chain(blocks), |name| name.ends_with("rotary_emb.inv_freq"))
     }
 }
 
 impl Checkpoint for Llama {
     fn spec(&self) -> &ModelSpec {
-        &self.spec
+        &self.base.spec
     }
 
     fn outer(&self) -> Result<HostOuter<'_>> {
-        let (d_vocab, d_model) = (self.spec.d_vocab, self.spec.d_model);
-        let embed = self.weights.tensor(&self.tying.embed, &[d_vocab, d_model])?;
-        let head = self.tying.head(&self.weights, self.spec.head, d_vocab, d_model, &embed)?;
-        let final_norm = self.weights.norm(&format!("{}norm", self.prefix), d_model, false)?;
-        Ok(HostOuter { embed, pos_embed: None, final_norm, head })
+        self.base.outer(None, "norm", false)
     }
 
     fn block(&self, layer: usize) -> Result<HostBlock<'_>> {
-        let s = &self.spec;
-        let (w, d, at) = (&self.weights, s.d_model, self.layer(layer));
+        let s = &self.base.spec;
+        let (w, d, at) = (&self.base.weights, s.d_model, self.layer(layer));
         let linear = |name: &str, outputs, inputs, bias| w.linear(&format!("{at}.{name}"), outputs, inputs, bias);
         Ok(HostBlock {
             attn_norm: w.norm(&format!("{at}.input_layernorm"), d, false)?,

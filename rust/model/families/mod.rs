@@ -1,5 +1,6 @@
 //! One file a family: from `config.json` and tensor names to a [`ModelSpec`](super::spec::ModelSpec) and host weights.
 
+mod base;
 mod gpt2;
 mod llama;
 mod rotary;
@@ -13,7 +14,7 @@ use super::config::{Config, short};
 use super::safetensors::Folder;
 use super::source::{TensorSource, Weights};
 use super::spec::{Activation, Head};
-use super::weights::{Checkpoint, HostLinear};
+use super::weights::Checkpoint;
 use crate::error::{Error, Result};
 
 /// An opened checkpoint that threads may share.
@@ -140,51 +141,4 @@ fn head(config: &Config<'_>, top: Top, weights: &Weights, d_model: usize) -> Res
         None => None,
     };
     Ok(Head::Reward { labels, pad })
-}
-
-/// The embedding's and the unembedding's tensors, tied or not.
-///
-/// Tying follows transformers: a tied model's file may hold either or both; both with different values are not tied.
-struct Tying {
-    embed: String,
-    unembed: Option<String>,
-}
-
-impl Tying {
-    fn find(weights: &Weights, embed: String, top: Top, tied: bool) -> Self {
-        let unembed = "lm_head.weight";
-        if top == Top::Reward {
-            return Self { embed, unembed: None };
-        }
-        match (tied, weights.contains(&embed), weights.contains(unembed)) {
-            (true, true, false) => Self { embed, unembed: None },
-            (true, false, true) => Self { embed: unembed.to_owned(), unembed: None },
-            // Untied, the tensor is required: its absence is reported when it is checked.
-            _ => Self { embed, unembed: Some(unembed.to_owned()) },
-        }
-    }
-
-    fn check(&self, weights: &Weights, d_vocab: usize, d_model: usize) -> Result<()> {
-        weights.expect(&self.embed, &[d_vocab, d_model])?;
-        self.unembed.iter().try_for_each(|name| weights.expect(name, &[d_vocab, d_model]))
-    }
-
-    /// The head's map, `None` where it is the embedding.
-    fn head<'a>(
-        &self,
-        weights: &'a Weights,
-        head: Head,
-        d_vocab: usize,
-        d_model: usize,
-        embed: &[f32],
-    ) -> Result<Option<HostLinear<'a>>> {
-        match (head, &self.unembed) {
-            (Head::Reward { labels, .. }, _) => Ok(Some(weights.linear("score", labels, d_model, false)?)),
-            (Head::Unembed, None) => Ok(None),
-            (Head::Unembed, Some(_)) => {
-                let unembed = weights.linear("lm_head", d_vocab, d_model, false)?;
-                Ok((unembed.data[..] != *embed).then_some(unembed))
-            }
-        }
-    }
 }
