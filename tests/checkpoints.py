@@ -14,6 +14,15 @@ from hypothesis import strategies as st
 
 Weights = dict[str, np.ndarray]
 
+LLAMA3_ROTARY = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+
 
 def llama(seed: int = 0, cls: str = "LlamaForCausalLM", **options: Any) -> transformers.PreTrainedModel:
     config = {

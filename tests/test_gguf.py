@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from checkpoints import assert_same, expected, expected_of, gpt2, llama, mutated
+from checkpoints import LLAMA3_ROTARY, assert_same, expected, expected_of, gpt2, llama, mutated
 from signflip import _core, chat, loading
 from signflip.errors import CheckpointError, FileError, SignflipError, TokenizerError, UnsupportedModelError
 from signflip.gguf import GgufFile
@@ -195,15 +195,7 @@ def test_half_precision_and_quantised_tensors(tmp_path: Path) -> None:
 
 
 def test_llama3_frequencies_are_stored_as_divisors(tmp_path: Path) -> None:
-    rotary = {
-        "rope_type": "llama3",
-        "rope_theta": 500_000.0,
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 512,
-    }
-    model = llama(rope_parameters=rotary, head_dim=32)
+    model = llama(rope_parameters=dict(LLAMA3_ROTARY), head_dim=32)
     plain = 500_000.0 ** -(np.arange(0, 32, 2) / 32)
     writer = llama_writer(tmp_path / "tiny.gguf", model)
     writer.add_tensor("rope_freqs.weight", (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32))

@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from checkpoints import assert_same, edit_config, expected, gpt2, llama
+from checkpoints import LLAMA3_ROTARY, assert_same, edit_config, expected, gpt2, llama
 from signflip import _core, loading
 from signflip.errors import ArgumentError, FileError
 
@@ -94,14 +94,7 @@ ROTARY: list[dict[str, Any]] = [
     {"rope_theta": 10_000.0},
     {"rope_theta": 123_456.0},
     {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0},
-    {
-        "rope_type": "llama3",
-        "rope_theta": 500_000.0,
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 512,
-    },
+    LLAMA3_ROTARY,
 ]
 
 
