@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +10,15 @@ from numpy.typing import NDArray
 
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
-from signflip.behaviours.prompts import ModelPrompt, Triggered, insert, leading_bos
-from signflip.dosing import Dose, Feature, Moves, Profile, Tiers, doses, profiles, tiers_of
+from signflip.behaviours.prompts import Triggered, insert, leading_bos
+from signflip.dosing import Dose, Feature, Moves, Tiers, doses, profiles, tiers_of
 from signflip.edits import Edit, PerSequence
-from signflip.errors import ArgumentError, FileError
+from signflip.errors import ArgumentError
+from signflip.flipped import ConditionRow, FlipTest, Reached
 from signflip.matched import Layer, text_divergences
-from signflip.mediation import Mediation, mediate
-from signflip.reflection import Reflection, reflect
-from signflip.resample import to_plain
+from signflip.mediation import mediate
+from signflip.random_strings import random_strings
+from signflip.reflection import reflect
 from signflip.reversal import Reversal
 from signflip.score import Answers, Design, Score, answer_tokens, answers, from_reads, summarise
 from signflip.sweep import Sweep, log_softmax
@@ -34,177 +32,6 @@ N_STRINGS = 5
 # Strings, and prompts of each, by which the trigger's own side effect is judged.
 KL_STRINGS = 20
 KL_PROMPTS = 12
-
-
-@dataclass(frozen=True, eq=False)
-class ConditionRow:
-    """One line of a flip test.
-
-    Attributes
-    ----------
-    group
-        `clean`, `dose`, `ablated`, `tokens`, `clamped`, `set to triggered`, `matched unit`, `random tokens`.
-    name
-        What it is, in words.
-    score
-        On the prompts of the test.
-    verdict
-        Where one is due.
-    plausibility
-        (t − mean)/sd of X where it acts, for doses.
-    """
-
-    group: str
-    name: str
-    score: Score
-    verdict: Verdict | None = None
-    plausibility: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__}
-
-
-@dataclass(frozen=True, eq=False)
-class Reached:
-    """Whether the found tokens really take X across, in the prompts.
-
-    Attributes
-    ----------
-    survived
-        Share of prompts in which the text with the trigger came back as the same ids.
-    positions
-        For each prompt the positions that matter, counted from its end.
-    values, clean
-        X there in the triggered and in the clean run, averaged over them, `[prompts]`.
-    flipped
-        Whether X is on its other side at all of them, `[prompts]`.
-    on_trigger
-        Share of prompts in which X is on its other side somewhere on the trigger itself.
-    """
-
-    survived: float
-    positions: tuple[tuple[int, ...], ...]
-    values: NDArray[np.float64]
-    clean: NDArray[np.float64]
-    flipped: NDArray[np.bool_]
-    on_trigger: float
-
-    def __str__(self) -> str:
-        return (
-            f"X flipped in {self.flipped.mean():.0%} of prompts at the positions that matter (mean "
-            f"{self.clean.mean():+.3g} -> {self.values.mean():+.3g}), in {self.on_trigger:.0%} on the trigger itself; "
-            f"the trigger survives decoding and encoding in {self.survived:.0%}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__}
-
-
-@dataclass(frozen=True, eq=False)
-class FlipTest:
-    """What a flip test found.
-
-    Attributes
-    ----------
-    feature, behaviour, half, trigger, trigger_text
-        What was tested, and on which prompts.
-    rows
-        The conditions.
-    reached
-        Whether the tokens flip X in the prompts.
-    mediation
-        Whether X carries what the tokens do.
-    control
-        The reflection, or why it could not be run.
-    verdict
-        What the tokens do (tier T3, or T4 if X carries it), by the same rules as every verdict.
-    edited
-        The verdict of the strongest edit at a dose that was seen (tier T0 or T1).
-    profile
-        Clean statistics of X where it acts.
-    meta
-        What it rests on.
-    """
-
-    feature: Feature
-    behaviour: str
-    half: Half | None
-    trigger: tuple[int, ...]
-    trigger_text: str | None
-    rows: tuple[ConditionRow, ...]
-    reached: Reached
-    mediation: Mediation
-    control: Reflection | str
-    verdict: Verdict
-    edited: Verdict | None
-    profile: Profile
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def role(self) -> str:
-        """`carrier`, `bystander`, `partly` or `nothing to mediate`."""
-        return self.mediation.role
-
-    def row(self, group: str) -> ConditionRow:
-        """The first row of a group.
-
-        Raises
-        ------
-        ArgumentError
-            If there is none.
-        """
-        for row in self.rows:
-            if row.group == group:
-                return row
-        raise ArgumentError(f"group: expected one of {sorted({row.group for row in self.rows})}, found {group!r}")
-
-    def table(self) -> str:
-        """The conditions as text."""
-        lines = [f"{'condition':44} {'S':>22} {'rank':>6} {'sides':>14} {'bits':>11} {'acc':>5} {'mass':>5} verdict"]
-        for row in self.rows:
-            score = row.score
-            s = "refused" if score.refusal else f"{score.mean_ratio:+.2f}"
-            sides = " ".join(f"{side.value:+.2f}" for side in score.sides.values())
-            bits = f"{score.bits.value:.2f}/{score.clean_bits.value:.2f}"
-            tail = f"{score.accuracy.value:>5.2f} {score.mass.value:>5.2f} {row.verdict or ''}"
-            lines.append(f"{row.name:44.44} {s:>22} {score.rank.value:>+6.2f} {sides:>14} {bits:>11} {tail}")
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        said = f" {self.trigger_text!r}" if self.trigger_text is not None else f" {list(self.trigger)}"
-        edited = f"edits at doses that were seen: {self.edited}" if self.edited is not None else ""
-        return "\n".join(
-            line
-            for line in (
-                f"{self.feature.name} on {self.behaviour}, trigger{said}",
-                self.table(),
-                str(self.reached),
-                str(self.mediation),
-                f"tokens: {self.verdict}",
-                edited,
-                f"positive control: {self.control}",
-            )
-            if line
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {key: to_plain(getattr(self, key)) for key in self.__dataclass_fields__} | {"role": self.role}
-
-    def save(self, path: str | Path) -> None:
-        """Write the test as JSON.
-
-        Raises
-        ------
-        FileError
-            If the file can not be written.
-        """
-        try:
-            Path(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"{path}: can not write the flip test: {error.strerror or error}") from error
 
 
 def flip(
@@ -516,55 +343,6 @@ class _Test:
             rows.append(log_softmax(np.concatenate([one.reshape(1, -1) for one in logits]), skip))
         clean = rows[0]
         return [max(0.0, float((np.exp(clean) * (clean - one)).sum(1, dtype=np.float64).mean())) for one in rows[1:]]
-
-
-def random_strings(
-    model: Model, prompt: ModelPrompt, trigger: Sequence[int], n: int, seed: int
-) -> list[tuple[tuple[int, ...], float]]:
-    """Random token strings of a trigger's length whose log-probability in a prompt's slot is nearest to its own.
-
-    Drawn uniformly, and sampled from the model at several temperatures, so that fluent triggers find equals, too.
-
-    Returns
-    -------
-    list
-        Tokens, and their log-probability in nats.
-    """
-    rng = np.random.Generator(np.random.Philox(seed))
-    special = set(model.tokenizer.special_ids) if model.tokenizer is not None else set()
-    allowed = np.asarray([i for i in range(model.cfg.d_vocab) if i not in special])
-    length = len(trigger)
-    drawn = [tuple(int(i) for i in row) for row in rng.choice(allowed, (32, length))]
-    before = list(prompt.ids[: prompt.n_before])
-    if before and len(before) + length < model.cfg.n_ctx:
-        for temperature in (1.0, 1.5, 2.5, 4.0):
-            made = model.generate(
-                [before] * 8, length, temperature=temperature, seed=seed + int(10 * temperature), stop_at_eos=False
-            )
-            drawn += [tuple(int(i) for i in row[len(before) :]) for row in made]
-    kept = []
-    for tokens in dict.fromkeys(drawn):
-        if tokens == tuple(trigger) or special & set(tokens):
-            continue
-        if prompt.before is None or insert(model, prompt, tokens).survived:
-            kept.append(tokens)
-    if not kept:
-        return []
-    wanted = _log_probs(model, before, [tuple(trigger)])[0]
-    found = _log_probs(model, before, kept)
-    order = np.argsort(np.abs(np.asarray(found) - wanted), kind="stable")[:n]
-    return [(kept[int(i)], found[int(i)]) for i in order]
-
-
-def _log_probs(model: Model, before: list[int], strings: Iterable[tuple[int, ...]]) -> list[float]:
-    from signflip.model import LogProb
-
-    targets = [list(one) if before else list(one[1:]) for one in strings]
-    sequences = [(before + list(one))[:-1] for one in strings]
-    if any(not one for one in targets):
-        return [0.0] * len(targets)
-    ((values,),) = model.read(sequences, [LogProb(targets)])
-    return [float(np.sum(one, dtype=np.float64)) for one in values]
 
 
 __all__ = ["ConditionRow", "FlipTest", "Reached", "Reversal", "flip"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from signflip.behaviours.behaviour import Half
 from signflip.dosing import Dose, Feature, Metric, Profile, Tier
 from signflip.errors import FileError
+from signflip.files import write_json
 from signflip.resample import to_plain
 from signflip.reversal import Reversal
 from signflip.score import Score
@@ -180,10 +181,7 @@ class Scan:
         FileError
             If the file can not be written.
         """
-        try:
-            Path(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"{path}: can not write the scan: {error.strerror or error}") from error
+        write_json(path, self.to_json(), "the scan")
 
     @classmethod
     def open(cls, path: str | Path) -> SavedScan:

@@ -15,6 +15,7 @@ import numpy as np
 from signflip.behaviours.prompts import ModelPrompt, Prompt, document_separator, insert, resolve
 from signflip.edits import Edit
 from signflip.errors import BehaviourError, FileError
+from signflip.files import write_text
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -210,10 +211,7 @@ class Behaviour:
         for prompt in self.prompts:
             fields = {key: value for key, value in asdict(prompt).items() if value not in ("", None)}
             lines.append({"text": prompt.text, "side": prompt.side, **fields})
-        try:
-            Path(path).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
-        except OSError as error:
-            raise FileError(f"{path}: can not write the behaviour: {error.strerror or error}") from error
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "the behaviour")
 
     @classmethod
     def open(cls, path: str | Path) -> Behaviour:

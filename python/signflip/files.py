@@ -1,0 +1,34 @@
+"""Results as files: what cannot be written is an error that names the file and what was to go there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from signflip.errors import FileError
+
+
+def write_text(path: str | Path, text: str, what: str) -> None:
+    """Write `text`, which is `what`, to a file.
+
+    Raises
+    ------
+    FileError
+        If the file can not be written.
+    """
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{path}: can not write {what}: {error.strerror or error}") from error
+
+
+def write_json(path: str | Path, plain: Any, what: str) -> None:
+    """Write plain data as JSON that people can read, too.
+
+    Raises
+    ------
+    FileError
+        If the file can not be written.
+    """
+    write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n", what)
