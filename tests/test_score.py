@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from signflip.behaviours import Prompt
+from signflip.design import Answers, Design, auc, information, leans
 from signflip.errors import BehaviourError
 from signflip.resample import Estimate, cluster_weights, holm, sign_flip
-from signflip.score import Answers, Design, Score, auc, information, leans, summarise
+from signflip.score import Score, summarise
 from signflip.verdict import Divergence, judge
 
 ITEMS, TEMPLATES = 20, 8

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
 from signflip.behaviours.prompts import Triggered, insert, leading_bos
+from signflip.design import Answers, Design
 from signflip.dosing import Dose, Feature, Moves, Tiers, doses, profiles, tiers_of
 from signflip.edits import Edit, PerSequence
 from signflip.errors import ArgumentError
@@ -20,7 +21,7 @@ from signflip.mediation import mediate
 from signflip.random_strings import random_strings
 from signflip.reflection import reflect
 from signflip.reversal import Reversal
-from signflip.score import Answers, Design, Score, answer_tokens, answers, from_reads, summarise
+from signflip.score import Score, answer_tokens, answers, from_reads, summarise
 from signflip.sweep import Sweep, log_softmax
 from signflip.verdict import Divergence, Verdict, any_turned, judge
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from signflip.design import Answers, Design, side_means
 from signflip.dosing import Dose, Feature, Profile
 from signflip.matched import Layer, TwoSided
 from signflip.resample import to_plain
-from signflip.score import Answers, Design, Score, from_reads, side_means
+from signflip.score import Score, from_reads
 from signflip.sweep import RowEdit, Sweep
 from signflip.verdict import Condition, Divergence, Verdict
 

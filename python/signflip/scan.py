@@ -13,13 +13,14 @@ from tqdm.auto import tqdm
 
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
+from signflip.design import Answers, Design, leans, side_means
 from signflip.dosing import Dose, Feature, Metric, Moves, Profile, Tier, Tiers, doses, profiles, tiers_of
 from signflip.errors import ArgumentError
 from signflip.matched import Layer, exceeds, text_divergences
 from signflip.resample import holm
 from signflip.reversal import Reversal, carrying_positions, twins
 from signflip.scanned import Row, SavedScan, Scan, turnedness
-from signflip.score import Answers, Design, Score, answer_tokens, from_reads, leans, side_means, summarise
+from signflip.score import Score, answer_tokens, from_reads, summarise
 from signflip.sweep import RowEdit, Sweep
 from signflip.verdict import LEVEL, MARGIN, Divergence, any_turned, judge
 

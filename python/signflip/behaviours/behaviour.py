@@ -18,8 +18,9 @@ from signflip.errors import BehaviourError, FileError
 from signflip.files import write_text
 
 if TYPE_CHECKING:
+    from signflip.design import Answers
     from signflip.model import Model
-    from signflip.score import Answers, Score
+    from signflip.score import Score
 
 Kind = Literal["symmetric", "heuristic-prone"]
 Half = Literal["A", "B"]
@@ -164,7 +165,8 @@ class Behaviour:
         TokenError
             If an answer is not one token of this model.
         """
-        from signflip.score import Design, answers, summarise
+        from signflip.design import Design
+        from signflip.score import answers, summarise
 
         resolved = self.prompts_for(model, half)
         design = Design.of(self.name, [one.prompt for one in resolved], half)
