@@ -4,8 +4,6 @@ pub mod candidates;
 pub mod checkpoint;
 pub mod contexts;
 mod epo;
-#[cfg(test)]
-mod fake;
 pub mod forest;
 pub mod front;
 mod gcg;

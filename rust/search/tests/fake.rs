@@ -16,7 +16,7 @@ use crate::model::spec::{Activation, Head, ModelSpec, NormKind, Positions};
 const DECAY: f64 = 0.7;
 type Rows = Vec<Vec<f64>>;
 
-pub(crate) struct Fake {
+pub(super) struct Fake {
     spec: ModelSpec,
     embed: Rows,
     unembed: Rows,
@@ -24,8 +24,8 @@ pub(crate) struct Fake {
     gain: Vec<f64>,
     bias: Vec<f64>,
     pool: rayon::ThreadPool,
-    pub(crate) tokens: AtomicUsize,
-    pub(crate) fail_after: AtomicUsize,
+    pub(super) tokens: AtomicUsize,
+    pub(super) fail_after: AtomicUsize,
 }
 
 /// Where a row's state lies: a segment's (or a cached segment's) row.
@@ -37,7 +37,7 @@ enum Before {
 }
 
 impl Fake {
-    pub(crate) fn new(seed: u32, vocabulary: usize) -> Self {
+    pub(super) fn new(seed: u32, vocabulary: usize) -> Self {
         let (d_model, d_mlp) = (6, 10);
         let mut state = u64::from(seed) * 2 + 1;
         let mut uniform = || {

@@ -1,11 +1,13 @@
 //! Whole searches on the made-up model.
 
+mod fake;
+
 use std::sync::atomic::Ordering;
 
+use fake::Fake;
 use proptest::prelude::*;
 
 use super::contexts::ContextTokens;
-use super::fake::Fake;
 use super::ledger::RoundTrip;
 use super::objective::{Objective, ObjectiveSpec, Position, PositionRule, TermSpec};
 use super::run::{Aggregate, Ended, Event, Method, Progress, SearchResult, Settings, Variant, search};
