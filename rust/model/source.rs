@@ -52,7 +52,7 @@ impl Weights {
     }
 
     /// Checks that a tensor is there, in the expected shape and a readable dtype, without reading its elements.
-    pub fn expect(&self, tensor: &str, shape: &[usize]) -> Result<()> {
+    pub fn require(&self, tensor: &str, shape: &[usize]) -> Result<()> {
         let found = self.shape(tensor)?;
         if found == shape {
             Ok(())
@@ -64,7 +64,7 @@ impl Weights {
 
     /// The elements of a tensor of the expected shape.
     pub fn tensor(&self, tensor: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>> {
-        self.expect(tensor, shape)?;
+        self.require(tensor, shape)?;
         let data = self.source.read(tensor)?;
         let expected: usize = shape.iter().product();
         if data.len() != expected {

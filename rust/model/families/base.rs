@@ -29,7 +29,7 @@ impl Base {
         let mut expected = HashSet::from([self.tying.embed.clone()]);
         for (name, shape) in tensors {
             let name = format!("{}{name}", self.prefix);
-            self.weights.expect(&name, &shape)?;
+            self.weights.require(&name, &shape)?;
             expected.insert(name);
         }
         self.weights.refuse_unexpected(self.prefix, &expected, ignored)
@@ -71,8 +71,8 @@ impl Tying {
     }
 
     fn check(&self, weights: &Weights, d_vocab: usize, d_model: usize) -> Result<()> {
-        weights.expect(&self.embed, &[d_vocab, d_model])?;
-        self.unembed.iter().try_for_each(|name| weights.expect(name, &[d_vocab, d_model]))
+        weights.require(&self.embed, &[d_vocab, d_model])?;
+        self.unembed.iter().try_for_each(|name| weights.require(name, &[d_vocab, d_model]))
     }
 
     /// The head's map, `None` where it is the embedding.

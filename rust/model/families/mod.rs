@@ -134,7 +134,7 @@ fn head(config: &Config<'_>, top: Top, weights: &Weights, d_model: usize) -> Res
     if labels == 0 {
         return Err(Error::checkpoint("config.json", "expected at least one label, found none"));
     }
-    weights.expect("score.weight", &[labels, d_model])?;
+    weights.require("score.weight", &[labels, d_model])?;
     let pad = match config.get("pad_token_id") {
         // Some configs write -1 for none.
         Some(value) => u32::try_from(value.as_i64().unwrap_or(-1)).ok(),
