@@ -130,8 +130,8 @@ def text_divergences(
             out.append(Divergence(*own))
             continue
         first = len(variants) + pushed[at] * len(matched)
-        bounds = (float(np.quantile(one[first : first + len(matched)], 0.95)) for one in (text, where))
-        out.append(Divergence(*own, *bounds, len(matched)))
+        text_bound, acts_bound = (float(np.quantile(one[first : first + len(matched)], 0.95)) for one in (text, where))
+        out.append(Divergence(*own, text_bound, acts_bound, len(matched)))
     return out
 
 

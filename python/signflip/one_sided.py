@@ -62,9 +62,9 @@ class OneSided:
     margin: float
     reach: float | None
     certified: bool
-    mean: float
-    std: float
-    seen: float | None
+    mean: float = float("nan")
+    std: float = float("nan")
+    seen: float | None = None
 
     def flip(self, position: Any = -1) -> Objective:
         """The objective that is positive exactly when the feature is on the other side."""

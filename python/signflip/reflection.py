@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signflip.behaviours.behaviour import Behaviour, Half
+from signflip.design import Answers, Design, side_means
 from signflip.resample import to_plain
-from signflip.score import Answers, Design, Score, answer_tokens, from_reads, side_means, summarise
+from signflip.score import Score, answer_tokens, from_reads, summarise
 from signflip.sweep import RowEdit, Sweep, log_softmax
 from signflip.verdict import Divergence, Verdict, judge
 

@@ -219,7 +219,7 @@ def turn_p(score: Score, margin: float = MARGIN, *, half: bool = False, seed: in
 
     For both sides it is the larger of the two; with `half`, for either side, twice the smaller.
     """
-    from signflip.score import leans
+    from signflip.design import leans
 
     known = score.known
     design = known.design
