@@ -29,7 +29,7 @@ from signflip.errors import (
     TokenizerError,
 )
 from signflip.one_sided import rate_bound
-from survey_models import DOCS, make, peer, write_tokenizer
+from survey_models import DOCS, make, peer
 from survey_run import documents
 
 
