@@ -22,8 +22,8 @@ from signflip.errors import FileError
 # Sized so that the whole takes at most 15 minutes on 2 cores with a model of 135 million parameters.
 SAMPLES_A_REQUEST, ANSWER_TOKENS, PROMPTS_AT_ONCE = 2, 80, 32
 NEARLY = 1e-3
-# Prompts of a behaviour in the scan's first look, and pairs that it looks at in full.
-SCREEN, KEEP = 4, 6
+# Prompts of a behaviour in the scan's first look, pairs that it looks at in full, and triples that go to half B.
+SCREEN, KEEP, CONFIRM = 4, 6, 4
 FLIPS_WANTED, FLIPS_TRIED = 3, 8
 FLIP_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 80, "width": 96}
 PROMPT_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 15, "width": 64}
@@ -192,6 +192,7 @@ class _Demo:
             sf.behaviours.all(),
             screen=SCREEN,
             keep=KEEP,
+            confirm=CONFIRM,
             seed=self.seed,
             progress=self.progress and sys.stderr.isatty(),
         )
