@@ -148,19 +148,16 @@ def reflect(model: Model, behaviour: Behaviour, replicates: int = 2000, seed: in
     context = fit.design.sign > 0
     ones = np.ones((1, len(fit.design)))
     base = side_means(ones, fit.design, fit.clean.margin).sum()
-    best: tuple[float, str, NDArray[np.float64], NDArray[np.float64]] | None = None
+    fitted = []
     for site, r in zip(sites, fit.residuals(sites), strict=True):
-        a, b = r[context].mean(0), r[~context].mean(0)
-        if not np.linalg.norm(a - b) > 0:
-            continue
-        u = (a - b) / np.linalg.norm(a - b)
-        (run,) = fit.answers([fit.edit(site, _mirror(r, u, fit.midpoints(r), 2.0))], mass=False)
-        s = float(side_means(ones, fit.design, run.margin).sum() / base)
-        if best is None or s < best[0]:
-            best = (s, site, u, r)
-    if best is None:
+        difference = r[context].mean(0) - r[~context].mean(0)
+        if np.linalg.norm(difference) > 0:
+            fitted.append((site, difference / np.linalg.norm(difference), r))
+    if not fitted:
         return f"the contexts of {behaviour.name} do not differ at the last position"
-    _, site, u, r_fit = best
+    runs = fit.answers([fit.edit(site, _mirror(r, u, fit.midpoints(r), 2.0)) for site, u, r in fitted], mass=False)
+    turned = [float(side_means(ones, fit.design, run.margin).sum() / base) for run in runs]
+    site, u, r_fit = fitted[int(np.argmin(turned))]
     test = _Ends(model, behaviour, "B")
     (r,) = test.residuals([site])
     m = test.midpoints(r)
