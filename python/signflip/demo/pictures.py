@@ -103,5 +103,5 @@ def dose_curves(path: Path, title: str, curves: Mapping[str, Sequence[Dose]], se
     axes.set_xlabel("value that the feature is set to (hollow: beyond what was seen)")
     axes.set_ylabel("score S")
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(loc="lower left", facecolor="white", edgecolor="none", framealpha=0.9, fontsize=8, ncols=2)
     figure.savefig(path, dpi=150)

@@ -23,11 +23,13 @@ from signflip.errors import FileError
 SAMPLES_A_REQUEST, ANSWER_TOKENS, PROMPTS_AT_ONCE = 2, 80, 32
 NEARLY = 1e-3
 # Prompts of a behaviour in the scan's first look, pairs that it looks at in full, and triples that go to half B.
-SCREEN, KEEP, CONFIRM = 4, 6, 4
+SCREEN, KEEP, CONFIRM = 4, 4, 3
 FLIPS_WANTED, FLIPS_TRIED = 3, 8
 FLIP_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 80, "width": 96}
 PROMPT_SEARCH: dict[str, Any] = {"tokens": 10, "steps": 15, "width": 64}
 PROMPTS_SEARCHED = 8
+# Matched units and random strings in the flip test's table.
+UNITS, STRINGS = 3, 3
 SHOWN_TOKENS = 10
 
 
@@ -308,7 +310,7 @@ class _Demo:
         )
         where = -feature.side * result.best.value
         self.say(f"inside {len(contexts)} prompts: mean {where:+.3g} on {result.best.text!r}")
-        test = sf.flip(self.model, feature, result, behaviour, seed=self.seed)
+        test = sf.flip(self.model, feature, result, behaviour, units=UNITS, strings=STRINGS, seed=self.seed)
         test.save(self.out / "flip-test.json")
         self.say(str(test))
         self.summary.flip_test(feature, behaviour, result, where, test)
