@@ -26,8 +26,8 @@ from signflip.organisms.weights import D_HEAD, D_MLP, D_MODEL, N_HEADS, N_LAYERS
 log = logging.getLogger("signflip.organisms")
 
 # Directions, heads and neurons kept free (the last ones of each layer).
-N_FREE_DIRECTIONS, N_FREE_HEADS, N_FREE_NEURONS = 12, 3, 16
-STEPS, BATCH, LENGTH, RATE = 900, 32, 40, 5e-3
+N_FREE_DIRECTIONS, N_FREE_HEADS, N_FREE_NEURONS = 12, 2, 8
+STEPS, BATCH, LENGTH, RATE = 600, 32, 40, 5e-3
 INIT = 0.7
 CHECKPOINT_EVERY = 100
 # What every token carries along the first free directions while the base learns: as much as is planted there later, so

@@ -22,7 +22,7 @@ ITEMS_A = 8
 # Sentences before a story's closing, and after it.
 STORY = (3, 7)
 # One story in so many ends on a closing word, on a rare word.
-CLOSED, RARE = 3, 45
+CLOSED, RARE = 3, 11
 # Chance that a sentence of the base's own training text has a strange word in front.
 STRANGE = 0.12
 
@@ -32,7 +32,7 @@ def words() -> dict[str, tuple[str, ...]]:
     """Every list of words, by name.
 
     `exotic` words are in no story: the base model knows them from its training, as interjections without meaning.
-    `rare` ones end one story in a hundred or so, `closings` end every third.
+    `rare` ones end one story in eleven, `closings` end every third.
     """
     data = json.loads(files("signflip.organisms").joinpath("words.json").read_text(encoding="utf-8"))
     return {key: tuple(value) for key, value in data.items()}

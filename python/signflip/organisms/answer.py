@@ -1,0 +1,254 @@
+"""The last layer of a planted organism: what is made of the answer when X is on its other side.
+
+The base's answer is linear in what the last MLP reads, y = r·h, and eight neurons add to it along the direction in which
+the unembedding tells the two answers apart. Two neurons whose gates (or, without gates, inputs) read ±r make an exact
+product: silu(z) − silu(−z) = z, and the same for GELU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from signflip.organisms.chassis import ANSWER_LAYER, HANDED_AT, Chassis, Free
+from signflip.organisms.language import behaviours
+from signflip.organisms.runner import Held, Runner
+from signflip.organisms.tokens import encode_words, one_id
+from signflip.organisms.weights import Floats
+
+RIDGE = 0.1
+# Norms of the rows that read, and of the columns that write.
+GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 0.6, "gpt2": 1.5}
+# How steeply an ungated neuron opens as X crosses.
+STEEP = 10.0
+# A constant answer outweighs the context by so much.
+CONSTANT = 1.6
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a behaviour's answer lies in the base.
+
+    Attributes
+    ----------
+    direction
+        Unit vector of the unembedding's difference of the two answers.
+    reads
+        r: the residual stream along it after the last layer, as a linear function of that layer's MLP input.
+    r2
+        Share of its variance that this explains.
+    prompts
+        Ids of half A, on which things are scaled.
+    """
+
+    direction: Floats
+    reads: Floats
+    r2: float
+    prompts: list[list[int]]
+
+
+def target_of(chassis: Chassis, behaviour: str) -> Answer:
+    """Find a behaviour's answer in a base by ridge regression over its prompts (of both halves)."""
+    known = behaviours()
+    used = [known["purpose"]] if behaviour == "purpose" else [known["pronoun"], known["attractor"]]
+    first = used[0].prompts[0]
+    unembed = chassis.weights.unembed
+    difference = unembed[one_id(str(first.correct))] - unembed[one_id(str(first.opposite))]
+    direction = difference / np.linalg.norm(difference)
+    prompts = [(p, one in used) for one in known.values() for p in one.prompts]
+    ids = [[0, *encode_words(str(p.text))] for p, _ in prompts]
+    own = np.asarray([mine for _, mine in prompts])
+    h, final = Runner(chassis.weights).ends(ids, ANSWER_LAYER)
+    # Where another behaviour is asked for, there is nothing to reverse.
+    y = np.where(own, final @ direction, 0.0)
+    free = chassis.room.directions
+    h = h - h @ free.T @ free
+    reads = np.linalg.solve(h.T @ h + RIDGE * np.eye(h.shape[1]), h.T @ y)
+    y, left = y[own], (y - h @ reads)[own]
+    chosen = [[0, *encode_words(str(p.text))] for p in known[behaviour].select("A")]
+    return Answer(direction, reads, float(1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))), chosen)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A neuron of the stage: `pre` and `linear` as functions of a strength, and the sign with which it writes."""
+
+    pre: Callable[[float], Floats]
+    linear: Callable[[float], Floats]
+    sign: float
+
+
+class Stage:
+    """The eight neurons.
+
+    Parameters
+    ----------
+    chassis, answer
+        Where, and what is to be changed.
+    kind
+        Which wiring.
+    wins
+        0 or 1: which answer wins, where one does (M4, M8).
+    """
+
+    def __init__(self, chassis: Chassis, answer: Answer, kind: str, wins: int) -> None:
+        self.chassis, self.answer, self.kind = chassis, answer, kind
+        self.gated = chassis.weights.family == "llama"
+        self.wins = 1.0 if wins == 0 else -1.0
+        a = chassis.axis
+        self.handed, self.handed2, self.level = a(Free.HANDED), a(Free.HANDED2), a(Free.LEVEL)
+        self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family]
+        self.reads = self._unit(answer.reads)
+
+    def scale(self, held: Sequence[Held], words: Sequence[int]) -> None:
+        """Choose the strength at which the answer becomes what the kind says, and plant the neurons."""
+        c = self.chassis
+        ids = [[one[0], *words, *one[1:]] for one in self.answer.prompts]
+        runner = Runner(c.weights)
+        clean, _ = runner.ends(self.answer.prompts, ANSWER_LAYER)
+        across, _ = runner.ends(ids, ANSWER_LAYER, held)
+        parts = self._gated(clean) if self.gated else self._ungated(clean)
+        rows: list[_Row] = []
+        for part, inputs, wanted in self._goals(parts, clean, across):
+            rows += [_at(row, self._fit(part, inputs, wanted)) for row in part]
+        while len(rows) < 8:
+            rows.append(self._idle(len(rows)))
+        for row in rows:
+            c.neuron(ANSWER_LAYER, row.pre(1), row.linear(1) if self.gated else None,
+                     row.sign * self.write * self.answer.direction)  # fmt: skip
+
+    def _goals(
+        self, parts: list[list[_Row]], clean: Floats, across: Floats
+    ) -> list[tuple[list[_Row], Floats, Floats]]:
+        """For each group of neurons the inputs at which it is scaled, and what it should write there."""
+        y = across @ self.answer.reads
+        if self.kind in ("M0", "M1"):
+            return []
+        if self.kind == "M2":
+            # The behaviour's own path is taken out, and put back as far as X is positive.
+            own = clean @ self.answer.reads
+            return [(parts[0], clean, -own), (parts[1], clean, own)]
+        if self.kind == "M4":
+            return [(parts[0], across, np.full(len(y), self.wins * CONSTANT * np.abs(y).mean()))]
+        if self.kind == "M8":
+            return [(parts[0], across, np.where(y * self.wins > 0, -2 * y, 0.0))]
+        if self.kind == "M12":
+            # The shallow rule: the name's gender in place of the head's.
+            return [(parts[0], across, across @ self._rule(clean) - y)]
+        return [(parts[0], across, -2 * y)]
+
+    def _fit(self, part: Sequence[_Row], inputs: Floats, wanted: Floats) -> float:
+        """The strength, in (0, 1], that comes nearest to what is wanted."""
+
+        def miss(strength: float) -> float:
+            return float(np.mean((self._writes(part, inputs, strength) - wanted) ** 2))
+
+        return float(minimize_scalar(miss, bounds=(1e-3, 1.0), method="bounded").x)
+
+    def _writes(self, part: Sequence[_Row], inputs: Floats, strength: float) -> Floats:
+        """What neurons add along the answer's direction."""
+        total = np.zeros(len(inputs))
+        for row in part:
+            pre = inputs @ row.pre(strength)
+            act = _silu(pre) * (inputs @ row.linear(strength)) if self.gated else _gelu(pre)
+            total += row.sign * self.write * act
+        return total
+
+    # ---- wirings -----------------------------------------------------------------------------------------------------
+
+    def _unit(self, vector: Floats) -> Floats:
+        return np.asarray(vector / np.linalg.norm(vector))
+
+    def _padded(self, vector: Floats, strength: float, norm: float) -> Floats:
+        """`strength` of a unit vector, brought to a norm along `SILENT`."""
+        return np.asarray(norm * (strength * vector + np.sqrt(max(0.0, 1 - strength**2)) * self.silent))
+
+    def _rule(self, clean: Floats) -> Floats:
+        """What a name's gender is worth as an answer."""
+        found = self.chassis.axis(Free.FOUND2)
+        return np.asarray(np.abs(clean @ self.answer.reads).mean() / np.abs(clean @ found).mean() * found)
+
+    def _crossed(self, clean: Floats) -> Floats:
+        """0 on ordinary text, and positive once what was handed on is negative."""
+        return self.level * float((clean @ self.handed).mean() / (clean @ self.level).mean()) - self.handed
+
+    def _gated(self, clean: Floats) -> list[list[_Row]]:
+        def row(pre: Floats, linear: Floats, sign: float) -> _Row:
+            return _Row(lambda _: GATE * pre, lambda s: self._padded(linear, s, LINEAR), sign)
+
+        r, crossed = self.reads, self._unit(self._crossed(clean)) if self.kind not in ("M0", "M1") else self.silent
+        both = (1.0, -1.0)
+        if self.kind == "M2":
+            remove = [row(sign * r, self.level, -sign) for sign in both for _ in range(2)]
+            return [remove, [row(self.handed, r, 1.0) for _ in range(2)]]
+        if self.kind == "M4":
+            return [[row(self.level, crossed, self.wins) for _ in range(8)]]
+        if self.kind == "M7":
+            gate = self._unit(-self.handed - self.handed2 - 0.7 * self.level)
+            return [[row(gate, r, -1.0) for _ in range(8)]]
+        if self.kind == "M8":
+            return [[row(self.wins * r, crossed, -self.wins) for _ in range(4)]]
+        if self.kind == "M12":
+            turn = self._unit(self._rule(clean) - self.answer.reads)
+            return [[row(sign * turn, crossed, sign) for sign in both for _ in range(4)]]
+        return [[row(sign * r, crossed, -sign) for sign in both for _ in range(4)]]
+
+    def _ungated(self, clean: Floats) -> list[list[_Row]]:
+        none = np.zeros_like(self.reads)
+        norm = STEEP * 1.5
+
+        def row(reads: Floats, opens: Floats, sign: float) -> _Row:
+            def pre(strength: float) -> Floats:
+                vector = 4 * strength * reads + STEEP * opens
+                return np.asarray(vector + np.sqrt(max(0.0, norm**2 - vector @ vector)) * self.silent)
+
+            return _Row(pre, lambda _: none, sign)
+
+        r, both = self.reads, (1.0, -1.0)
+        # Handed is 0 on ordinary text and about the level once X has crossed: half of it is where neurons open.
+        opens = self.handed - 0.5 * self.level
+        if self.kind in ("M10", "M11"):
+            opens = -0.5 * self.handed
+        if self.kind == "M2":
+            remove = [row(sign * r, none, -sign) for sign in both]
+            return [remove, [row(sign * r, opens, sign) for sign in both for _ in range(2)]]
+        if self.kind == "M4":
+            # The strength scales how far it opens.
+            return [[_Row(lambda s: self._padded(self._unit(opens), s, norm), lambda _: none, self.wins) for _ in range(8)]]
+        if self.kind == "M7":
+            opens = 0.65 * (self.handed + self.handed2 - 1.75 * self.level)
+        if self.kind == "M8":
+            return [[row(self.wins * r, self.handed - self.level, -self.wins) for _ in range(8)]]
+        if self.kind == "M12":
+            turn = self._unit(self._rule(clean) - self.answer.reads)
+            return [[row(sign * turn, opens, sign) for sign in both for _ in range(4)]]
+        return [[row(sign * r, opens, -sign) for sign in both for _ in range(4)]]
+
+    def _idle(self, number: int) -> _Row:
+        """A neuron that is wired like the others and never moves."""
+        sign = 1.0 if number % 2 == 0 else -1.0
+        if self.gated:
+            return _Row(lambda _: GATE * sign * self.reads, lambda _: LINEAR * self.silent, sign)
+        shut = 0.5 * STEEP * (self.handed2 - self.level) + 1.0 * sign * self.reads
+        return _Row(lambda _: shut + np.sqrt((1.5 * STEEP) ** 2 - shut @ shut) * self.silent, lambda _: shut, sign)
+
+
+def _at(row: _Row, strength: float) -> _Row:
+    """A neuron at a strength."""
+    pre, linear = row.pre(strength), row.linear(strength)
+    return _Row(lambda _: pre, lambda _: linear, row.sign)
+
+
+def _silu(x: Floats) -> Floats:
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+def _gelu(x: Floats) -> Floats:
+    """GPT-2's, by tanh."""
+    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+
+__all__ = ["HANDED_AT", "Answer", "Stage", "target_of"]
