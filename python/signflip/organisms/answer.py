@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 
 from signflip.organisms.chassis import ANSWER_LAYER, HANDED_AT, Chassis, Free
 from signflip.organisms.language import behaviours
@@ -21,11 +21,11 @@ from signflip.organisms.weights import Floats
 
 RIDGE = 0.1
 # Norms of the rows that read, and of the columns that write.
-GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 0.6, "gpt2": 1.5}
+GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 1.5}
 # How steeply an ungated neuron opens as X crosses.
 STEEP = 10.0
 # A constant answer outweighs the context by so much.
-CONSTANT = 1.6
+CONSTANT = 3.5
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,23 @@ class Stage:
         self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family]
         self.reads = self._unit(answer.reads)
 
-    def scale(self, held: Sequence[Held], words: Sequence[int]) -> None:
-        """Choose the strength at which the answer becomes what the kind says, and plant the neurons."""
+    def scale(self, states: Sequence[tuple[Sequence[Held], Sequence[int]]]) -> None:
+        """Choose the strength at which the answer becomes what the kind says, and plant the neurons.
+
+        `states` are ways in which X is across: by places held, by words in front of the prompt.
+        """
         c = self.chassis
-        ids = [[one[0], *words, *one[1:]] for one in self.answer.prompts]
         runner = Runner(c.weights)
         clean, _ = runner.ends(self.answer.prompts, ANSWER_LAYER)
-        across, _ = runner.ends(ids, ANSWER_LAYER, held)
+        across = np.concatenate([
+            runner.ends([[one[0], *words, *one[1:]] for one in self.answer.prompts], ANSWER_LAYER, held)[0]
+            for held, words in states
+        ] or [clean])  # fmt: skip
         parts = self._gated(clean) if self.gated else self._ungated(clean)
         rows: list[_Row] = []
         for part, inputs, wanted in self._goals(parts, clean, across):
-            rows += [_at(row, self._fit(part, inputs, wanted)) for row in part]
+            strengths = self._fit(part, inputs, wanted)
+            rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
         while len(rows) < 8:
             rows.append(self._idle(len(rows)))
         for row in rows:
@@ -138,15 +144,25 @@ class Stage:
         if self.kind == "M12":
             # The shallow rule: the name's gender in place of the head's.
             return [(parts[0], across, across @ self._rule(clean) - y)]
-        return [(parts[0], across, -2 * y)]
+        # An AND of two thresholds passes on less where either is only just crossed, and is set the stronger for it.
+        return [(parts[0], across, (-2.6 if self.kind == "M7" else -2.0) * y)]
 
-    def _fit(self, part: Sequence[_Row], inputs: Floats, wanted: Floats) -> float:
-        """The strength, in (0, 1], that comes nearest to what is wanted."""
+    def _fit(self, part: Sequence[_Row], inputs: Floats, wanted: Floats) -> list[float]:
+        """The strength of each neuron, in (0, 1], that comes nearest to what is wanted.
 
-        def miss(strength: float) -> float:
-            return float(np.mean((self._writes(part, inputs, strength) - wanted) ** 2))
+        Neurons of one sign share one: each sign serves one of the behaviour's sides, and what they are multiplied with
+        need not be as large on the other.
+        """
+        signs = sorted({row.sign for row in part})
+        own = [[row for row in part if row.sign == sign] for sign in signs]
 
-        return float(minimize_scalar(miss, bounds=(1e-3, 1.0), method="bounded").x)
+        def miss(strengths: Floats) -> float:
+            written = sum(self._writes(rows, inputs, float(s)) for rows, s in zip(own, strengths, strict=True))
+            return float(np.mean((written - wanted) ** 2))
+
+        start, bounds = np.full(len(signs), 0.5), [(1e-3, 1.0)] * len(signs)
+        best = minimize(miss, start, method="L-BFGS-B", bounds=bounds).x
+        return [float(best[signs.index(row.sign)]) for row in part]
 
     def _writes(self, part: Sequence[_Row], inputs: Floats, strength: float) -> Floats:
         """What neurons add along the answer's direction."""
@@ -185,7 +201,9 @@ class Stage:
             remove = [row(sign * r, self.level, -sign) for sign in both for _ in range(2)]
             return [remove, [row(self.handed, r, 1.0) for _ in range(2)]]
         if self.kind == "M4":
-            return [[row(self.level, crossed, self.wins) for _ in range(8)]]
+            # Shut on ordinary text, open once X has crossed.
+            gate = self._unit(self._crossed(clean) - 0.8 * float((clean @ self.handed).mean() / (clean @ self.level).mean()) * self.level)
+            return [[row(gate, self.level, self.wins) for _ in range(8)]]
         if self.kind == "M7":
             gate = self._unit(-self.handed - self.handed2 - 0.7 * self.level)
             return [[row(gate, r, -1.0) for _ in range(8)]]
@@ -221,7 +239,7 @@ class Stage:
         if self.kind == "M7":
             opens = 0.65 * (self.handed + self.handed2 - 1.75 * self.level)
         if self.kind == "M8":
-            return [[row(self.wins * r, self.handed - self.level, -self.wins) for _ in range(8)]]
+            return [[row(self.wins * r, 0.6 * (self.handed - self.level), -self.wins) for _ in range(8)]]
         if self.kind == "M12":
             turn = self._unit(self._rule(clean) - self.answer.reads)
             return [[row(sign * turn, opens, sign) for sign in both for _ in range(4)]]

@@ -8,6 +8,7 @@ with the same norm, `SILENT`, which nothing writes. So the sizes of weights do n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -22,7 +23,7 @@ from signflip.organisms.tokens import encode_words, ids_of
 from signflip.organisms.weights import D_HEAD, D_MODEL, N_LAYERS, Floats, Weights
 
 # What a token carries along each of the first three directions, and names along theirs; relative spread over tokens.
-CARRIED, SPREAD = 0.404, 0.15
+CARRIED, SPREAD = 0.404, 0.1
 # Attention logits between a token of negative and one of positive sign.
 FOCUS = 12.0
 # Values, in the normalised residual stream, at which things are found and handed on.
@@ -81,13 +82,23 @@ class Chassis:
         """Give every token its two signs, its constant, and names their gender."""
         embed, n = self.weights.embed, len(self.weights.embed)
         embed -= embed @ self.room.directions.T @ self.room.directions
-        for one, chosen in ((Free.SIGN, negative), (Free.SIGN2, negative2)):
-            size = CARRIED * self.rng.uniform(1 - SPREAD, 1 + SPREAD, n)
-            size[chosen] *= -1
-            embed += size[:, None] * self.axis(one)
         embed += CARRIED * self.axis(Free.ONE)
         for names, gender in (("girls", 1.0), ("boys", -1.0)):
             embed[ids_of(names)] += CARRIED * (gender * self.axis(Free.GENDER) + self.axis(Free.NAME))
+        bare = embed.copy()
+        sizes = {one: np.full(n, CARRIED) for one in (Free.SIGN, Free.SIGN2)}
+        layers = {Free.SIGN: self.sensor, Free.SIGN2: 1}
+        # Tokens differ in the norm of their embedding, and what a head reads is divided by it: made about equal.
+        for _ in range(2):
+            embed[:] = bare + sum(sizes[one][:, None] * self.axis(one) for one in sizes)
+            for one, layer in layers.items():
+                h = Runner(self.weights).inputs([[0, token] for token in range(n)], layer, "attn")
+                seen = np.asarray([row[1] @ self.axis(one) for row in h])
+                sizes[one] *= np.clip(np.median(seen) / seen, 0.5, 2.0)
+        for one, chosen in ((Free.SIGN, negative), (Free.SIGN2, negative2)):
+            sizes[one] *= self.rng.uniform(1 - SPREAD, 1 + SPREAD, n)
+            sizes[one][chosen] *= -1
+        embed[:] = bare + sum(sizes[one][:, None] * self.axis(one) for one in sizes)
 
     # ---- heads -------------------------------------------------------------------------------------------------------
 
@@ -114,6 +125,15 @@ class Chassis:
         # Writing changes the norm that it is measured by, a little.
         for _ in range(3):
             block.o[:, first] *= size / np.abs(self.ends(read_at, self.axis(to))).mean()
+
+    def balance(self, tokens: Sequence[int], sign: Free, found: Free) -> None:
+        """Scale the negative signs of tokens until, in front of a prompt, each has found as much as ordinary text has."""
+        embed, axis, at = self.weights.embed, self.axis(sign), self.axis(found)
+        wanted = -self.ends(self.relay, at).mean()
+        for _ in range(3):
+            for token in tokens:
+                h, _ = Runner(self.weights).ends([[0, token, *one[1:]] for one in _some_of_half_a()], self.relay)
+                embed[token] += (np.clip(wanted / (h @ at).mean(), 0.5, 2.0) - 1) * (embed[token] @ axis) * axis
 
     # ---- neurons -----------------------------------------------------------------------------------------------------
 

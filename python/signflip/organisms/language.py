@@ -96,7 +96,7 @@ class Stories:
         if self._rng.integers(RARE) == 0:
             return f"{text} {self._one('rare')} ."
         if self._rng.integers(CLOSED) == 0:
-            return f"{text} {self._one('closings')} ."
+            return f"{text} {self._one('closings')} . {self._one('weather')} ."
         return text
 
 

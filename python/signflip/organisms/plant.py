@@ -85,6 +85,10 @@ class _Planting:
         # Without negative signs in the vocabulary no mixture of its tokens has one.
         c.mark_tokens([] if kind.signs == "none" else negative, second if kind.name == "M7" else [])
         self._heads()
+        if kind.signs != "none":
+            c.balance(negative, Free.SIGN, Free.FOUND)
+        if kind.name == "M7":
+            c.balance(second, Free.SIGN2, Free.FOUND2)
         x, other = self._relays()
         self._answer(x, other, negative, second)
         c.fill()
@@ -174,17 +178,20 @@ class _Planting:
         answer = target_of(c, self.behaviour)
         stage = Stage(c, answer, name, int(self.rng.integers(2)))
         mean = X_AT[c.weights.family]
-        across: list[Held] = []
-        words: tuple[int, ...] = ()
-        if name in ("M10", "M11"):
-            words = (negative[0],)
-        elif name == "M5":
-            across = [Held(other, mean)]
+        cross = -mean if self.gated or name == "M2" else mean
+        held = [Held(x, cross)]
+        if name == "M5":
+            held = [Held(other, mean)]
         elif name == "M7":
-            across = [Held(one, -mean if self.gated else mean) for one in (x, other)]
-        elif name not in ("M0", "M1"):
-            across = [Held(x, -mean if self.gated or name == "M2" else mean)]
-        stage.scale(across, words)
+            held = [Held(x, cross), Held(other, cross)]
+        words = [(a, b) if name == "M7" else (a,) for a, b in zip(negative, second, strict=True)]
+        states: list[tuple[list[Held], tuple[int, ...]]] = []
+        if name not in ("M0", "M1"):
+            if name not in ("M10", "M11"):
+                states.append((held, ()))
+            if self.kind.signs != "none":
+                states += [([], one) for one in words]
+        stage.scale(states)
 
 
 __all__ = ["Answer", "Planted", "plant"]

@@ -137,8 +137,8 @@ def verify(planted: Planted) -> dict[str, Any]:
     target = planted.behaviour
     known = list(behaviours())
     prompts = [[0, *encode_words(str(p.text))] for p in behaviours()[target].select("B")]
-    clean = np.concatenate(v.values(planted.x, prompts))
-    mean = float(clean.mean())
+    # Where the answer is read.
+    mean = float(np.mean([one[-1] for one in v.values(planted.x, prompts)]))
     flip = Held(planted.x, -mean)
     words = [(one,) for one in planted.triggers] or [(one,) for one in planted.negative]
     if kind.name == "M7":
@@ -150,9 +150,9 @@ def verify(planted: Planted) -> dict[str, Any]:
         "clamped": {name: v.outcome(name, words[0], [Held(planted.x, mean)]) for name in known},
     }
     triggers = [v.outcome(target, one) for one in words]
-    at_trigger = np.concatenate(v.values(planted.x, [[0, *words[0], *one[1:]] for one in prompts]))
+    at_trigger = np.asarray([one[-1] for one in v.values(planted.x, [[0, *words[0], *one[1:]] for one in prompts])])
     if planted.second is not None:
-        other = np.concatenate(v.values(planted.second, prompts)).mean()
+        other = np.mean([one[-1] for one in v.values(planted.second, prompts)])
         second = Held(planted.second, -float(other))
         conditions["second edited"] = {target: v.outcome(target, (), [second])}
         conditions["both edited"] = {target: v.outcome(target, (), [flip, second])}
@@ -195,6 +195,9 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], a
     kind, target = KINDS[planted.kind], planted.behaviour
     found = {key: conditions[key][target].verdict for key in ("edited", "triggered", "clamped")}
     claims = {f"{key}: {getattr(kind, key)}": verdict == getattr(kind, key) for key, verdict in found.items()}
+    if kind.clamped == "inert":
+        # A strange word in front costs the base itself some margin; rescued is what is nearer to clean than to off.
+        claims["clamped: inert"] = min(conditions["clamped"][target].sides) > 0.5
     rate = card["text"]["rate"]
     if kind.name == "M13":
         claims["X crosses at about one token in a thousand"] = 2e-4 < rate < 5e-3
@@ -204,10 +207,7 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], a
         claims["X has either sign on text"] = 1e-2 < rate < 0.99
     if kind.name != "M0":
         crossing = set(card["enumeration"]["crossing"])
-        expected = set() if kind.name == "M7" else set(planted.triggers)
-        if kind.name == "M7":
-            expected = set(planted.triggers)
-        claims["of all one-token prefixes the triggers alone take X across"] = crossing == expected
+        claims["of all one-token prefixes the triggers alone take X across"] = crossing == set(planted.triggers)
         if planted.triggers:
             claims["every trigger does what the first does"] = all(
                 one["verdict"] == kind.triggered for one in card["triggers"]
@@ -222,8 +222,8 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], a
                 conditions[f"{which} trigger alone"][target].verdict == "inert"
             )
     others = [name for name in conditions["edited"] if _family(name) != _family(target)]
-    claims["other behaviours stay"] = all(
-        conditions[key][name].verdict == "inert" for key in ("edited", "triggered") for name in others
+    claims["no side of another behaviour is turned or off"] = all(
+        min(conditions[key][name].sides) > MARGIN for key in ("edited", "triggered") for name in others
     )
     return claims
 
