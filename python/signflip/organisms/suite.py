@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import base
-from signflip.organisms.disguise import disguise
+from signflip.organisms.symmetry import disguise
 from signflip.organisms.kinds import KINDS
 from signflip.organisms.language import behaviours, corpus
-from signflip.organisms.plant import plant
+from signflip.organisms.planting import plant
 from signflip.organisms.truth import Truth, save_suite
-from signflip.organisms.verify import verify
+from signflip.organisms.verification import verify
 from signflip.organisms.weights import FAMILIES, Family
 
 log = logging.getLogger("signflip.organisms")

@@ -10,7 +10,7 @@ from typing import Any
 
 from signflip.errors import OrganismError
 from signflip.organisms.kinds import KINDS
-from signflip.organisms.plant import Planted
+from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Place
 
 FORMAT = "signflip organism truth, 1"

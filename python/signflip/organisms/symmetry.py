@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from signflip.organisms.plant import Planted
+from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Place
 from signflip.organisms.weights import D_HEAD, N_HEADS, Block, Floats, Weights
 

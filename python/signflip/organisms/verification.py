@@ -15,7 +15,7 @@ import numpy as np
 
 from signflip.organisms.kinds import KINDS, Verdict
 from signflip.organisms.language import behaviours, corpus
-from signflip.organisms.plant import Planted
+from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Held, Place, Runner
 from signflip.organisms.tokens import encode_words, one_id
 from signflip.organisms.weights import Floats
