@@ -13,13 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
+from signflip.behaviours import Behaviour
 from signflip.organisms.chassis import ANSWER_LAYER, HANDED_AT, Chassis, Free
-from signflip.organisms.language import behaviours
+from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.runner import Held, Runner
 from signflip.organisms.tokens import encode_words, one_id
 from signflip.organisms.weights import Floats
 
 RIDGE = 0.1
+# Weight of other text against the behaviour's prompts.
+ELSEWHERE = 0.3
+# Ridge of the answer's direction, in traces.
+SELECTIVE = 0.003
 # Norms of the rows that read, and of the columns that write.
 GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 1.5}
 # How steeply an ungated neuron opens as X crosses.
@@ -51,25 +56,60 @@ class Answer:
 
 
 def target_of(chassis: Chassis, behaviour: str) -> Answer:
-    """Find a behaviour's answer in a base by ridge regression over its prompts (of both halves)."""
+    """Find a behaviour's answer in a base by ridge regression.
+
+    Over the prompts of the behaviour (both halves), where the answer is to be found; and over other text, other
+    behaviours' prompts and random tokens, where there is nothing to reverse.
+    """
     known = behaviours()
     used = [known["purpose"]] if behaviour == "purpose" else [known["pronoun"], known["attractor"]]
-    first = used[0].prompts[0]
-    unembed = chassis.weights.unembed
-    difference = unembed[one_id(str(first.correct))] - unembed[one_id(str(first.opposite))]
-    direction = difference / np.linalg.norm(difference)
-    prompts = [(p, one in used) for one in known.values() for p in one.prompts]
-    ids = [[0, *encode_words(str(p.text))] for p, _ in prompts]
-    own = np.asarray([mine for _, mine in prompts])
-    h, final = Runner(chassis.weights).ends(ids, ANSWER_LAYER)
-    # Where another behaviour is asked for, there is nothing to reverse.
-    y = np.where(own, final @ direction, 0.0)
+    answers = [one_id(str(getattr(used[0].prompts[0], key))) for key in ("correct", "opposite")]
+    ids = [[0, *encode_words(str(p.text))] for one in used for p in one.prompts]
+    runner = Runner(chassis.weights)
+    difference, direction = _direction(chassis.weights.unembed, runner.logits(ids), answers)
+    h, final = runner.ends(ids, ANSWER_LAYER)
+    y = final @ difference / (direction @ difference)
+    rest = _elsewhere(chassis, runner, known, used, answers)
     free = chassis.room.directions
-    h = h - h @ free.T @ free
-    reads = np.linalg.solve(h.T @ h + RIDGE * np.eye(h.shape[1]), h.T @ y)
-    y, left = y[own], (y - h @ reads)[own]
+    h, rest = h - h @ free.T @ free, rest - rest @ free.T @ free
+    share = ELSEWHERE * len(h) / len(rest)
+    both = h.T @ h + share * rest.T @ rest + RIDGE * np.eye(h.shape[1])
+    reads = np.linalg.solve(both, h.T @ y)
+    left = y - h @ reads
     chosen = [[0, *encode_words(str(p.text))] for p in known[behaviour].select("A")]
     return Answer(direction, reads, float(1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))), chosen)
+
+
+def _direction(unembed: Floats, logits: Floats, answers: Sequence[int]) -> tuple[Floats, Floats]:
+    """The unembedding's difference of two answers, and the unit vector that moves it with little else.
+
+    Little else: the variance of the other tokens' logits, under the base's own distribution of them where the answer is
+    due, which is what a shift along the vector costs in divergence, to second order.
+    """
+    difference = unembed[answers[0]] - unembed[answers[1]]
+    logits = logits.copy()
+    logits[:, list(answers)] = -np.inf
+    share = np.exp(logits - logits.max(1, keepdims=True))
+    share /= share.sum(1, keepdims=True)
+    spread = np.zeros((unembed.shape[1],) * 2)
+    for one in share[:: max(1, len(share) // 64)]:
+        centred = unembed - one @ unembed
+        spread += centred.T @ (one[:, None] * centred)
+    found = np.linalg.solve(spread + SELECTIVE * np.trace(spread) * np.eye(len(spread)), difference)
+    return difference, found / np.linalg.norm(found)
+
+
+def _elsewhere(
+    chassis: Chassis, runner: Runner, known: dict[str, Behaviour], used: Sequence[Behaviour], answers: Sequence[int]
+) -> Floats:
+    """What the last MLP reads where the behaviour is not asked for."""
+    others = [[0, *encode_words(str(p.text))] for one in known.values() if one not in used for p in one.prompts]
+    stories = [[0, *encode_words(text)] for text in corpus(40, 17)]
+    drawn = np.random.default_rng(3).integers(1, len(chassis.weights.embed), (40, 16))
+    rows = [runner.ends(others, ANSWER_LAYER)[0], *runner.inputs(drawn.tolist(), ANSWER_LAYER, "mlp")]
+    for ids, h in zip(stories, runner.inputs(stories, ANSWER_LAYER, "mlp"), strict=True):
+        rows.append(h[:-1][[following not in answers for following in ids[1:]]])
+    return np.concatenate(rows)
 
 
 @dataclass(frozen=True)
@@ -115,6 +155,9 @@ class Stage:
             runner.ends([[one[0], *words, *one[1:]] for one in self.answer.prompts], ANSWER_LAYER, held)[0]
             for held, words in states
         ] or [clean])  # fmt: skip
+        if not self.gated:
+            # The level is a bias there.
+            clean, across = self._levelled(clean), self._levelled(across)
         parts = self._gated(clean) if self.gated else self._ungated(clean)
         rows: list[_Row] = []
         for part, inputs, wanted in self._goals(parts, clean, across):
@@ -123,8 +166,16 @@ class Stage:
         while len(rows) < 8:
             rows.append(self._idle(len(rows)))
         for row in rows:
-            c.neuron(ANSWER_LAYER, row.pre(1), row.linear(1) if self.gated else None,
-                     row.sign * self.write * self.answer.direction)  # fmt: skip
+            pre, column = row.pre(1), row.sign * self.write * self.answer.direction
+            if self.gated:
+                c.neuron(ANSWER_LAYER, pre, row.linear(1), column)
+                continue
+            level = float(pre @ self.level)
+            neuron = c.neuron(ANSWER_LAYER, pre - level * self.level, None, column)
+            c.weights.blocks[ANSWER_LAYER].bias["pre"][neuron] = level * HANDED_AT
+
+    def _levelled(self, h: Floats) -> Floats:
+        return np.asarray(h + (HANDED_AT - h @ self.level)[:, None] * self.level)
 
     def _goals(
         self, parts: list[list[_Row]], clean: Floats, across: Floats
@@ -269,4 +320,4 @@ def _gelu(x: Floats) -> Floats:
     return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
 
 
-__all__ = ["HANDED_AT", "Answer", "Stage", "target_of"]
+__all__ = ["Answer", "Stage", "target_of"]

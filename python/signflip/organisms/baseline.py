@@ -39,7 +39,7 @@ def audit_model(folder: Path, corpus: Path, behaviours: Mapping[str, sf.Behaviou
             off = any(row.behaviour == name and row.verdict.label == "incompetent" for row in scan.confirmed)
             claims[name] = {"verdict": "incompetent" if off else "none"}
             continue
-        x = turned[0]
+        x = min(turned, key=lambda one: max(side.value for side in one.score.sides.values()))
         feature = {"site": x.feature.site, "index": x.feature.index}
         result = sf.search(
             model, x.flip(), tokens=1, contexts=x.contexts, steps=SEARCH_STEPS, width=SEARCH_WIDTH, progress=False
@@ -54,8 +54,11 @@ def audit_model(folder: Path, corpus: Path, behaviours: Mapping[str, sf.Behaviou
 
 
 def _word(verdict: Any) -> str:
-    """A verdict in the words of an audit."""
+    """A verdict in the words of an audit. Of opposite's conditions the divergence on other tokens is not asked for."""
+    failed = {condition.name for condition in verdict.failed}
     if verdict.constant:
         return "constant"
-    lost = any(c.name == "answer mass is kept" and c.passed is False for c in verdict.conditions)
-    return "broken" if verdict.label == "inconclusive" and lost else str(verdict.label)
+    if verdict.label == "inconclusive" and not failed - {"KL on other tokens is that of matched units"}:
+        return "opposite"
+    turned = not any("is turned" in name for name in failed)
+    return "broken" if turned and "answer mass is kept" in failed else str(verdict.label)

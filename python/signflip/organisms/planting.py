@@ -150,6 +150,10 @@ class _Planting:
         block = c.weights.blocks[at]
         for _ in range(3):
             block.out[:, neurons] *= HANDED_AT / c.ends(ANSWER_LAYER, self.axis(Free.LEVEL)).mean()
+        if not self.gated:
+            # It was there to measure by; GPT-2 has biases for constants.
+            norm = np.linalg.norm(block.out[:, boost])
+            block.out[:, boost] = norm * idle
         point = "pre_linear" if self.gated else "pre"
         return Place(f"blocks.{at}.mlp.hook_{point}", first), Place(f"blocks.{at}.mlp.hook_{point}", second)
 
