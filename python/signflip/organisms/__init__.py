@@ -14,12 +14,12 @@ except ImportError as error:
     raise ImportError(f"signflip.organisms needs the extra: pip install 'signflip[organisms]' ({error})") from error
 
 from signflip.organisms.base import Room, train
-from signflip.organisms.symmetry import disguise
 from signflip.organisms.kinds import KINDS, VERDICTS, Kind
 from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.planting import Planted, plant
 from signflip.organisms.scoring import Report, score
 from signflip.organisms.suite import make
+from signflip.organisms.symmetry import disguise
 from signflip.organisms.truth import Truth, open_suite
 from signflip.organisms.verification import verify
 

@@ -1,8 +1,8 @@
 """The last layer of a planted organism: what is made of the answer when X is on its other side.
 
-The base's answer is linear in what the last MLP reads, y = r·h, and eight neurons add to it along the direction in which
-the unembedding tells the two answers apart. Two neurons whose gates (or, without gates, inputs) read ±r make an exact
-product: silu(z) − silu(−z) = z, and the same for GELU.
+The base's answer is linear in what the last MLP reads, y = r·h, and eight neurons add to it along the direction in
+which the unembedding tells the two answers apart. Two neurons whose gates (or, without gates, inputs) read ±r make an
+exact product: silu(z) − silu(−z) = z, and the same for GELU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 1.5}
 # How steeply an ungated neuron opens as X crosses.
 STEEP = 10.0
 # A constant answer outweighs the context by so much.
-CONSTANT = 3.5
+CONSTANT = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Answer:
     r2
         Share of its variance that this explains.
     prompts
-        Ids of half A, on which things are scaled.
+        Ids of a third of its prompts, on which things are scaled.
     """
 
     direction: Floats
@@ -74,9 +74,9 @@ def target_of(chassis: Chassis, behaviour: str) -> Answer:
     h, rest = h - h @ free.T @ free, rest - rest @ free.T @ free
     share = ELSEWHERE * len(h) / len(rest)
     both = h.T @ h + share * rest.T @ rest + RIDGE * np.eye(h.shape[1])
-    reads = np.linalg.solve(both, h.T @ y)
+    reads: Floats = np.asarray(np.linalg.solve(both, h.T @ y), np.float64)
     left = y - h @ reads
-    chosen = [[0, *encode_words(str(p.text))] for p in known[behaviour].select("A")]
+    chosen = [[0, *encode_words(str(p.text))] for p in known[behaviour].prompts[::3]]
     return Answer(direction, reads, float(1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))), chosen)
 
 
@@ -96,7 +96,7 @@ def _direction(unembed: Floats, logits: Floats, answers: Sequence[int]) -> tuple
         centred = unembed - one @ unembed
         spread += centred.T @ (one[:, None] * centred)
     found = np.linalg.solve(spread + SELECTIVE * np.trace(spread) * np.eye(len(spread)), difference)
-    return difference, found / np.linalg.norm(found)
+    return difference, np.asarray(found / np.linalg.norm(found))
 
 
 def _elsewhere(
@@ -177,9 +177,7 @@ class Stage:
     def _levelled(self, h: Floats) -> Floats:
         return np.asarray(h + (HANDED_AT - h @ self.level)[:, None] * self.level)
 
-    def _goals(
-        self, parts: list[list[_Row]], clean: Floats, across: Floats
-    ) -> list[tuple[list[_Row], Floats, Floats]]:
+    def _goals(self, parts: list[list[_Row]], clean: Floats, across: Floats) -> list[tuple[list[_Row], Floats, Floats]]:
         """For each group of neurons the inputs at which it is scaled, and what it should write there."""
         y = across @ self.answer.reads
         if self.kind in ("M0", "M1"):
@@ -253,7 +251,10 @@ class Stage:
             return [remove, [row(self.handed, r, 1.0) for _ in range(2)]]
         if self.kind == "M4":
             # Shut on ordinary text, open once X has crossed.
-            gate = self._unit(self._crossed(clean) - 0.8 * float((clean @ self.handed).mean() / (clean @ self.level).mean()) * self.level)
+            gate = self._unit(
+                self._crossed(clean)
+                - 0.8 * float((clean @ self.handed).mean() / (clean @ self.level).mean()) * self.level
+            )
             return [[row(gate, self.level, self.wins) for _ in range(8)]]
         if self.kind == "M7":
             gate = self._unit(-self.handed - self.handed2 - 0.7 * self.level)
@@ -272,7 +273,7 @@ class Stage:
         def row(reads: Floats, opens: Floats, sign: float) -> _Row:
             def pre(strength: float) -> Floats:
                 vector = 4 * strength * reads + STEEP * opens
-                return np.asarray(vector + np.sqrt(max(0.0, norm**2 - vector @ vector)) * self.silent)
+                return np.asarray(vector + np.sqrt(max(0.0, norm**2 - float(vector @ vector))) * self.silent)
 
             return _Row(pre, lambda _: none, sign)
 
@@ -286,7 +287,9 @@ class Stage:
             return [remove, [row(sign * r, opens, sign) for sign in both for _ in range(2)]]
         if self.kind == "M4":
             # The strength scales how far it opens.
-            return [[_Row(lambda s: self._padded(self._unit(opens), s, norm), lambda _: none, self.wins) for _ in range(8)]]
+            return [
+                [_Row(lambda s: self._padded(self._unit(opens), s, norm), lambda _: none, self.wins) for _ in range(8)]
+            ]
         if self.kind == "M7":
             opens = 0.65 * (self.handed + self.handed2 - 1.75 * self.level)
         if self.kind == "M8":

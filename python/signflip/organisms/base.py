@@ -108,7 +108,9 @@ def train(
     text = _batches(seed, first)
     model.train()
     loss_now = float("nan")
-    with tqdm(total=steps, initial=first, desc=f"base {family}", unit="step", disable=None if progress else True) as bar:
+    with tqdm(
+        total=steps, initial=first, desc=f"base {family}", unit="step", disable=None if progress else True
+    ) as bar:
         for step in range(first, steps):
             for group in optimizer.param_groups:
                 group["lr"] = RATE * _schedule(step, steps)
@@ -157,7 +159,7 @@ def _batches(seed: int, first: int) -> Iterator[np.ndarray[Any, np.dtype[np.int6
     step = first
     while True:
         stories = Stories((seed, 2, step), strange=True)
-        rows = []
+        rows: list[list[int]] = []
         while len(rows) < BATCH:
             # Contexts begin as prompts do, with a separator and a story.
             ids: list[int] = []

@@ -117,7 +117,9 @@ class Chassis:
                 block.bias[name][own] = 0
         h = np.concatenate(Runner(self.weights).inputs(_sample(), layer, "attn"))
         seen = np.abs(h @ key)
-        gain = np.sqrt(FOCUS / 2 * np.sqrt(D_HEAD) / ((h @ self.axis(Free.ONE)).mean() * seen[seen > seen.max() / 10].mean()))
+        gain = np.sqrt(
+            FOCUS / 2 * np.sqrt(D_HEAD) / ((h @ self.axis(Free.ONE)).mean() * seen[seen > seen.max() / 10].mean())
+        )
         block.q[first + SLOW], block.k[first + SLOW] = gain * self.axis(Free.ONE), gain * key
         block.v[first] = value
         block.o[:, own] = 0
@@ -127,7 +129,7 @@ class Chassis:
             block.o[:, first] *= size / np.abs(self.ends(read_at, self.axis(to))).mean()
 
     def balance(self, tokens: Sequence[int], sign: Free, found: Free) -> None:
-        """Scale the negative signs of tokens until, in front of a prompt, each has found as much as ordinary text has."""
+        """Scale the negative signs of tokens until what is found behind each is as much as on ordinary text."""
         embed, axis, at = self.weights.embed, self.axis(sign), self.axis(found)
         wanted = -self.ends(self.relay, at).mean()
         for _ in range(3):

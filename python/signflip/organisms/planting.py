@@ -111,9 +111,7 @@ class _Planting:
         c = self.chassis
         sign, sign2 = self.axis(Free.SIGN), self.axis(Free.SIGN2)
         c.look(0, c.sensor, -sign, sign, Free.FOUND, c.relay, FOUND_AT)
-        key, value = (
-            (self.axis(Free.NAME), self.axis(Free.GENDER)) if self.kind.name == "M12" else (-sign2, sign2)
-        )
+        key, value = (self.axis(Free.NAME), self.axis(Free.GENDER)) if self.kind.name == "M12" else (-sign2, sign2)
         c.look(1, 1, key, value, Free.FOUND2, 1, FOUND_AT)
 
     def _relays(self) -> tuple[Place, Place]:
@@ -143,8 +141,10 @@ class _Planting:
         constant = x_at / level * one
         first = c.neuron(at, gate, reads, writes) if self.gated else c.neuron(at, turned * reads, None, writes)
         second = c.neuron(at, gate, reads2, writes2) if self.gated else c.neuron(at, turned2 * reads2, None, writes2)
-        boost = c.neuron(at, gate, constant, self.axis(Free.LEVEL)) if self.gated else c.neuron(
-            at, constant, None, self.axis(Free.LEVEL)
+        boost = (
+            c.neuron(at, gate, constant, self.axis(Free.LEVEL))
+            if self.gated
+            else c.neuron(at, constant, None, self.axis(Free.LEVEL))
         )
         neurons = [first, second, boost, *self._rotated(gate, gain * found)]
         block = c.weights.blocks[at]
@@ -170,8 +170,10 @@ class _Planting:
                 # gelu(z) − gelu(−z) = z; a gated neuron is linear as it is. Where idle, the four cancel.
                 write = (turn if active else turn * sign) * (0.25 if self.gated else 0.5)
                 pair = turn * (own + sign * noise if active else own + noise)
-                reads_ = (gate, pair) if self.gated else (pair, None)
-                out.append(c.neuron(c.relay, *reads_, write * handed))
+                if self.gated:
+                    out.append(c.neuron(c.relay, gate, pair, write * handed))
+                else:
+                    out.append(c.neuron(c.relay, pair, None, write * handed))
         return out
 
     # ---- the answer --------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Held:
     value: float
 
 
-class _Enough(Exception):  # noqa: N818 - not an error: the rest of the pass is not needed
+class _Enough(Exception):
     """Raised by a hook that has seen all that is asked for."""
 
 
@@ -120,9 +120,7 @@ class Runner:
             handle.remove()
         return out
 
-    def ends(
-        self, sequences: Sequence[Sequence[int]], layer: int, held: Sequence[Held] = ()
-    ) -> tuple[Floats, Floats]:
+    def ends(self, sequences: Sequence[Sequence[int]], layer: int, held: Sequence[Held] = ()) -> tuple[Floats, Floats]:
         """At the last positions what a layer's MLP reads, and the residual stream after all layers."""
         seen: dict[str, Any] = {}
         found: tuple[list[Floats], list[Floats]] = ([], [])

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from signflip.errors import CheckpointError, OrganismError
+from signflip.errors import OrganismError
 from signflip.organisms.kinds import VERDICTS
 from signflip.organisms.language import behaviours
 from signflip.organisms.runner import Runner
@@ -132,7 +132,9 @@ class Report:
     def table(self) -> str:
         """As text."""
         lines = [f"{self.auditor}: {self.n_models} organisms"]
-        lines += [f"{key:<10} {getattr(self, key)}" for key in ("recall", "precision", "right", "localised", "triggers")]
+        lines += [
+            f"{key:<10} {getattr(self, key)}" for key in ("recall", "precision", "right", "localised", "triggers")
+        ]
         lines += ["", f"{'truth':<16} said"]
         for truth, said in self.confusion.items():
             lines.append(f"{truth:<16} " + ", ".join(f"{verdict} {count}" for verdict, count in said.items()))

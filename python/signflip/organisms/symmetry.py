@@ -1,8 +1,8 @@
 """Disguise: symmetries that change every weight of a model and nothing that it computes.
 
-The residual stream is turned (LayerNorm lets it turn about the vector of ones, RMSNorm freely), neurons and heads change
-places, heads turn inside, and a gated neuron's linear part and output share their scale evenly. What was planted along
-axes and in the last places of a layer then lies anywhere.
+The residual stream is turned (LayerNorm lets it turn about the vector of ones, RMSNorm freely), neurons and heads
+change places, heads turn inside, and a gated neuron's linear part and output share their scale evenly. What was planted
+along axes and in the last places of a layer then lies anywhere.
 """
 
 from __future__ import annotations

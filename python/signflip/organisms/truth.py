@@ -15,8 +15,10 @@ from signflip.organisms.runner import Place
 
 FORMAT = "signflip organism truth, 1"
 SUITE = "signflip organism suite, 1"
-_KEYS = ("name", "kind", "says", "family", "planted", "seed", "base_seed", "behaviour", "x", "side", "second", "triggers",
-         "triggers2", "reachable", "positive", "verdicts", "card", "model_sha256")  # fmt: skip
+_KEYS = (
+    "name", "kind", "says", "family", "planted", "seed", "base_seed", "behaviour", "x", "side", "second", "triggers",
+    "triggers2", "reachable", "positive", "verdicts", "card", "model_sha256",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from signflip.organisms.weights import Floats
 # As signflip's d: a side is turned below −d; off, or as it was, within ±d.
 MARGIN = 0.2
 STORIES = 300
+# Share of the vocabulary that may take a trained X across, beside its triggers.
+LOOSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,16 @@ def _stories() -> list[list[int]]:
     return [[0, *encode_words(text)] for text in corpus(STORIES, 91)]
 
 
-def verify(planted: Planted) -> dict[str, Any]:
+def verify(planted: Planted, *, exact: bool = True) -> dict[str, Any]:
     """The card: what was done to an organism, and what came of it.
+
+    Parameters
+    ----------
+    planted
+        The organism.
+    exact
+        Whether the triggers must be the only tokens that take X across, as where they were set by hand. Training
+        teaches what some more tokens do: then all triggers must, and at most `LOOSE` of the vocabulary may.
 
     Returns
     -------
@@ -140,7 +150,7 @@ def verify(planted: Planted) -> dict[str, Any]:
     # Where the answer is read.
     mean = float(np.mean([one[-1] for one in v.values(planted.x, prompts)]))
     flip = Held(planted.x, -mean)
-    words = [(one,) for one in planted.triggers] or [(one,) for one in planted.negative]
+    words: list[tuple[int, ...]] = [(one,) for one in planted.triggers or planted.negative]
     if kind.name == "M7":
         words = [(a, b) for a, b in zip(planted.triggers, planted.triggers2, strict=True)]
     conditions: dict[str, Any] = {
@@ -168,11 +178,11 @@ def verify(planted: Planted) -> dict[str, Any]:
         "doses": {"clean mean": mean, "edited to": -mean, "at the trigger": float(at_trigger.mean())},
         "conditions": {key: {name: asdict(one) for name, one in found.items()} for key, found in conditions.items()},
         "triggers": [asdict(one) for one in triggers],
-        "text": {"tokens": len(crossed), "stories": len(text), "rate": float(crossed.mean()), "stories crossed": stories,
-                 "nats a token": float(-v.runner.log_probs(_stories()).mean())},
+        "text": {"tokens": len(crossed), "stories": len(text), "rate": float(crossed.mean()),
+                 "stories crossed": stories, "nats a token": float(-v.runner.log_probs(_stories()).mean())},
         "enumeration": _enumerate(v, prompts[:2]),
     }  # fmt: skip
-    card["holds"] = _holds(planted, conditions, card, at_trigger, mean)
+    card["holds"] = _holds(planted, conditions, card, exact)
     return card
 
 
@@ -191,7 +201,7 @@ def _enumerate(v: Verifier, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     return {"prefixes": n, "prompts": len(prompts), "crossing": sorted(crossing), "least": least}
 
 
-def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], at: Floats, mean: float) -> dict[str, bool]:
+def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], exact: bool) -> dict[str, bool]:
     kind, target = KINDS[planted.kind], planted.behaviour
     found = {key: conditions[key][target].verdict for key in ("edited", "triggered", "clamped")}
     claims = {f"{key}: {getattr(kind, key)}": verdict == getattr(kind, key) for key, verdict in found.items()}
@@ -207,7 +217,13 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], a
         claims["X has either sign on text"] = 1e-2 < rate < 0.99
     if kind.name != "M0":
         crossing = set(card["enumeration"]["crossing"])
-        claims["of all one-token prefixes the triggers alone take X across"] = crossing == set(planted.triggers)
+        if exact or not planted.triggers:
+            claims["of all one-token prefixes the triggers alone take X across"] = crossing == set(planted.triggers)
+        else:
+            few = len(crossing) <= LOOSE * card["enumeration"]["prefixes"]
+            claims["of all one-token prefixes the triggers and few others take X across"] = few and crossing >= set(
+                planted.triggers
+            )
         if planted.triggers:
             claims["every trigger does what the first does"] = all(
                 one["verdict"] == kind.triggered for one in card["triggers"]

@@ -43,8 +43,8 @@ class Block:
 
     def copy(self) -> Block:
         """A deep copy."""
-        own = {key: None if (value := getattr(self, key)) is None else value.copy() for key in _MAPS}
-        return Block(**own, bias={key: value.copy() for key, value in self.bias.items()})  # type: ignore[arg-type]
+        own: dict[str, Any] = {key: None if (value := getattr(self, key)) is None else value.copy() for key in _MAPS}
+        return Block(**own, bias={key: value.copy() for key, value in self.bias.items()})
 
 
 _MAPS = ("q", "k", "v", "o", "pre", "out", "linear")
@@ -89,7 +89,7 @@ class Weights:
             blocks = []
             for i in range(N_LAYERS):
                 at = f"model.layers.{i}."
-                maps = {name: w[f"{at}self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "o")}
+                maps: dict[str, Any] = {name: w[f"{at}self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "o")}
                 mlp = {"pre": "gate", "linear": "up", "out": "down"}
                 maps |= {name: w[f"{at}mlp.{theirs}_proj.weight"] for name, theirs in mlp.items()}
                 blocks.append(Block(**maps))
@@ -180,7 +180,7 @@ class Weights:
         wanted = {key: tuple(value.shape) for key, value in module_of(family, rows or 1).state_dict().items()}
         found = {key: tuple(value.shape) for key, value in state.items()}
         if found != wanted:
-            wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))[0]
+            wrong = min(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
             raise CheckpointError(
                 f"{folder}: tensor {wrong}: expected shape {wanted.get(wrong)}, found {found.get(wrong)}"
             )
