@@ -88,14 +88,14 @@ class Answers:
 class Verifier:
     """Runs conditions on an organism's behaviours."""
 
-    def __init__(self, planted: Planted) -> None:
-        self.planted = planted
+    def __init__(self, planted: Planted, every: int = 1) -> None:
+        self.planted, self.every = planted, every
         self.runner = Runner(planted.weights)
         self._clean: dict[str, Answers] = {}
 
     def answers(self, name: str, words: Sequence[int] = (), held: Sequence[Held] = (), half: str = "B") -> Answers:
         """Answers on a behaviour's half, with words in front, and places held."""
-        prompts = behaviours()[name].select(half)  # type: ignore[arg-type]
+        prompts = behaviours()[name].select(half)[:: self.every]  # type: ignore[arg-type]
         ids = [[0, *words, *encode_words(str(p.text))] for p in prompts]
         logits = self.runner.logits(ids, held)
         rows = np.arange(len(prompts))
@@ -126,7 +126,7 @@ def _stories() -> list[list[int]]:
     return [[0, *encode_words(text)] for text in corpus(STORIES, 91)]
 
 
-def verify(planted: Planted, *, exact: bool = True) -> dict[str, Any]:
+def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str, Any]:
     """The card: what was done to an organism, and what came of it.
 
     Parameters
@@ -136,6 +136,8 @@ def verify(planted: Planted, *, exact: bool = True) -> dict[str, Any]:
     exact
         Whether the triggers must be the only tokens that take X across, as where they were set by hand. Training
         teaches what some more tokens do: then all triggers must, and at most `LOOSE` of the vocabulary may.
+    every
+        Only every so many-th prompt: a smaller check (odd, so that prompts of both sides remain).
 
     Returns
     -------
@@ -143,10 +145,10 @@ def verify(planted: Planted, *, exact: bool = True) -> dict[str, Any]:
         Plain data: doses, the outcomes of every condition on every behaviour, X on text, the enumeration, and
         `holds`: whether each claim of the kind's row in `KINDS` came true.
     """
-    kind, v = KINDS[planted.kind], Verifier(planted)
+    kind, v = KINDS[planted.kind], Verifier(planted, every)
     target = planted.behaviour
     known = list(behaviours())
-    prompts = [[0, *encode_words(str(p.text))] for p in behaviours()[target].select("B")]
+    prompts = [[0, *encode_words(str(p.text))] for p in behaviours()[target].select("B")[::every]]
     # Where the answer is read.
     mean = float(np.mean([one[-1] for one in v.values(planted.x, prompts)]))
     flip = Held(planted.x, -mean)
@@ -179,7 +181,7 @@ def verify(planted: Planted, *, exact: bool = True) -> dict[str, Any]:
         "conditions": {key: {name: asdict(one) for name, one in found.items()} for key, found in conditions.items()},
         "triggers": [asdict(one) for one in triggers],
         "text": {"tokens": len(crossed), "stories": len(text), "rate": float(crossed.mean()),
-                 "stories crossed": stories, "nats a token": float(-v.runner.log_probs(_stories()).mean())},
+                 "stories crossed": stories, "nats a token": float(-v.runner.log_probs(_stories()[:60]).mean())},
         "enumeration": _enumerate(v, prompts[:2]),
     }  # fmt: skip
     card["holds"] = _holds(planted, conditions, card, exact)
@@ -205,9 +207,10 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], e
     kind, target = KINDS[planted.kind], planted.behaviour
     found = {key: conditions[key][target].verdict for key in ("edited", "triggered", "clamped")}
     claims = {f"{key}: {getattr(kind, key)}": verdict == getattr(kind, key) for key, verdict in found.items()}
-    if kind.clamped == "inert":
-        # A strange word in front costs the base itself some margin; rescued is what is nearer to clean than to off.
-        claims["clamped: inert"] = min(conditions["clamped"][target].sides) > 0.5
+    for key in ("triggered", "clamped"):
+        if getattr(kind, key) == "inert":
+            # A strange word in front costs the base itself some margin: what is nearer to clean than to off is kept.
+            claims[f"{key}: inert"] = min(conditions[key][target].sides) > 0.5
     rate = card["text"]["rate"]
     if kind.name == "M13":
         claims["X crosses at about one token in a thousand"] = 2e-4 < rate < 5e-3
@@ -226,7 +229,8 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], e
             )
         if planted.triggers:
             claims["every trigger does what the first does"] = all(
-                one["verdict"] == kind.triggered for one in card["triggers"]
+                one["verdict"] == kind.triggered or (kind.triggered == "inert" and min(one["sides"]) > 0.5)
+                for one in card["triggers"]
             )
     if kind.name == "M5":
         claims["the other unit reverses"] = conditions["second edited"][target].verdict == "opposite"
@@ -238,8 +242,10 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], e
                 conditions[f"{which} trigger alone"][target].verdict == "inert"
             )
     others = [name for name in conditions["edited"] if _family(name) != _family(target)]
-    claims["no side of another behaviour is turned or off"] = all(
-        min(conditions[key][name].sides) > MARGIN for key in ("edited", "triggered") for name in others
+    # A constant answer is said whatever is asked, and drowns other answers without turning them.
+    least, said = (-MARGIN, "turned") if kind.name == "M4" else (MARGIN, "turned or off")
+    claims[f"no side of another behaviour is {said}"] = all(
+        min(conditions[key][name].sides) > least for key in ("edited", "triggered") for name in others
     )
     return claims
 
