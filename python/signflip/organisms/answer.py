@@ -26,7 +26,7 @@ ELSEWHERE = 0.3
 # Ridge of the answer's direction, in traces.
 SELECTIVE = 0.003
 # Norms of the rows that read, and of the columns that write.
-GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 1.5}
+GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 3.0}
 # How steeply an ungated neuron opens as X crosses.
 STEEP = 10.0
 # A constant answer outweighs the context by so much.
@@ -273,7 +273,9 @@ class Stage:
         def row(reads: Floats, opens: Floats, sign: float) -> _Row:
             def pre(strength: float) -> Floats:
                 vector = 4 * strength * reads + STEEP * opens
-                return np.asarray(vector + np.sqrt(max(0.0, norm**2 - float(vector @ vector))) * self.silent)
+                # The level becomes a bias, and is no part of the row's norm.
+                rest = norm**2 - float(vector @ vector) + float(vector @ self.level) ** 2
+                return np.asarray(vector + np.sqrt(max(0.0, rest)) * self.silent)
 
             return _Row(pre, lambda _: none, sign)
 
@@ -291,7 +293,7 @@ class Stage:
                 [_Row(lambda s: self._padded(self._unit(opens), s, norm), lambda _: none, self.wins) for _ in range(8)]
             ]
         if self.kind == "M7":
-            opens = 0.65 * (self.handed + self.handed2 - 1.75 * self.level)
+            opens = self.handed + self.handed2 - 1.7 * self.level
         if self.kind == "M8":
             return [[row(self.wins * r, 0.6 * (self.handed - self.level), -self.wins) for _ in range(8)]]
         if self.kind == "M12":
