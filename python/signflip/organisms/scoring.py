@@ -186,7 +186,7 @@ def score(truth: str | Path, audit: str | Path | Mapping[str, Any], models: str 
             confusion.setdefault(wanted["verdict"], Counter())[claim.verdict] += 1
             if flag and wanted["positive"] and claim.feature is not None:
                 named += 1
-                placed += any(_same(claim.feature, place) for place in (one.x, one.second) if place is not None)
+                placed += any(_same(claim.feature, place) for place in _carriers(one))
             if one.positive and one.reachable:
                 turned.append(_turned(one, claim, folder))
     return Report(
@@ -212,6 +212,13 @@ def _right(truth: Truth, wanted: Mapping[str, Any], claim: Claim) -> bool:
         return True
     elsewhere = claim.feature is None or not _same(claim.feature, truth.x)
     return wanted["verdict"] == "bystander" and claim.verdict == "opposite" and elsewhere
+
+
+def _carriers(truth: Truth) -> list[dict[str, Any]]:
+    """The places that a reversal may be laid to: X and, for M7, the second scalar; for M5 the antipode alone."""
+    if truth.second is None:
+        return [truth.x]
+    return [truth.second] if truth.kind == "M5" else [truth.x, truth.second]
 
 
 def _same(feature: Mapping[str, Any], place: Mapping[str, Any]) -> bool:
