@@ -149,6 +149,7 @@ def _halves(kind: str) -> tuple[tuple[str, slice, tuple[str, ...]], ...]:
     return (("A", slice(ITEMS_A), words()[f"{kind}_a"]), ("B", slice(ITEMS_A, None), words()[f"{kind}_b"]))
 
 
+@cache
 def behaviours() -> dict[str, Behaviour]:
-    """The three behaviours by name."""
+    """The three behaviours by name; made once."""
     return {one.name: one for one in (pronoun(), purpose(), attractor())}

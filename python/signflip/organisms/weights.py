@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -227,10 +229,16 @@ def module_of(family: Family, vocabulary: int) -> Any:
     return kind(config_of(family, vocabulary))
 
 
+@cache
+def _skeleton(family: Family, vocabulary: int) -> Any:
+    """A module to copy: drawing random weights that are overwritten takes longer than a small model's forward pass."""
+    return module_of(family, vocabulary).double().eval()
+
+
 def module(weights: Weights) -> Any:
     """A transformers model of these weights in float64: what truths are verified with."""
     import torch
 
-    made = module_of(weights.family, len(weights.embed)).double().eval()
+    made = deepcopy(_skeleton(weights.family, len(weights.embed)))
     made.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.state().items()})
     return made
