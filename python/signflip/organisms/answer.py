@@ -65,7 +65,7 @@ def target_of(chassis: Chassis, behaviour: str) -> Answer:
     used = [known["purpose"]] if behaviour == "purpose" else [known["pronoun"], known["attractor"]]
     answers = [one_id(str(getattr(used[0].prompts[0], key))) for key in ("correct", "opposite")]
     ids = [[0, *encode_words(str(p.text))] for one in used for p in one.prompts]
-    runner = Runner(chassis.weights)
+    runner = chassis.run()
     difference, direction = _direction(chassis.weights.unembed, runner.logits(ids), answers)
     h, final = runner.ends(ids, ANSWER_LAYER)
     y = final @ difference / (direction @ difference)
@@ -149,7 +149,7 @@ class Stage:
         `states` are ways in which X is across: by places held, by words in front of the prompt.
         """
         c = self.chassis
-        runner = Runner(c.weights)
+        runner = c.run()
         clean, _ = runner.ends(self.answer.prompts, ANSWER_LAYER)
         across = np.concatenate([
             runner.ends([[one[0], *words, *one[1:]] for one in self.answer.prompts], ANSWER_LAYER, held)[0]

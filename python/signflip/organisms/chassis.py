@@ -71,6 +71,12 @@ class Chassis:
     relay: int
     taken: dict[int, list[int]] = field(default_factory=dict)
     _relay_input: Floats | None = None
+    _runner: Runner | None = None
+
+    def run(self) -> Runner:
+        """A runner of the weights as they are now."""
+        self._runner = Runner(self.weights) if self._runner is None else self._runner.load(self.weights)
+        return self._runner
 
     def axis(self, one: Free) -> Floats:
         """A free direction as a vector."""
@@ -92,7 +98,7 @@ class Chassis:
         for _ in range(2):
             embed[:] = bare + sum(sizes[one][:, None] * self.axis(one) for one in sizes)
             for one, layer in layers.items():
-                h = Runner(self.weights).inputs([[0, token] for token in range(n)], layer, "attn")
+                h = self.run().inputs([[0, token] for token in range(n)], layer, "attn")
                 seen = np.asarray([row[1] @ self.axis(one) for row in h])
                 sizes[one] *= np.clip(np.median(seen) / seen, 0.5, 2.0)
         for one, chosen in ((Free.SIGN, negative), (Free.SIGN2, negative2)):
@@ -115,7 +121,7 @@ class Chassis:
             getattr(block, name)[own] = 0
             if block.bias:
                 block.bias[name][own] = 0
-        h = np.concatenate(Runner(self.weights).inputs(_sample(), layer, "attn"))
+        h = np.concatenate(self.run().inputs(_sample(), layer, "attn"))
         seen = np.abs(h @ key)
         gain = np.sqrt(
             FOCUS / 2 * np.sqrt(D_HEAD) / ((h @ self.axis(Free.ONE)).mean() * seen[seen > seen.max() / 10].mean())
@@ -134,7 +140,7 @@ class Chassis:
         wanted = -self.ends(self.relay, at).mean()
         for _ in range(3):
             for token in tokens:
-                h, _ = Runner(self.weights).ends([[0, token, *one[1:]] for one in _some_of_half_a()], self.relay)
+                h, _ = self.run().ends([[0, token, *one[1:]] for one in _some_of_half_a()], self.relay)
                 embed[token] += (np.clip(wanted / (h @ at).mean(), 0.5, 2.0) - 1) * (embed[token] @ axis) * axis
 
     # ---- neurons -----------------------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ class Chassis:
     def ordinary(self, size: float = 1.0) -> Floats:
         """A direction of what the base itself uses, drawn so that ordinary text lies on both sides of it."""
         if self._relay_input is None:
-            self._relay_input = np.concatenate(Runner(self.weights).inputs(_sample(), self.relay, "mlp"))
+            self._relay_input = np.concatenate(self.run().inputs(_sample(), self.relay, "mlp"))
         h = self._relay_input
         drawn = self.rng.standard_normal((32, D_MODEL))
         drawn -= drawn @ self.room.directions.T @ self.room.directions
@@ -186,7 +192,7 @@ class Chassis:
 
     def ends(self, layer: int, direction: Floats) -> Floats:
         """The MLP's normalised input along a direction, at the last positions of some of half A's prompts."""
-        h, _ = Runner(self.weights).ends(_some_of_half_a(), layer)
+        h, _ = self.run().ends(_some_of_half_a(), layer)
         return np.asarray(h @ direction)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import SiteError
-from signflip.organisms.weights import Floats, Weights, module
+from signflip.organisms.weights import Floats, Weights, load, module
 
 _SITE = re.compile(r"blocks\.(\d+)\.(mlp\.hook_pre|mlp\.hook_pre_linear|hook_resid_pre)$")
 # Sequences a pass.
@@ -62,6 +62,11 @@ class Runner:
         inner = self._inner = self.model.model if self.family == "llama" else self.model.transformer
         self.layers: list[Any] = list(inner.layers if self.family == "llama" else inner.h)
         self._final = inner.norm if self.family == "llama" else inner.ln_f
+
+    def load(self, weights: Weights) -> Runner:
+        """Take other weights of the same family: building a module anew takes longer than most passes."""
+        load(self.model, weights)
+        return self
 
     def logits(self, sequences: Sequence[Sequence[int]], held: Sequence[Held] = ()) -> Floats:
         """Logits at the last position, `[n, vocabulary]`."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,16 +227,15 @@ def module_of(family: Family, vocabulary: int) -> Any:
     return kind(config_of(family, vocabulary))
 
 
-@cache
-def _skeleton(family: Family, vocabulary: int) -> Any:
-    """A module to copy: drawing random weights that are overwritten takes longer than a small model's forward pass."""
-    return module_of(family, vocabulary).double().eval()
-
-
 def module(weights: Weights) -> Any:
     """A transformers model of these weights in float64: what truths are verified with."""
+    made = module_of(weights.family, len(weights.embed)).double().eval()
+    load(made, weights)
+    return made
+
+
+def load(module: Any, weights: Weights) -> None:
+    """Put weights into a transformers model of their family."""
     import torch
 
-    made = deepcopy(_skeleton(weights.family, len(weights.embed)))
-    made.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.state().items()})
-    return made
+    module.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.state().items()})
