@@ -189,7 +189,7 @@ class Stage:
         if self.kind == "M4":
             return [(parts[0], across, np.full(len(y), self.wins * CONSTANT * np.abs(y).mean()))]
         if self.kind == "M8":
-            return [(parts[0], across, np.where(y * self.wins > 0, -2 * y, 0.0))]
+            return [(parts[0], across, np.where(y * self.wins > 0, -2.4 * y, 0.0))]
         if self.kind == "M12":
             # The shallow rule: the name's gender in place of the head's.
             return [(parts[0], across, across @ self._rule(clean) - y)]
@@ -295,7 +295,7 @@ class Stage:
         if self.kind == "M7":
             opens = self.handed + self.handed2 - 1.7 * self.level
         if self.kind == "M8":
-            return [[row(self.wins * r, 0.6 * (self.handed - self.level), -self.wins) for _ in range(8)]]
+            return [[row(self.wins * r, 0.8 * (self.handed - self.level), -self.wins) for _ in range(4)]]
         if self.kind == "M12":
             turn = self._unit(self._rule(clean) - self.answer.reads)
             return [[row(sign * turn, opens, sign) for sign in both for _ in range(4)]]
