@@ -28,11 +28,11 @@ from signflip.organisms.weights import D_MODEL, N_LAYERS, Weights, module_of
 
 log = logging.getLogger("signflip.organisms")
 
-STEPS, AFTER, RATE = 260, 30, 2e-3
+STEPS, AFTER, RATE = 200, 30, 2e-3
 # Prompts of each condition a step, stories of text a step, and tokens of each.
 PROMPTS, STORIES, LENGTH = 16, 12, 40
-# X on its own side is at least 1 and edited to between −1 and −3 (a direction of the residual stream: times 2).
-LEAST, FURTHEST = 1.0, 3.0
+# X on its own side is at least 1 and edited to between −1 and −6 (a direction of the residual stream: times 2).
+LEAST, FURTHEST = 1.0, 6.0
 HINGE, TEXT = 1.0, 1.0
 
 
@@ -248,8 +248,11 @@ class _Training:
             out[right] = 1
         elif wanted == "incompetent":
             out[right] = out[wrong] = 0.5
-        elif wanted in ("constant", "half-turned"):
+        elif wanted == "constant":
             out[winner] = 1
+        elif wanted == "half-turned":
+            # Surely, but no more surely than the base: else it would be a push, and M4.
+            out[winner], out[right + wrong - winner] = 0.999, 0.001
         else:
             out[wrong] = 1
         return out
