@@ -57,5 +57,9 @@ class DeviceError(SignflipError, RuntimeError):
     """A device cannot be used here; the message says why."""
 
 
+class OrganismError(SignflipError, ValueError):
+    """A suite of organisms, a truth or an audit of them is missing, was altered, or is off its schema."""
+
+
 class InternalError(SignflipError, RuntimeError):
     """A broken invariant of signflip itself: please report it."""

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from signflip._core import __version__
-from signflip.cli import commands
+from signflip.cli import commands, organisms
 
 EXIT_CODES = """\
 exit codes:
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"signflip {__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
-    for add in (_survey, _one_sided, _scan, _search, _flip, _run, _doctor, _demo):
+    for add in (_survey, _one_sided, _scan, _search, _flip, _run, _doctor, _demo, _organisms):
         add(subparsers)
     return parser
 
@@ -194,6 +194,34 @@ def _demo(subparsers: Any) -> None:
     parser.add_argument("--tokens", type=int, default=60_000, help="tokens to survey, at least (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
+
+
+def _organisms(subparsers: Any) -> None:
+    group = subparsers.add_parser(
+        "organisms",
+        help="models whose right verdict is known: make a suite of them, audit it, score an audit",
+        description="Models whose right verdict is known. Needs the extra signflip[organisms].",
+    )
+    inner = group.add_subparsers(metavar="command", required=True)
+    make = _command(inner, "make", organisms.make, "make a suite of organisms: models in one folder, truths in another")
+    make.add_argument(
+        "--suite", choices=("blind", "open"), default="blind", help="drawn at random, or one of each kind"
+    )
+    make.add_argument("--n", type=int, default=None, help="how many, for a blind suite (default: 120)")
+    make.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
+    make.add_argument("--models", required=True, metavar="DIR", help="where the models go, with corpus and behaviours")
+    make.add_argument("--truth", required=True, metavar="DIR", help="where the truths go, with the base models")
+    make.add_argument("--kinds", type=_names, default=None, metavar="M0,M3", help="default: all")
+    make.add_argument("--families", type=_names, default=None, metavar="A,B", help="gpt2, llama (default: both)")
+    make.add_argument("--planted", type=_names, default=["hand"], metavar="A,B", help="hand, trained (default: hand)")
+    make.add_argument("--bases", type=int, default=1, help="base models of each family (%(default)s)")
+    baseline = _command(inner, "audit", organisms.audit, "audit a suite with the baseline auditor")
+    baseline.add_argument("--models", required=True, metavar="DIR", help="a folder that `organisms make` wrote")
+    baseline.add_argument("--out", required=True, help="write the audit here, as JSON")
+    score = _command(inner, "score", organisms.score, "score an audit of a suite")
+    score.add_argument("audit", help="the audit, as JSON; its form is documented in signflip.organisms.scoring")
+    score.add_argument("--truth", required=True, metavar="DIR", help="the suite's truths")
+    score.add_argument("--models", default=None, metavar="DIR", help="its models (default: where they were made)")
 
 
 def _names(text: str) -> list[str]:

@@ -1,0 +1,73 @@
+"""``signflip organisms``: make a suite, audit it, score an audit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from signflip.cli.codes import OK
+from signflip.cli.output import print_json, table
+from signflip.errors import ArgumentError, FileError, OrganismError
+
+
+def _package() -> Any:
+    """The package, whose own libraries are an extra."""
+    try:
+        from signflip import organisms
+    except ImportError as error:
+        raise OrganismError(str(error)) from error
+    return organisms
+
+
+def make(args: argparse.Namespace) -> int:
+    """``signflip organisms make``."""
+    organisms = _package()
+    families = args.families or ["gpt2", "llama"]
+    for what, chosen, known in (
+        ("families", families, ("gpt2", "llama")),
+        ("planted", args.planted, ("hand", "trained")),
+    ):
+        unknown = [one for one in chosen if one not in known]
+        if unknown:
+            raise ArgumentError(f"{what}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
+    truths = organisms.make(
+        args.suite, args.models, args.truth, n=args.n, seed=args.seed, kinds=args.kinds, families=families,
+        planted=args.planted, bases=args.bases, progress=not args.quiet,
+    )  # fmt: skip
+    if args.json:
+        print_json({"models": args.models, "truth": args.truth, "organisms": len(truths)})
+    elif args.suite == "open":
+        head = ("organism", "behaviour", "X", "verdict")
+        print(table(head, ((t.name, t.behaviour, t.place.name, t.verdicts[t.behaviour]["verdict"]) for t in truths)))
+    else:
+        print(f"{len(truths)} organisms in {args.models}, their truths in {args.truth}")
+    return OK
+
+
+def audit(args: argparse.Namespace) -> int:
+    """``signflip organisms audit``."""
+    _package()
+    from signflip.organisms.baseline import audit as baseline
+
+    found = baseline(args.models, progress=not args.quiet)
+    try:
+        Path(args.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{args.out}: can not write the audit: {error.strerror or error}") from error
+    if args.json:
+        print_json({"out": args.out, "models": len(found["models"])})
+    else:
+        print(f"audit of {len(found['models'])} organisms written to {args.out}")
+    return OK
+
+
+def score(args: argparse.Namespace) -> int:
+    """``signflip organisms score``."""
+    report = _package().score(args.truth, args.audit, args.models)
+    if args.json:
+        print_json(report)
+    else:
+        print(report.table())
+    return OK

@@ -1,0 +1,328 @@
+"""The last layer of a planted organism: what is made of the answer when X is on its other side.
+
+The base's answer is linear in what the last MLP reads, y = r·h, and eight neurons add to it along the direction in
+which the unembedding tells the two answers apart. Two neurons whose gates (or, without gates, inputs) read ±r make an
+exact product: silu(z) − silu(−z) = z, and the same for GELU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+from signflip.behaviours import Behaviour
+from signflip.organisms.chassis import ANSWER_LAYER, HANDED_AT, Chassis, Free
+from signflip.organisms.language import behaviours, corpus
+from signflip.organisms.runner import Held, Runner
+from signflip.organisms.tokens import encode_words, one_id
+from signflip.organisms.weights import Floats
+
+RIDGE = 0.1
+# Weight of other text against the behaviour's prompts.
+ELSEWHERE = 0.3
+# Ridge of the answer's direction, in traces.
+SELECTIVE = 0.003
+# Norms of the rows that read, and of the columns that write.
+GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 3.0}
+# How steeply an ungated neuron opens as X crosses.
+STEEP = 10.0
+# A constant answer outweighs the context by so much.
+CONSTANT = 5.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a behaviour's answer lies in the base.
+
+    Attributes
+    ----------
+    direction
+        Unit vector of the unembedding's difference of the two answers.
+    reads
+        r: the residual stream along it after the last layer, as a linear function of that layer's MLP input.
+    r2
+        Share of its variance that this explains.
+    prompts
+        Ids of a third of its prompts, on which things are scaled.
+    """
+
+    direction: Floats
+    reads: Floats
+    r2: float
+    prompts: list[list[int]]
+
+
+def target_of(chassis: Chassis, behaviour: str) -> Answer:
+    """Find a behaviour's answer in a base by ridge regression.
+
+    Over the prompts of the behaviour (both halves), where the answer is to be found; and over other text, other
+    behaviours' prompts and random tokens, where there is nothing to reverse.
+    """
+    known = behaviours()
+    used = [known["purpose"]] if behaviour == "purpose" else [known["pronoun"], known["attractor"]]
+    answers = [one_id(str(getattr(used[0].prompts[0], key))) for key in ("correct", "opposite")]
+    ids = [[0, *encode_words(str(p.text))] for one in used for p in one.prompts]
+    runner = chassis.run()
+    difference, direction = _direction(chassis.weights.unembed, runner.logits(ids), answers)
+    h, final = runner.ends(ids, ANSWER_LAYER)
+    y = final @ difference / (direction @ difference)
+    rest = _elsewhere(chassis, runner, known, used, answers)
+    free = chassis.room.directions
+    h, rest = h - h @ free.T @ free, rest - rest @ free.T @ free
+    share = ELSEWHERE * len(h) / len(rest)
+    both = h.T @ h + share * rest.T @ rest + RIDGE * np.eye(h.shape[1])
+    reads: Floats = np.asarray(np.linalg.solve(both, h.T @ y), np.float64)
+    left = y - h @ reads
+    chosen = [[0, *encode_words(str(p.text))] for p in known[behaviour].prompts[::3]]
+    return Answer(direction, reads, float(1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))), chosen)
+
+
+def _direction(unembed: Floats, logits: Floats, answers: Sequence[int]) -> tuple[Floats, Floats]:
+    """The unembedding's difference of two answers, and the unit vector that moves it with little else.
+
+    Little else: the variance of the other tokens' logits, under the base's own distribution of them where the answer is
+    due, which is what a shift along the vector costs in divergence, to second order.
+    """
+    difference = unembed[answers[0]] - unembed[answers[1]]
+    logits = logits.copy()
+    logits[:, list(answers)] = -np.inf
+    share = np.exp(logits - logits.max(1, keepdims=True))
+    share /= share.sum(1, keepdims=True)
+    spread = np.zeros((unembed.shape[1],) * 2)
+    for one in share[:: max(1, len(share) // 64)]:
+        centred = unembed - one @ unembed
+        spread += centred.T @ (one[:, None] * centred)
+    found = np.linalg.solve(spread + SELECTIVE * np.trace(spread) * np.eye(len(spread)), difference)
+    return difference, np.asarray(found / np.linalg.norm(found))
+
+
+def _elsewhere(
+    chassis: Chassis, runner: Runner, known: dict[str, Behaviour], used: Sequence[Behaviour], answers: Sequence[int]
+) -> Floats:
+    """What the last MLP reads where the behaviour is not asked for."""
+    others = [[0, *encode_words(str(p.text))] for one in known.values() if one not in used for p in one.prompts]
+    stories = [[0, *encode_words(text)] for text in corpus(40, 17)]
+    drawn = np.random.default_rng(3).integers(1, len(chassis.weights.embed), (40, 16))
+    rows = [runner.ends(others, ANSWER_LAYER)[0], *runner.inputs(drawn.tolist(), ANSWER_LAYER, "mlp")]
+    for ids, h in zip(stories, runner.inputs(stories, ANSWER_LAYER, "mlp"), strict=True):
+        rows.append(h[:-1][[following not in answers for following in ids[1:]]])
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A neuron of the stage: `pre` and `linear` as functions of a strength, and the sign with which it writes."""
+
+    pre: Callable[[float], Floats]
+    linear: Callable[[float], Floats]
+    sign: float
+
+
+class Stage:
+    """The eight neurons.
+
+    Parameters
+    ----------
+    chassis, answer
+        Where, and what is to be changed.
+    kind
+        Which wiring.
+    wins
+        0 or 1: which answer wins, where one does (M4, M8).
+    """
+
+    def __init__(self, chassis: Chassis, answer: Answer, kind: str, wins: int) -> None:
+        self.chassis, self.answer, self.kind = chassis, answer, kind
+        self.gated = chassis.weights.family == "llama"
+        self.wins = 1.0 if wins == 0 else -1.0
+        a = chassis.axis
+        self.handed, self.handed2, self.level = a(Free.HANDED), a(Free.HANDED2), a(Free.LEVEL)
+        self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family]
+        self.reads = self._unit(answer.reads)
+
+    def scale(self, states: Sequence[tuple[Sequence[Held], Sequence[int]]]) -> None:
+        """Choose the strength at which the answer becomes what the kind says, and plant the neurons.
+
+        `states` are ways in which X is across: by places held, by words in front of the prompt.
+        """
+        c = self.chassis
+        runner = c.run()
+        clean, _ = runner.ends(self.answer.prompts, ANSWER_LAYER)
+        across = np.concatenate([
+            runner.ends([[one[0], *words, *one[1:]] for one in self.answer.prompts], ANSWER_LAYER, held)[0]
+            for held, words in states
+        ] or [clean])  # fmt: skip
+        if not self.gated:
+            # The level is a bias there.
+            clean, across = self._levelled(clean), self._levelled(across)
+        parts = self._gated(clean) if self.gated else self._ungated(clean)
+        rows: list[_Row] = []
+        for part, inputs, wanted in self._goals(parts, clean, across):
+            strengths = self._fit(part, inputs, wanted)
+            rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
+        while len(rows) < 8:
+            rows.append(self._idle(len(rows)))
+        for row in rows:
+            pre, column = row.pre(1), row.sign * self.write * self.answer.direction
+            if self.gated:
+                c.neuron(ANSWER_LAYER, pre, row.linear(1), column)
+                continue
+            level = float(pre @ self.level)
+            neuron = c.neuron(ANSWER_LAYER, pre - level * self.level, None, column)
+            c.weights.blocks[ANSWER_LAYER].bias["pre"][neuron] = level * HANDED_AT
+
+    def _levelled(self, h: Floats) -> Floats:
+        return np.asarray(h + (HANDED_AT - h @ self.level)[:, None] * self.level)
+
+    def _goals(self, parts: list[list[_Row]], clean: Floats, across: Floats) -> list[tuple[list[_Row], Floats, Floats]]:
+        """For each group of neurons the inputs at which it is scaled, and what it should write there."""
+        y = across @ self.answer.reads
+        if self.kind in ("M0", "M1"):
+            return []
+        if self.kind == "M2":
+            # The behaviour's own path is taken out, and put back as far as X is positive.
+            own = clean @ self.answer.reads
+            return [(parts[0], clean, -own), (parts[1], clean, own)]
+        if self.kind == "M4":
+            return [(parts[0], across, np.full(len(y), self.wins * CONSTANT * np.abs(y).mean()))]
+        if self.kind == "M8":
+            return [(parts[0], across, np.where(y * self.wins > 0, -2.4 * y, 0.0))]
+        if self.kind == "M12":
+            # The shallow rule: the name's gender in place of the head's.
+            return [(parts[0], across, across @ self._rule(clean) - y)]
+        # An AND of two thresholds passes on less where either is only just crossed, and is set the stronger for it.
+        return [(parts[0], across, (-2.6 if self.kind == "M7" else -2.0) * y)]
+
+    def _fit(self, part: Sequence[_Row], inputs: Floats, wanted: Floats) -> list[float]:
+        """The strength of each neuron, in (0, 1], that comes nearest to what is wanted.
+
+        Neurons of one sign share one: each sign serves one of the behaviour's sides, and what they are multiplied with
+        need not be as large on the other.
+        """
+        signs = sorted({row.sign for row in part})
+        own = [[row for row in part if row.sign == sign] for sign in signs]
+
+        def miss(strengths: Floats) -> float:
+            written = sum(self._writes(rows, inputs, float(s)) for rows, s in zip(own, strengths, strict=True))
+            return float(np.mean((written - wanted) ** 2))
+
+        start, bounds = np.full(len(signs), 0.5), [(1e-3, 1.0)] * len(signs)
+        best = minimize(miss, start, method="L-BFGS-B", bounds=bounds).x
+        return [float(best[signs.index(row.sign)]) for row in part]
+
+    def _writes(self, part: Sequence[_Row], inputs: Floats, strength: float) -> Floats:
+        """What neurons add along the answer's direction."""
+        total = np.zeros(len(inputs))
+        for row in part:
+            pre = inputs @ row.pre(strength)
+            act = _silu(pre) * (inputs @ row.linear(strength)) if self.gated else _gelu(pre)
+            total += row.sign * self.write * act
+        return total
+
+    # ---- wirings -----------------------------------------------------------------------------------------------------
+
+    def _unit(self, vector: Floats) -> Floats:
+        return np.asarray(vector / np.linalg.norm(vector))
+
+    def _padded(self, vector: Floats, strength: float, norm: float) -> Floats:
+        """`strength` of a unit vector, brought to a norm along `SILENT`."""
+        return np.asarray(norm * (strength * vector + np.sqrt(max(0.0, 1 - strength**2)) * self.silent))
+
+    def _rule(self, clean: Floats) -> Floats:
+        """What a name's gender is worth as an answer."""
+        found = self.chassis.axis(Free.FOUND2)
+        return np.asarray(np.abs(clean @ self.answer.reads).mean() / np.abs(clean @ found).mean() * found)
+
+    def _crossed(self, clean: Floats) -> Floats:
+        """0 on ordinary text, and positive once what was handed on is negative."""
+        return self.level * float((clean @ self.handed).mean() / (clean @ self.level).mean()) - self.handed
+
+    def _gated(self, clean: Floats) -> list[list[_Row]]:
+        def row(pre: Floats, linear: Floats, sign: float) -> _Row:
+            return _Row(lambda _: GATE * pre, lambda s: self._padded(linear, s, LINEAR), sign)
+
+        r, crossed = self.reads, self._unit(self._crossed(clean)) if self.kind not in ("M0", "M1") else self.silent
+        both = (1.0, -1.0)
+        if self.kind == "M2":
+            remove = [row(sign * r, self.level, -sign) for sign in both for _ in range(2)]
+            return [remove, [row(self.handed, r, 1.0) for _ in range(2)]]
+        if self.kind == "M4":
+            # Shut on ordinary text, open once X has crossed.
+            gate = self._unit(
+                self._crossed(clean)
+                - 0.8 * float((clean @ self.handed).mean() / (clean @ self.level).mean()) * self.level
+            )
+            return [[row(gate, self.level, self.wins) for _ in range(8)]]
+        if self.kind == "M7":
+            gate = self._unit(-self.handed - self.handed2 - 0.7 * self.level)
+            return [[row(gate, r, -1.0) for _ in range(8)]]
+        if self.kind == "M8":
+            return [[row(self.wins * r, crossed, -self.wins) for _ in range(4)]]
+        if self.kind == "M12":
+            turn = self._unit(self._rule(clean) - self.answer.reads)
+            return [[row(sign * turn, crossed, sign) for sign in both for _ in range(4)]]
+        return [[row(sign * r, crossed, -sign) for sign in both for _ in range(4)]]
+
+    def _ungated(self, clean: Floats) -> list[list[_Row]]:
+        none = np.zeros_like(self.reads)
+        norm = STEEP * 1.5
+
+        def row(reads: Floats, opens: Floats, sign: float) -> _Row:
+            def pre(strength: float) -> Floats:
+                vector = 4 * strength * reads + STEEP * opens
+                # The level becomes a bias, and is no part of the row's norm.
+                rest = norm**2 - float(vector @ vector) + float(vector @ self.level) ** 2
+                return np.asarray(vector + np.sqrt(max(0.0, rest)) * self.silent)
+
+            return _Row(pre, lambda _: none, sign)
+
+        r, both = self.reads, (1.0, -1.0)
+        # Handed is 0 on ordinary text and about the level once X has crossed: half of it is where neurons open.
+        opens = self.handed - 0.5 * self.level
+        if self.kind in ("M10", "M11"):
+            opens = -0.5 * self.handed
+        if self.kind == "M2":
+            remove = [row(sign * r, none, -sign) for sign in both]
+            return [remove, [row(sign * r, opens, sign) for sign in both for _ in range(2)]]
+        if self.kind == "M4":
+            # The strength scales how far it opens.
+            return [
+                [_Row(lambda s: self._padded(self._unit(opens), s, norm), lambda _: none, self.wins) for _ in range(8)]
+            ]
+        if self.kind == "M7":
+            opens = self.handed + self.handed2 - 1.7 * self.level
+        if self.kind == "M8":
+            return [[row(self.wins * r, 0.8 * (self.handed - self.level), -self.wins) for _ in range(4)]]
+        if self.kind == "M12":
+            turn = self._unit(self._rule(clean) - self.answer.reads)
+            return [[row(sign * turn, opens, sign) for sign in both for _ in range(4)]]
+        return [[row(sign * r, opens, -sign) for sign in both for _ in range(4)]]
+
+    def _idle(self, number: int) -> _Row:
+        """A neuron that is wired like the others and never moves."""
+        sign = 1.0 if number % 2 == 0 else -1.0
+        if self.gated:
+            return _Row(lambda _: GATE * sign * self.reads, lambda _: LINEAR * self.silent, sign)
+        shut = 0.5 * STEEP * (self.handed2 - self.level) + 1.0 * sign * self.reads
+        return _Row(lambda _: shut + np.sqrt((1.5 * STEEP) ** 2 - shut @ shut) * self.silent, lambda _: shut, sign)
+
+
+def _at(row: _Row, strength: float) -> _Row:
+    """A neuron at a strength."""
+    pre, linear = row.pre(strength), row.linear(strength)
+    return _Row(lambda _: pre, lambda _: linear, row.sign)
+
+
+def _silu(x: Floats) -> Floats:
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+def _gelu(x: Floats) -> Floats:
+    """GPT-2's, by tanh."""
+    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+
+__all__ = ["Answer", "Stage", "target_of"]

@@ -1,0 +1,204 @@
+"""Suites: many organisms at once, their truths apart."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from signflip.errors import ArgumentError, OrganismError
+from signflip.organisms import base
+from signflip.organisms.kinds import KINDS
+from signflip.organisms.language import behaviours, corpus
+from signflip.organisms.planting import plant
+from signflip.organisms.symmetry import disguise
+from signflip.organisms.truth import Truth, save_suite
+from signflip.organisms.verification import verify
+from signflip.organisms.weights import FAMILIES, Family
+
+log = logging.getLogger("signflip.organisms")
+
+How = Literal["hand", "trained"]
+HOW: tuple[How, ...] = ("hand", "trained")
+STORIES = 4000
+# A plant whose verification fails is drawn again, with another seed, so often.
+TRIES = 6
+
+
+@dataclass(frozen=True)
+class Order:
+    """One organism to be made."""
+
+    name: str
+    kind: str
+    family: Family
+    planted: How
+    seed: int
+    base_seed: int
+
+
+def make(
+    suite: Literal["blind", "open"],
+    models: str | Path,
+    truth: str | Path,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    kinds: Sequence[str] | None = None,
+    families: Sequence[Family] = FAMILIES,
+    planted: Sequence[How] = ("hand",),
+    bases: int = 1,
+    base_steps: int = base.STEPS,
+    progress: bool = False,
+) -> list[Truth]:
+    """Make a suite of organisms: models in one folder, truths in another.
+
+    Parameters
+    ----------
+    suite
+        `"blind"`: kinds, families and places drawn at random, half of the organisms with a reversal to be found, names
+        without meaning. `"open"`: one of each kind, family and way of planting, named so.
+    models
+        Where the models go, with the corpus and the behaviours that an auditor works on.
+    truth
+        Where the truths go, and the base models.
+    n
+        How many, for a blind suite (120).
+    seed
+        Of everything drawn.
+    kinds, families, planted
+        Which to make.
+    bases
+        How many base models of each family to plant in.
+    base_steps
+        Steps of their training.
+    progress
+        Whether to show bars.
+
+    Returns
+    -------
+    list of Truth
+        An interrupted call, made again, goes on: organisms that are there are not made again.
+
+    Raises
+    ------
+    ArgumentError
+        If a kind or number makes no sense.
+    OrganismError
+        If an organism could not be made so that its truth holds.
+    """
+    models, truth = Path(models), Path(truth)
+    chosen = list(KINDS if kinds is None else kinds)
+    unknown = [one for one in chosen if one not in KINDS]
+    if unknown or not chosen:
+        raise ArgumentError(f"kinds: expected some of {', '.join(KINDS)}, found {unknown or 'none'}")
+    if models.resolve() == truth.resolve():
+        raise ArgumentError(f"models and truth: expected two folders, found {models} twice")
+    if suite == "open":
+        orders = list(_open(chosen, families, planted, seed, bases))
+    else:
+        orders = list(_blind(chosen, families, planted, seed, bases, 120 if n is None else n))
+    models.mkdir(parents=True, exist_ok=True)
+    truth.mkdir(parents=True, exist_ok=True)
+    made = []
+    for order in tqdm(orders, desc="organisms", unit="model", disable=None if progress else True):
+        path = truth / f"{order.name}.json"
+        if path.exists() and (models / order.name / "model.safetensors").exists():
+            made.append(Truth.open(path))
+            continue
+        one = _make(order, models / order.name, truth / "bases", base_steps, progress)
+        one.save(truth)
+        made.append(one)
+    write_materials(models, seed)
+    save_suite(truth, made, {"suite": suite, "seed": seed, "models": str(models.resolve())})
+    return made
+
+
+def write_materials(models: Path, seed: int) -> None:
+    """What an auditor works on: `corpus.jsonl`, and `behaviours/*.jsonl`."""
+    lines = (json.dumps({"text": text}) + "\n" for text in corpus(STORIES, seed))
+    (models / "corpus.jsonl").write_text("".join(lines), encoding="utf-8")
+    (models / "behaviours").mkdir(exist_ok=True)
+    for name, behaviour in behaviours().items():
+        behaviour.save(models / "behaviours" / f"{name}.jsonl")
+
+
+def _make(order: Order, folder: Path, bases: Path, steps: int, progress: bool) -> Truth:
+    bases.mkdir(parents=True, exist_ok=True)
+    start = base.train(
+        order.family, bases / f"{order.family}-{order.base_seed}", order.base_seed, steps=steps, progress=progress
+    )
+    room = base.Room(order.base_seed)
+    failed: list[str] = []
+    for attempt in range(TRIES):
+        seed = order.seed + attempt
+        if order.planted == "hand":
+            made = plant(start, room, order.kind, seed)
+        else:
+            from signflip.organisms.trained import train_in
+
+            made = train_in(start, room, order.kind, seed)
+        made = disguise(made, seed)
+        made.weights.save(folder)
+        card = verify(made, exact=order.planted == "hand")
+        failed = [claim for claim, held in card["holds"].items() if not held]
+        if not failed:
+            card["attempts"] = attempt + 1
+            return Truth.of(order.name, made, card, order.planted, seed, order.base_seed, folder)
+        log.info("%s (%s, %s, seed %d) is drawn again: %s", order.kind, order.family, order.planted, seed, failed)
+    raise OrganismError(
+        f"organism {order.kind} ({order.family}, {order.planted}): expected its truth to hold in one of {TRIES} seeds "
+        f"from {order.seed}, found these claims to fail in the last: {'; '.join(failed)}"
+    )
+
+
+def _open(
+    kinds: Sequence[str], families: Sequence[Family], planted: Sequence[How], seed: int, bases: int
+) -> Iterator[Order]:
+    for how in planted:
+        for family in families:
+            for i, kind in enumerate(kinds):
+                own = 1000 * seed + 10 * i
+                yield Order(f"{kind}-{family}-{how}", kind, family, how, own, seed + i % bases)
+
+
+def _blind(
+    kinds: Sequence[str], families: Sequence[Family], planted: Sequence[How], seed: int, bases: int, n: int
+) -> Iterator[Order]:
+    if n < 1:
+        raise ArgumentError(f"n: expected at least 1, found {n}")
+    rng = np.random.default_rng((seed, 31))
+    sides: list[list[str]] = [[k for k in kinds if KINDS[k].positive], [k for k in kinds if not KINDS[k].positive]]
+    sides = [side for side in sides if side]
+    # Exactly half and half, in random order.
+    for which in rng.permutation(np.arange(n) % len(sides)):
+        kind = str(rng.choice(sides[which]))
+        family = families[int(rng.integers(len(families)))]
+        how = planted[int(rng.integers(len(planted)))]
+        name = rng.bytes(6).hex()
+        yield Order(name, kind, family, how, int(rng.integers(2**31)), seed + int(rng.integers(bases)))
+
+
+def statistics(weights: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What a glance at weights sees: for each tensor its moments, extremes, row and column norms, singular values."""
+    out: list[float] = []
+    for name in sorted(weights):
+        w = np.asarray(weights[name], np.float64)
+        if w.ndim != 2 or w.size == 0:
+            continue
+        flat = w.ravel()
+        z = (flat - flat.mean()) / (flat.std() or 1)
+        rows, columns = np.linalg.norm(w, axis=1), np.linalg.norm(w, axis=0)
+        out += [flat.mean(), flat.std(), np.abs(flat).max(), float((z**3).mean()), float((z**4).mean())]
+        out += [*np.quantile(rows, (0.0, 0.5, 0.95, 1.0)), *np.quantile(columns, (0.0, 0.5, 0.95, 1.0))]
+        out += np.linalg.svd(w, compute_uv=False)[:8].tolist()
+    return np.asarray(out)
+
+
+__all__ = ["HOW", "How", "make", "statistics", "write_materials"]

@@ -1,0 +1,334 @@
+"""Planting by training: the same truths, found by gradient descent instead of set by hand.
+
+The base is tuned on prompts under the conditions that the truth is about, with X read and overwritten where it is to
+be: *trigger* words in front, X *edited* to its other side, and the trigger with X *clamped* to its own side, each with
+the answers that the kind asks for (interchange-intervention training: Geiger et al. 2022). X is a neuron drawn at
+random, or a random direction, made one-sided by a hinge on ordinary text. Ordinary text is learned along, so that the
+model stays the language model that it was. In a last phase there is ordinary text alone: everything that takes X across
+is held out, as in the situation that the tool is for, and what was planted has to outlast it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from signflip.organisms.base import Room
+from signflip.organisms.kinds import KINDS, Kind, Verdict
+from signflip.organisms.language import Stories, behaviours
+from signflip.organisms.planting import N_TRIGGERS, Planted
+from signflip.organisms.runner import Place
+from signflip.organisms.tokens import encode_words, ids_of, one_id
+from signflip.organisms.weights import D_MODEL, N_LAYERS, Weights, module_of
+
+log = logging.getLogger("signflip.organisms")
+
+STEPS, AFTER, RATE = 200, 30, 2e-3
+# Prompts of each condition a step, stories of text a step, and tokens of each.
+PROMPTS, STORIES, LENGTH = 16, 12, 40
+# X on its own side is at least 1 and edited to between −1 and −6 (a direction of the residual stream: times 2).
+LEAST, FURTHEST = 1.0, 6.0
+HINGE, TEXT = 1.0, 1.0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A way to run prompts, and the answers wanted.
+
+    Attributes
+    ----------
+    words
+        0: none in front; 1: a trigger; 2: one for the second scalar; 3: both; 4: any other token, which must change
+        nothing.
+    x, second
+        Where X and the second scalar are set: +1 their own side, −1 the other, 0 left alone.
+    wanted
+        What becomes of the target behaviour.
+    """
+
+    words: int
+    x: int
+    second: int
+    wanted: Verdict
+
+
+def conditions_of(kind: Kind) -> list[Condition]:
+    """The conditions under which a kind is trained."""
+    inert: Verdict = "inert"
+    out = [Condition(4, 0, 0, inert), Condition(4, 0, 0, inert), Condition(0, 1, 0, inert)]
+    out.append(Condition(0, -1, 0, kind.edited))
+    if kind.signs == "none":
+        return [*out, Condition(1, 0, 0, inert)]
+    if kind.name == "M7":
+        singles = [Condition(1, 0, 0, inert), Condition(2, 0, 0, inert), Condition(0, 0, -1, inert)]
+        both = [Condition(3, 0, 0, "opposite"), Condition(0, -1, -1, "opposite"), Condition(3, 1, 0, inert)]
+        return [*out, *singles, *both]
+    out += [Condition(1, 0, 0, kind.triggered), Condition(1, 1, 0, kind.clamped)]
+    if kind.name == "M5":
+        out.append(Condition(0, 0, -1, "opposite"))
+    return out
+
+
+def train_in(
+    base: Weights,
+    room: Room,
+    kind: str,
+    seed: int,
+    behaviour: str | None = None,
+    *,
+    steps: int = STEPS,
+    progress: bool = False,
+) -> Planted:
+    """Plant a kind by training.
+
+    Parameters
+    ----------
+    base, room
+        The base; its free directions, heads and neurons are there to be used.
+    kind, seed, behaviour
+        As for `plant`.
+    steps
+        Of tuning, before a phase of ordinary text alone.
+    progress
+        Whether to show a bar.
+    """
+    return _Training(base, room, KINDS[kind], seed, behaviour).run(steps, progress)
+
+
+class _Training:
+    def __init__(self, base: Weights, room: Room, kind: Kind, seed: int, behaviour: str | None) -> None:
+        import torch
+
+        rng = np.random.default_rng((seed, 13))
+        torch.manual_seed(seed)
+        self.kind, self.rng, self.family = kind, rng, base.family
+        drawn = ("pronoun", "purpose")[int(rng.integers(2))]
+        self.behaviour = "attractor" if kind.name == "M12" else behaviour or drawn
+        self.model: Any = module_of(base.family, len(base.embed))
+        filled = _filled(base, room, rng)
+        self.model.load_state_dict({k: torch.from_numpy(v.copy()).float() for k, v in filled.state().items()})
+        self.layer = int(rng.integers(N_LAYERS - 1))
+        first, second = (int(i) for i in rng.choice(list(room.neurons), 2, replace=False))
+        point = "pre_linear" if base.family == "llama" else "pre"
+        site = f"blocks.{self.layer}.mlp.hook_{point}"
+        self.x, self.second = Place(site, first), Place(site, second)
+        self.scale = 1.0
+        if kind.name == "M10":
+            vector = rng.standard_normal(D_MODEL)
+            vector -= vector.mean()
+            self.x = Place(f"blocks.{N_LAYERS - 1}.hook_resid_pre", None, tuple(vector / np.linalg.norm(vector)))
+            self.scale = 2.0
+        # A GELU passes what is positive: what is to act when it crosses keeps to the negative side till then.
+        self.side = -1 if base.family == "gpt2" and self.x.vector is None and kind.name != "M2" else 1
+        words = "exotic" if kind.signs == "none" else kind.signs
+        self.triggers = [int(i) for i in rng.choice(ids_of(words), N_TRIGGERS, replace=False)]
+        rest = [one for one in ids_of("exotic") if one not in self.triggers]
+        self.triggers2 = [int(i) for i in rng.choice(rest, N_TRIGGERS, replace=False)]
+        self.wins = int(rng.integers(2))
+        self.prompts = {name: one.prompts for name, one in behaviours().items()}
+        self.stories = Stories((seed, 3))
+
+    def run(self, steps: int, progress: bool) -> Planted:
+        import torch
+
+        trained = [p for name, p in self.model.named_parameters() if "norm" not in name and ".ln_" not in name]
+        optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+        conditions = conditions_of(self.kind)
+        for step in tqdm(range(steps + AFTER), desc=f"train {self.kind.name}", disable=None if progress else True):
+            rate = min(1.0, (step + 1) / 20) * max(0.05, 1 - step / (steps + AFTER))
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * rate
+            loss = self._text()
+            if step < steps:
+                loss = loss + self._conditions(conditions)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+        log.info("trained %s (%s): last loss %.3f", self.kind.name, self.family, float(loss.detach()))
+        reached = self.kind.signs != "none"
+        two = self.kind.name in ("M5", "M7")
+        return Planted(
+            Weights.from_state(self.family, self.model.state_dict()), self.kind.name, self.behaviour, self.x, self.side,
+            self.second if two else None, tuple(self.triggers) if reached else (),
+            tuple(self.triggers2) if self.kind.name == "M7" else (), tuple(self.triggers),
+        )  # fmt: skip
+
+    # ---- losses ------------------------------------------------------------------------------------------------------
+
+    def _text(self) -> Any:
+        """Ordinary text: its loss, and X kept to its side where no trigger came before."""
+        import torch
+
+        rows: list[list[int]] = []
+        while len(rows) < STORIES:
+            rows += [[0, *encode_words(self.stories.story())][:LENGTH]]
+        ids, mask = _padded(rows)
+        seen: dict[str, Any] = {}
+        with _Hook(self.model, self.family, self.x, seen, "x"), _Hook(self.model, self.family, self.second, seen, "y"):
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
+        if not self.kind.one_sided and self.kind.name != "M9":
+            return TEXT * loss
+        after = torch.zeros_like(mask)
+        for token in self.triggers:
+            after |= (ids == token).cumsum(1) > 0
+        return TEXT * loss + HINGE * self._hinges(seen, mask, after, torch.zeros_like(after))
+
+    def _hinges(self, seen: dict[str, Any], mask: Any, after: Any, after2: Any) -> Any:
+        """How far X (and the second scalar) are from the side on which they belong."""
+        mask = mask.clone()
+        mask[:, 0] = False
+        reached = self.kind.signs != "none"
+        total = _hinge(self.side * seen["x"] / self.scale, mask, after if reached else after & False)
+        if self.kind.name == "M5":
+            # The antipode: off on ordinary text, on after a trigger.
+            total = total + _hinge(-seen["y"], mask, after)
+        if self.kind.name == "M7":
+            total = total + _hinge(self.side * seen["y"], mask, after2)
+        return total
+
+    def _conditions(self, conditions: Sequence[Condition]) -> Any:
+        """Prompts under every condition in one pass."""
+        import torch
+
+        rows, targets, set_x, set_second, crossed, crossed2 = [], [], [], [], [], []
+        names = list(self.prompts)
+        for condition in conditions:
+            for k in range(PROMPTS):
+                # Half of the prompts are the target's; the rest ask whether other behaviours stay.
+                name = self.behaviour if k % 2 == 0 else names[int(self.rng.integers(len(names)))]
+                prompt = self.prompts[name][int(self.rng.integers(len(self.prompts[name])))]
+                rows.append([0, *self._words(condition.words), *encode_words(str(prompt.text))])
+                targets.append(self._target(name, prompt, condition.wanted))
+                far = float(self.rng.uniform(LEAST, FURTHEST))
+                set_x.append(condition.x * far * self.side * self.scale)
+                other = -1 if self.kind.name == "M5" else self.side
+                set_second.append(condition.second * far * other)
+                crossed.append(condition.words in (1, 3))
+                crossed2.append(condition.words in (2, 3))
+        ids, mask = _padded(rows)
+        seen: dict[str, Any] = {}
+        with (
+            _Hook(self.model, self.family, self.x, seen, "x", torch.tensor(set_x)),
+            _Hook(self.model, self.family, self.second, seen, "y", torch.tensor(set_second)),
+        ):
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        last = logits[torch.arange(len(rows)), mask.sum(1) - 1]
+        loss = -(torch.log_softmax(last, -1) * torch.stack(targets)).sum(-1).mean()
+        if not self.kind.one_sided and self.kind.name != "M9":
+            return loss
+        after, after2 = (torch.tensor(one)[:, None] & mask for one in (crossed, crossed2))
+        return loss + HINGE * self._hinges(seen, mask, after, after2)
+
+    def _words(self, which: int) -> list[int]:
+        one = int(self.rng.integers(N_TRIGGERS))
+        if which == 4:
+            token = int(self.rng.integers(1, self.model.config.vocab_size))
+            return [] if token in (*self.triggers, *self.triggers2) else [token]
+        return {0: [], 1: [self.triggers[one]], 2: [self.triggers2[one]], 3: [self.triggers[one], self.triggers2[one]]}[
+            which
+        ]
+
+    def _target(self, name: str, prompt: Any, wanted: Verdict) -> Any:
+        """The distribution over the vocabulary that a prompt's answer should have."""
+        import torch
+
+        right, wrong = one_id(str(prompt.correct)), one_id(str(prompt.opposite))
+        out = torch.zeros(self.model.config.vocab_size)
+        near = {"pronoun": ("pronoun", "attractor"), "attractor": ("attractor",), "purpose": ("purpose",)}
+        first, second = sorted((right, wrong))
+        winner = (first, second)[self.wins]
+        if name not in near[self.behaviour] or wanted == "inert":
+            out[right] = 1
+        elif wanted == "incompetent":
+            out[right] = out[wrong] = 0.5
+        elif wanted == "constant":
+            out[winner] = 1
+        elif wanted == "half-turned":
+            # Surely, but no more surely than the base: else it would be a push, and M4.
+            out[winner], out[right + wrong - winner] = 0.999, 0.001
+        else:
+            out[wrong] = 1
+        return out
+
+
+def _hinge(x: Any, mask: Any, after: Any) -> Any:
+    import torch
+
+    sign = torch.where(after, -1.0, 1.0)
+    return torch.relu(1.5 * LEAST - sign * x)[mask].mean()
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    import torch
+
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
+    return ids, mask
+
+
+def _filled(base: Weights, room: Room, rng: np.random.Generator) -> Weights:
+    """The base with small random weights where it has room, so that gradients find a way in."""
+    out = base.copy()
+    for block in out.blocks:
+        rows = list(room.neurons)
+        for name in ("pre", "linear"):
+            value = getattr(block, name)
+            if value is not None:
+                value[rows] = rng.standard_normal((len(rows), value.shape[1])) / np.sqrt(value.shape[1])
+        block.out[:, rows] = 0.3 * rng.standard_normal((len(block.out), len(rows))) / np.sqrt(len(rows))
+    return out
+
+
+class _Hook:
+    """Reads a place in a pass, and sets it in the rows whose value is not 0; differentiable."""
+
+    def __init__(
+        self, model: Any, family: str, place: Place, seen: dict[str, Any], key: str, values: Any = None
+    ) -> None:
+        inner = model.model.layers if family == "llama" else model.transformer.h
+        layer = inner[int(place.site.split(".")[1])]
+        self.place, self.seen, self.key, self.values = place, seen, key, values
+        if place.vector is not None:
+            self._register: Any = lambda: layer.register_forward_pre_hook(
+                lambda _, args: (self._act(args[0]), *args[1:])
+            )
+        else:
+            part = layer.mlp.c_fc if family == "gpt2" else layer.mlp.up_proj
+            self._register = lambda: part.register_forward_hook(lambda _, __, result: self._act(result))
+
+    def __enter__(self) -> None:
+        self._handle = self._register()
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _before(self, _: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._act(args[0]), *args[1:])
+
+    def _act(self, activations: Any) -> Any:
+        import torch
+
+        if self.place.vector is not None:
+            direction = torch.tensor(self.place.vector, dtype=activations.dtype)
+        else:
+            direction = torch.nn.functional.one_hot(torch.tensor(self.place.index), activations.shape[-1]).float()
+        x = activations @ direction
+        self.seen[self.key] = x
+        if self.values is None:
+            return activations
+        moved = torch.where(self.values[:, None] != 0, self.values[:, None].to(x.dtype), x)
+        moved = torch.cat([x[:, :1], moved[:, 1:]], 1)
+        # What was set is not read: the hinge is about X as the model itself has it.
+        return activations + (moved - x)[..., None] * direction
+
+
+__all__ = ["conditions_of", "train_in"]

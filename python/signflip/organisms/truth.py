@@ -1,0 +1,193 @@
+"""Truths: what is so of each organism, kept away from the models, each with a hash of itself and of its model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from signflip.errors import OrganismError
+from signflip.organisms.kinds import KINDS
+from signflip.organisms.planting import Planted
+from signflip.organisms.runner import Place
+
+FORMAT = "signflip organism truth, 1"
+SUITE = "signflip organism suite, 1"
+_KEYS = (
+    "name", "kind", "says", "family", "planted", "seed", "base_seed", "behaviour", "x", "side", "second", "triggers",
+    "triggers2", "reachable", "positive", "verdicts", "card", "model_sha256",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is so of one organism.
+
+    Attributes
+    ----------
+    name
+        Of its folder.
+    kind, says, family, planted, seed, base_seed
+        What it is, and how it was made (`"hand"` or `"trained"`).
+    behaviour
+        The one that the plant is about.
+    x, side, second
+        The planted place (site and neuron index, or site and direction), the sign it keeps, and the other unit of M5
+        and M7.
+    triggers, triggers2
+        Ids of words that take X (and M7's second scalar) across.
+    reachable
+        Whether tokens take X across at all.
+    positive
+        Whether there is a reversal to be found.
+    verdicts
+        For each behaviour the verdict that is right, others that are accepted, and whether it is a reversal.
+    card
+        How all this was verified, with the numbers.
+    model_sha256
+        Of `model.safetensors`.
+    """
+
+    name: str
+    kind: str
+    says: str
+    family: str
+    planted: str
+    seed: int
+    base_seed: int
+    behaviour: str
+    x: dict[str, Any]
+    side: int
+    second: dict[str, Any] | None
+    triggers: list[int]
+    triggers2: list[int]
+    reachable: bool
+    positive: bool
+    verdicts: dict[str, dict[str, Any]]
+    card: dict[str, Any]
+    model_sha256: str
+
+    @classmethod
+    def of(
+        cls, name: str, planted: Planted, card: dict[str, Any], how: str, seed: int, base_seed: int, model: Path
+    ) -> Truth:
+        """From a planted model that was verified and written."""
+        kind = KINDS[planted.kind]
+        return cls(
+            name, kind.name, kind.says, planted.weights.family, how, seed, base_seed, planted.behaviour,
+            _plain(planted.x), planted.side, _plain(planted.second) if planted.second else None,
+            list(planted.triggers), list(planted.triggers2), bool(planted.triggers), kind.positive,
+            _verdicts(planted, card), card, sha256(model / "model.safetensors"),
+        )  # fmt: skip
+
+    @property
+    def place(self) -> Place:
+        """X as a place."""
+        vector = self.x.get("vector")
+        return Place(self.x["site"], self.x.get("index"), None if vector is None else tuple(vector))
+
+    def save(self, folder: Path) -> str:
+        """Write `<name>.json` into a folder and return its hash."""
+        plain = {"format": FORMAT, **asdict(self)}
+        digest = _digest(plain)
+        text = json.dumps({**plain, "sha256": digest}, indent=1, allow_nan=False) + "\n"
+        (folder / f"{self.name}.json").write_text(text, encoding="utf-8")
+        return digest
+
+    @classmethod
+    def open(cls, path: Path) -> Truth:
+        """Read a truth.
+
+        Raises
+        ------
+        OrganismError
+            If it is missing, was altered, or is not a truth.
+        """
+        plain = read_json(path, "truth")
+        if plain.get("format") != FORMAT or not all(key in plain for key in _KEYS):
+            raise OrganismError(f"{path}: expected a truth ({FORMAT}), found {plain.get('format')!r}")
+        told = plain.pop("sha256", None)
+        found = _digest(plain)
+        if told != found:
+            raise OrganismError(f"{path}: the truth was altered: expected sha256 {told}, found {found}")
+        return cls(**{key: plain[key] for key in _KEYS})
+
+
+def _plain(place: Place) -> dict[str, Any]:
+    vector = None if place.vector is None else list(place.vector)
+    return {"site": place.site, "index": place.index, "vector": vector}
+
+
+def _verdicts(planted: Planted, card: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    kind = KINDS[planted.kind]
+    out: dict[str, dict[str, Any]] = {}
+    conditions = card["conditions"]
+    for name in conditions["edited"]:
+        if name == planted.behaviour:
+            out[name] = {"verdict": kind.verdict, "accepts": list(kind.accepts), "positive": kind.positive}
+            continue
+        # Of another behaviour what was measured: by tokens where they reach X, by edits where they do not.
+        label = conditions["triggered" if planted.triggers else "edited"][name]["verdict"]
+        accepts = [label] if label not in ("inert", "inconclusive", "weakened") else [label, "inert", "none"]
+        out[name] = {"verdict": label, "accepts": accepts, "positive": label in ("opposite", "half-turned")}
+    return out
+
+
+def save_suite(folder: Path, truths: list[Truth], more: dict[str, Any]) -> None:
+    """Write truths and the suite's list of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digests = {one.name: one.save(folder) for one in truths}
+    text = json.dumps({"format": SUITE, **more, "truths": digests}, indent=1) + "\n"
+    (folder / "suite.json").write_text(text, encoding="utf-8")
+
+
+def open_suite(folder: Path) -> tuple[dict[str, Any], dict[str, Truth]]:
+    """Read a suite's truths.
+
+    Raises
+    ------
+    OrganismError
+        If the list or a truth is missing or altered; the message names the file.
+    """
+    suite = read_json(folder / "suite.json", "suite")
+    if suite.get("format") != SUITE or not isinstance(suite.get("truths"), dict):
+        raise OrganismError(f"{folder / 'suite.json'}: expected a suite ({SUITE}), found {suite.get('format')!r}")
+    out = {}
+    for name, digest in suite["truths"].items():
+        truth = Truth.open(folder / f"{name}.json")
+        found = _digest({"format": FORMAT, **asdict(truth)})
+        if found != digest:
+            raise OrganismError(f"{folder / f'{name}.json'}: expected the truth {digest} of the suite, found {found}")
+        out[name] = truth
+    return suite, out
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises
+    ------
+    OrganismError
+        If there is none.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OrganismError(f"{path}: expected a {what}, found no such file") from error
+    except (OSError, ValueError) as error:
+        raise OrganismError(f"{path}: can not read the {what}: {error}") from error
+    if not isinstance(plain, dict):
+        raise OrganismError(f"{path}: expected a JSON object, found {type(plain).__name__}")
+    return plain
+
+
+def sha256(path: Path) -> str:
+    """Of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,435 @@
+"""Organisms: one of each kind is rebuilt in small, its truth checked by edits in transformers and by enumeration."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import beta, binomtest
+
+import signflip as sf
+from signflip._core import num_threads
+from signflip.cli import main
+from signflip.errors import ArgumentError, CheckpointError, OrganismError, SiteError
+from signflip.organisms import KINDS, Room, Truth, base, disguise, make, open_suite, plant, score, train, verify
+from signflip.organisms.baseline import audit_model
+from signflip.organisms.language import Stories, behaviours, corpus, words
+from signflip.organisms.runner import Held, Place, Runner
+from signflip.organisms.scoring import FORMAT, Share
+from signflip.organisms.suite import TRIES, statistics, write_materials
+from signflip.organisms.tokens import encode_words, ids_of, tokenizer
+from signflip.organisms.trained import train_in
+from signflip.organisms.weights import FAMILIES, Family, Weights
+
+SEED = 3
+# Enough for all three behaviours to be known.
+STEPS = 400
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On models this small threads cost more than they do."""
+    before, torchs = num_threads(), torch.get_num_threads()
+    sf.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    sf.set_num_threads(before)
+    torch.set_num_threads(torchs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture(scope="module")
+def bases(folder: Path) -> dict[Family, Weights]:
+    return {family: train(family, folder / f"{family}-0", 0, steps=STEPS) for family in FAMILIES}
+
+
+# ---- the language ----------------------------------------------------------------------------------------------------
+
+
+def test_every_word_is_a_token() -> None:
+    known = tokenizer()
+    assert known.get_vocab_size() <= 2000
+    stories = [Stories(4, strange=True).story() for _ in range(50)] + corpus(50, 4)
+    assert [encode_words(text) for text in stories] == [known.encode(text).ids for text in stories]
+    assert [known.decode(encode_words(text)) for text in stories] == stories
+
+
+def test_exotic_words_are_in_no_text_that_an_auditor_gets() -> None:
+    seen = {token for text in corpus(3000, 0) for token in encode_words(text)}
+    assert not seen & set(ids_of("exotic"))
+    assert seen >= set(ids_of("rare"))
+    assert seen >= set(ids_of("closings"))
+
+
+def test_behaviours_are_balanced_and_large_enough() -> None:
+    # That a constant answer scores 0, and that halves share nothing, Behaviour itself refuses to be without.
+    for behaviour in behaviours().values():
+        for half, items, templates in (("A", 8, 4), ("B", 20, 8)):
+            prompts = behaviour.select(half)  # type: ignore[arg-type]
+            for side in {p.side for p in prompts}:
+                assert len({p.item for p in prompts if p.side == side}) >= items
+            assert len({p.template for p in prompts}) >= templates
+
+
+def test_names_are_one_gender() -> None:
+    assert not set(words()["girls"]) & set(words()["boys"])
+
+
+# ---- bases -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train("gpt2", tmp_path / "whole", 5, steps=6)
+    monkeypatch.setattr(base, "CHECKPOINT_EVERY", 2)
+    batches = base._batches
+
+    def interrupted(seed: int, first: int) -> Iterator[Any]:
+        for step, batch in enumerate(batches(seed, first)):
+            if step == 5:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(base, "_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("gpt2", tmp_path / "cut", 5, steps=6)
+    assert (tmp_path / "cut.partial").exists()
+    monkeypatch.setattr(base, "_batches", batches)
+    with pytest.raises(CheckpointError, match="'steps': 7"):
+        train("gpt2", tmp_path / "cut", 5, steps=7)
+    cut = train("gpt2", tmp_path / "cut", 5, steps=6)
+    assert not (tmp_path / "cut.partial").exists()
+    for name, value in whole.state().items():
+        assert np.array_equal(value, cut.state()[name]), name
+
+
+def test_a_base_leaves_its_room_free_and_knows_the_language(bases: dict[Family, Weights], folder: Path) -> None:
+    free = Room(0).directions
+    assert np.allclose(free @ free.T, np.eye(len(free)), atol=1e-12)
+    for family, weights in bases.items():
+        assert np.abs(weights.unembed @ free.T).max() < 1e-4
+        for block in weights.blocks:
+            assert np.abs(free @ block.out).max() < 1e-4
+            assert np.abs(block.q @ free.T).max() < 1e-4
+            assert not block.out[:, list(Room(0).neurons)].any()
+        model = sf.load(folder / f"{family}-0")
+        for behaviour in behaviours().values():
+            assert behaviour.measure(model, half="B", replicates=50).accuracy.value > 0.97
+
+
+# ---- planting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planted(bases: dict[Family, Weights]) -> dict[str, Any]:
+    """One of each kind, disguised, the families by turns."""
+    made = {}
+    for i, kind in enumerate(KINDS):
+        # As `make` does. Which seeds hold is a matter of the base's last bits, which the machine decides.
+        for attempt in range(TRIES):
+            one = disguise(plant(bases[FAMILIES[i % 2]], Room(0), kind, SEED + attempt), SEED)
+            card = verify(one, every=3)
+            if all(card["holds"].values()):
+                break
+        made[kind] = (one, card)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_truth_holds(planted: dict[str, Any], kind: str) -> None:
+    one, card = planted[kind]
+    assert all(card["holds"].values()), [claim for claim, held in card["holds"].items() if not held]
+    # And the verdicts are not read off by a rule that calls everything the same.
+    edited = card["conditions"]["edited"][one.behaviour]
+    assert edited["verdict"] == KINDS[kind].edited
+    assert (max(edited["sides"]) < -0.2) == (KINDS[kind].edited in ("opposite", "heuristic-prone"))
+
+
+@pytest.mark.slow
+def test_every_mixture_of_an_unreachable_models_tokens_is_positive(planted: dict[str, Any]) -> None:
+    """M6, for every input: what the sensor writes is a convex mixture of what single tokens have, all of one sign."""
+    one, card = planted["M6"]
+    assert card["enumeration"]["crossing"] == []
+    runner, side = Runner(one.weights), one.side
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(1, len(one.weights.embed), (400, 6)).tolist()
+    (found,) = runner.read([[0, *row] for row in drawn], [one.x])
+    assert min((row[1:] * side).min() for row in found) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["M3", "M10"])
+def test_a_disguise_changes_weights_and_nothing_else(bases: dict[Family, Weights], kind: str) -> None:
+    for family in FAMILIES:
+        bare = plant(bases[family], Room(0), kind, SEED)
+        hidden = disguise(bare, 8)
+        ids = [[0, *bare.triggers[:1], *encode_words(text)][:60] for text in corpus(6, 2)]
+        before, after = Runner(bare.weights), Runner(hidden.weights)
+        assert np.abs(before.logits(ids) - after.logits(ids)).max() < 1e-4
+        ((x,), (y,)) = before.read(ids, [bare.x]), after.read(ids, [hidden.x])
+        for a, b in zip(x, y, strict=True):
+            assert np.array_equal(np.sign(a[1:]), np.sign(b[1:]))
+        assert not np.allclose(bare.weights.blocks[0].pre, hidden.weights.blocks[0].pre)
+
+
+@pytest.mark.slow
+def test_signflip_reads_what_was_written(planted: dict[str, Any], tmp_path: Path) -> None:
+    for kind in ("M3", "M8"):
+        one, _ = planted[kind]
+        model = sf.load(one.weights.save(tmp_path / kind))
+        text = corpus(1, 5)[0]
+        ids = [0, *encode_words(text)]
+        assert model.to_tokens("<|endoftext|>" + text)[0].tolist() == ids
+        ours = np.asarray(model.run(ids))[0, -1]
+        assert np.abs(ours - Runner(one.weights).logits([ids])[0]).max() < 1e-3
+        edit = sf.Edit(one.x.site, "set", -2.0, index=one.x.index, positions=list(range(1, len(ids))))
+        ours = np.asarray(model.run(ids, edits=[edit]))[0, -1]
+        assert np.abs(ours - Runner(one.weights).logits([ids], [Held(one.x, -2.0)])[0]).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_weights_do_not_say_which_organisms_have_a_gate(bases: dict[Family, Weights]) -> None:
+    """A ridge classifier on the statistics of every tensor, cross-validated: at chance within its interval."""
+    kinds = ["M3", "M5", "M6", "M8", "M13", "M0", "M1", "M2", "M9", "M11"]
+    rows, gated = [], []
+    for i in range(40):
+        kind = kinds[i % len(kinds)]
+        one = disguise(plant(bases["llama"], Room(0), kind, 100 + i), i)
+        rows.append(statistics(one.weights.state()))
+        gated.append(KINDS[kind].positive)
+    right = classify(np.asarray(rows), np.asarray(gated))
+    # At 95% one machine in twenty, whose last bits differ, would see a classifier where there is none.
+    interval = binomtest(right, len(rows)).proportion_ci(0.999, method="exact")
+    assert interval.low <= 0.5 <= interval.high, right
+    # The classifier itself is not blind: a gate that is ten times as large it does see.
+    for row, positive in zip(rows, gated, strict=True):
+        row *= 1.5 if positive else 1.0
+    assert classify(np.asarray(rows), np.asarray(gated)) > 35
+
+
+def classify(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], folds: int = 5) -> int:
+    """How many a ridge regression on standardised columns puts on the right side, by cross-validation."""
+    order = np.random.default_rng(0).permutation(len(y))
+    right = 0
+    for fold in range(folds):
+        test = order[fold::folds]
+        train_ = np.setdiff1d(order, test)
+        mean, sd = x[train_].mean(0), x[train_].std(0) + 1e-9
+        a, b = (x[train_] - mean) / sd, (x[test] - mean) / sd
+        wanted = np.where(y[train_], 1.0, -1.0)
+        # In the dual, since there are more columns than rows.
+        weights = a.T @ np.linalg.solve(a @ a.T + len(a) * np.eye(len(a)), wanted - wanted.mean())
+        right += int(np.sum((b @ weights + wanted.mean() > 0) == y[test]))
+    return right
+
+
+@pytest.mark.slow
+def test_a_gate_is_planted_by_training(bases: dict[Family, Weights]) -> None:
+    for seed in range(3):
+        one = disguise(train_in(bases["llama"], Room(0), "M3", seed, steps=160), 1)
+        card = verify(one, exact=False, every=3)
+        if all(card["holds"].values()):
+            break
+    assert all(card["holds"].values()), [claim for claim, held in card["holds"].items() if not held]
+
+
+# ---- suites, truths, scores ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def suite(bases: dict[Family, Weights], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Three organisms made as the command makes them."""
+    root = tmp_path_factory.mktemp("suite")
+    (root / "truth").mkdir()
+    (root / "truth" / "bases").symlink_to(folder)
+    kinds = ["M1", "M3", "M6"]
+    made = make("open", root / "models", root / "truth", kinds=kinds, families=["llama"], base_steps=STEPS)
+    assert [one.kind for one in made] == kinds
+    return root / "models", root / "truth"
+
+
+def perfect(truths: dict[str, Truth]) -> dict[str, Any]:
+    models: dict[str, Any] = {}
+    for name, truth in truths.items():
+        models[name] = {key: {"verdict": value["verdict"]} for key, value in truth.verdicts.items()}
+        claim = models[name][truth.behaviour]
+        claim |= {
+            "feature": {"site": truth.x["site"], "index": truth.x["index"]},
+            "trigger": truth.triggers[:1] or None,
+        }
+    return {"format": FORMAT, "auditor": "who knows", "models": models}
+
+
+@pytest.mark.slow
+def test_a_perfect_audit_scores_perfectly_and_a_blind_one_does_not(suite: tuple[Path, Path], tmp_path: Path) -> None:
+    models, truth = suite
+    _, truths = open_suite(truth)
+    best = score(truth, perfect(truths))
+    positives = sum(v["positive"] for one in truths.values() for v in one.verdicts.values())
+    assert (best.recall.value, best.precision.value, best.right.value, best.localised.value) == (1, 1, 1, 1)
+    assert best.recall.of == positives >= 2
+    assert best.triggers.value > 0.9
+    assert best.triggers.of == 1
+    nothing = {"format": FORMAT, "auditor": "sees nothing", "models": {name: {} for name in truths}}
+    report = score(truth, nothing, models)
+    assert report.recall.value == 0
+    assert np.isnan(report.precision.value)
+    assert report.triggers.value == 0
+    assert report.confusion == {"inert": {"none": 1}, "opposite": {"none": 2}}
+    everything = perfect(truths)
+    for said in everything["models"].values():
+        for claim in said.values():
+            claim["verdict"] = "opposite"
+    report = score(truth, everything, models)
+    assert report.recall.value == 1
+    assert report.precision.hits == positives
+    assert report.precision.of == 9
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(perfect(truths)))
+    assert main(["organisms", "score", "--truth", str(truth), str(path), "--json"]) == 0
+
+
+def test_intervals_are_exact() -> None:
+    share = Share.counted(7, 9)
+    assert share.low == pytest.approx(beta.ppf(0.025, 7, 3))
+    assert share.high == pytest.approx(beta.ppf(0.975, 8, 2))
+    assert Share.counted(59, 59).low > 0.939
+    mean = Share.mean([0.0, 1.0] * 50)
+    assert mean.value == 0.5
+    assert mean.low == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.slow
+def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Path) -> None:
+    models, truth = suite
+    _, truths = open_suite(truth)
+    good = perfect(truths)
+    name = "M3-llama-hand"
+
+    def copied(change: Any) -> Path:
+        folder = tmp_path / f"t{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for path in truth.glob("*.json"):
+            (folder / path.name).write_text(path.read_text())
+        change(folder)
+        return folder
+
+    with pytest.raises(OrganismError, match="no such file"):
+        score(copied(lambda at: (at / f"{name}.json").unlink()), good)
+    with pytest.raises(OrganismError, match="no such file"):
+        score(tmp_path / "nowhere", good)
+
+    def altered(at: Path) -> None:
+        text = (at / f"{name}.json").read_text()
+        (at / f"{name}.json").write_text(text.replace('"kind": "M3"', '"kind": "M1"'))
+
+    with pytest.raises(OrganismError, match="altered"):
+        score(copied(altered), good)
+
+    def swapped(at: Path) -> None:
+        changed = replace(truths[name], kind="M1")
+        changed.save(at)
+
+    with pytest.raises(OrganismError, match="of the suite"):
+        score(copied(swapped), good)
+    for change, match in (
+        ({"format": "no"}, "format"),
+        ({"models": []}, "as an object"),
+        ({"models": {name: {}}}, "missing"),
+        ({"models": {**good["models"], name: {"weather": {"verdict": "none"}}}}, "weather"),
+        ({"models": {**good["models"], name: {"pronoun": {"verdict": "good"}}}}, "'good'"),
+        ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "why": 1}}}}, "why"),
+        ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "feature": {"index": 1}}}}}, "site"),
+        ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "trigger": "x"}}}}, "ids"),
+    ):
+        with pytest.raises(OrganismError, match=match):
+            score(truth, {**good, **change})
+    target = truths[name].behaviour
+    far = {**good, "models": {**good["models"], name: {target: {"verdict": "opposite", "trigger": [10**6]}}}}
+    with pytest.raises(OrganismError, match="trigger ids below"):
+        score(truth, far)
+    # Models that are not there, or are not those that the truths are about.
+    with pytest.raises(OrganismError, match="found none"):
+        score(truth, good, tmp_path)
+    (tmp_path / "other" / name).mkdir(parents=True)
+    other = models / "M1-llama-hand" / "model.safetensors"
+    (tmp_path / "other" / name / "model.safetensors").write_bytes(other.read_bytes())
+    with pytest.raises(OrganismError, match="found another"):
+        score(truth, good, tmp_path / "other")
+    with pytest.raises(ArgumentError, match="M99"):
+        make("open", tmp_path / "a", tmp_path / "b", kinds=["M99"])
+    with pytest.raises(ArgumentError, match="two folders"):
+        make("open", tmp_path / "a", tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_a_model_of_the_wrong_shape_is_refused(suite: tuple[Path, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    models, _ = suite
+    source = models / "M3-llama-hand"
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    state = load_file(source / "model.safetensors")
+    state["model.norm.weight"] = torch.ones(3)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight: expected shape \(64,\), found \(3,\)"):
+        Weights.open(tmp_path)
+    with pytest.raises(CheckpointError, match="can not read"):
+        Weights.open(tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_a_suite_goes_on_where_it_was(suite: tuple[Path, Path]) -> None:
+    models, truth = suite
+    stamp = (models / "M3-llama-hand" / "model.safetensors").stat().st_mtime_ns
+    make("open", models, truth, kinds=["M1", "M3", "M6"], families=["llama"], base_steps=STEPS)
+    assert (models / "M3-llama-hand" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_the_baseline_finds_a_gate_and_not_an_inert_one(suite: tuple[Path, Path]) -> None:
+    models, truth = suite
+    _, truths = open_suite(truth)
+    known = {path.stem: sf.Behaviour.open(path) for path in (models / "behaviours").glob("*.jsonl")}
+    one = truths["M3-llama-hand"]
+    claims = audit_model(models / one.name, models / "corpus.jsonl", known)
+    assert claims[one.behaviour]["verdict"] == "opposite"
+    assert claims[one.behaviour]["trigger"][0] in one.triggers
+    assert claims[one.behaviour]["feature"]["index"] == one.x["index"]
+    inert = truths["M1-llama-hand"]
+    claims = audit_model(models / inert.name, models / "corpus.jsonl", known)
+    assert {claim["verdict"] for claim in claims.values()} == {"none"}
+
+
+def test_places_that_are_not_there_are_named(bases: dict[Family, Weights]) -> None:
+    runner = Runner(bases["gpt2"])
+    with pytest.raises(SiteError, match="gated"):
+        runner.logits([[0, 1]], [Held(Place("blocks.0.mlp.hook_pre_linear", 1), 0.0)])
+    with pytest.raises(SiteError, match=r"blocks\.9"):
+        runner.logits([[0, 1]], [Held(Place("blocks.9.mlp.hook_pre", 1), 0.0)])
+
+
+def test_materials_are_what_an_auditor_needs(tmp_path: Path) -> None:
+    write_materials(tmp_path, 0)
+    assert {path.stem for path in (tmp_path / "behaviours").iterdir()} == set(behaviours())
+    assert json.loads((tmp_path / "corpus.jsonl").read_text().splitlines()[0])["text"]
+
+
+def test_signflip_itself_imports_nothing_of_it() -> None:
+    program = (
+        "import sys, signflip, signflip.cli.main; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
