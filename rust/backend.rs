@@ -153,6 +153,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn upload(&self, data: &[f32]) -> Result<Self::Buffer>;
     /// A copy on the host.
     fn download(&self, buffer: &Self::Buffer, range: Range<usize>) -> Result<Vec<f32>>;
+
+    /// A whole buffer that is not needed any more.
+    fn take(&self, buffer: Self::Buffer) -> Result<Vec<f32>>;
     /// Lets the host see and change the first `len` values.
     fn on_host(&self, buffer: &mut Self::Buffer, len: usize, f: &mut dyn FnMut(&mut [f32]) -> Result<()>)
     -> Result<()>;

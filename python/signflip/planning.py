@@ -95,6 +95,8 @@ def _read_batch(
         places = [wanted(read, i, ids[i]) for i in batch]
         # Each group is one engine read: sequences that ask for the same columns.
         for columns, members in groups(read, batch):
+            # In the order given, so that what comes back is one array already.
+            members = sorted(members, key=lambda b: batch[b])
             cells = np.concatenate([trie.rows[b][places[b]] for b in members])
             splits = np.cumsum([len(places[b]) for b in members])[:-1]
             core_reads.append((r, read, cells, columns, members, splits))

@@ -70,6 +70,21 @@ def _check(i: int, sequence: list[int], d_vocab: int) -> None:
 
 def stack(arrays: Sequence[NDArray[Any]]) -> Any:
     """One array with a batch axis, or the list where shapes differ."""
-    if len({array.shape for array in arrays}) == 1:
-        return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
-    return arrays
+    if len({array.shape for array in arrays}) != 1:
+        return arrays
+    first = arrays[0]
+    if len(arrays) == 1:
+        return first[None]
+    # Pieces of one array that follow each other are that array already: logits are too large to copy for nothing.
+    at = first.__array_interface__["data"][0]
+    follow = all(
+        one.base is first.base is not None
+        and one.dtype == first.dtype
+        and one.flags.c_contiguous
+        and one.__array_interface__["data"][0] == at + i * first.nbytes
+        for i, one in enumerate(arrays)
+    )
+    if follow and first.size:
+        strides = (first.nbytes, *first.strides)
+        return np.lib.stride_tricks.as_strided(first, (len(arrays), *first.shape), strides)
+    return np.stack(arrays)

@@ -30,6 +30,14 @@ impl Buffer {
         buffer.copy_from_slice(values);
         buffer
     }
+
+    /// The values, moved to the front of the memory they lie in: new memory of this size would have to be faulted in.
+    pub fn into_vec(self) -> Vec<f32> {
+        let Self { mut data, start, len } = self;
+        data.copy_within(start..start + len, 0);
+        data.truncate(len);
+        data
+    }
 }
 
 impl Deref for Buffer {

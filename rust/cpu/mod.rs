@@ -92,6 +92,10 @@ impl Backend for Cpu {
         Ok(found.to_vec())
     }
 
+    fn take(&self, buffer: Buffer) -> Result<Vec<f32>> {
+        Ok(buffer.into_vec())
+    }
+
     fn on_host(&self, buffer: &mut Buffer, len: usize, f: &mut dyn FnMut(&mut [f32]) -> Result<()>) -> Result<()> {
         need("on_host", buffer.len(), len)?;
         f(&mut buffer[..len])

@@ -139,7 +139,7 @@ fn logits<B: Backend>(backend: &B, head: &Linear<B>, h: &B::Buffer, rows: usize,
     let mut out = backend.zeros(rows * width)?;
     backend.gemm(&mut [head.job(h, rows, panels.as_deref(), &mut out)])?;
     if panels.is_none() {
-        return Ok(Output { n_rows: rows, n_cols: width, data: backend.download(&out, 0..rows * width)? });
+        return Ok(Output { n_rows: rows, n_cols: width, data: backend.take(out)? });
     }
     let every: Vec<u32> = (0..rows as u32).collect();
     pick(backend, &mut out, width, rows, &every, columns, panels.as_deref())
