@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -26,6 +27,7 @@ from reference import peer
 from reference.search_restated import Measure, epo, gcg
 from signflip import errors
 from signflip.objectives import Objective
+from signflip.search_result import Step
 
 torch.set_num_threads(1)
 SITE = "blocks.1.mlp.hook_pre"
@@ -522,6 +524,42 @@ def test_objectives_are_values() -> None:
     assert -negative == made[0]
     with pytest.raises(errors.ArgumentError):
         Objective.from_dict({"terms": [[1.0, {"kind": "neuron"}]]})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: 1e300 * n,
+        lambda n: n + 1e39,
+        lambda n: (n + 1e38) * 10,
+        lambda n: (n + 3e38) + (n + 3e38),
+        lambda n: 3e38 * n * 2,
+        lambda n: n / 1e-39,
+        lambda n: n / 10**400,
+        lambda n: 10**400 * n,
+        lambda n: n + 10**400,
+        lambda n: n + float("nan"),
+        lambda n: n - np.float64("inf"),
+        lambda n: n / float("nan"),
+        lambda n: Objective.from_dict({**n.to_dict(), "offset": 10**400}),
+        lambda n: Objective.from_dict({"terms": [[1e39, n.to_dict()["terms"][0][1]]]}),
+    ],
+)
+def test_weights_and_offsets_beyond_float32_are_refused(make: Any) -> None:
+    with pytest.raises(errors.ArgumentError, match="objective: expected"):
+        make(sf.objectives.neuron(SITE, 0))
+
+
+def test_values_that_overflow_are_one_typed_error(model: Any, tmp_path: Path) -> None:
+    objective = 3e38 * sf.objectives.direction("blocks.0.hook_resid_post", np.full(16, 1e6), position=0)
+    for out in (None, tmp_path / "x"):
+        with pytest.raises(errors.SearchError, match="finite value"):
+            sf.search(model, objective, tokens=2, steps=2, width=8, out=out, progress=False)
+    # Some of them: these are written and read as missing.
+    result = sf.search(model, sf.objectives.neuron(SITE, 0), tokens=2, steps=2, width=8, progress=False)
+    step = Step("step", [dataclasses.replace(result.front[0], tokens=[0, 0], value=float("nan"))])
+    dataclasses.replace(result, history=[*result.history, step]).save(tmp_path / "y")
+    assert np.isnan(sf.SearchResult.open(tmp_path / "y").history[-1].members[0].value)
 
 
 def test_sums_of_objectives_are_sums_of_scores(pair: Any) -> None:

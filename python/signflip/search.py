@@ -128,7 +128,7 @@ def search(
     Raises
     ------
     SearchError
-        If the filters leave nothing to search with, or `out` holds another search.
+        If the filters leave nothing to search with, no prompt has a finite value, or `out` holds another search.
     ArgumentError, TokenError, SiteError, ContextLengthError, TokenizerError, FileError
         If an argument is out of its domain or a file cannot be written.
     """
@@ -212,6 +212,8 @@ def search(
             report,
         )
     result = _result(model, json.loads(text), objective, described)
+    if not math.isfinite(result.best.value):
+        raise SearchError(f"search: expected a finite value of some prompt, found none; the objective is {objective!r}")
     if path is not None and partial is not None:
         result.save(path)
         partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Found:
     text
         Their text, None without a tokenizer.
     value
-        The objective, over all contexts.
+        The objective, over all contexts; NaN where it is not finite.
     cross_entropy
         Nats a token, over the free tokens that have something in front of them, the mean over all contexts; None on a
         reward model.
@@ -130,7 +131,8 @@ class SearchResult:
                     {
                         "tokens": found.tokens,
                         "text": found.text,
-                        "value": found.value,
+                        # JSON has neither infinities nor NaN.
+                        "value": found.value if math.isfinite(found.value) else None,
                         "cross_entropy": found.cross_entropy,
                     }
                 )
@@ -188,7 +190,12 @@ class SearchResult:
         if data["format"] != FORMAT:
             raise ValueError(data["format"])
         prompts = [
-            Found([int(one) for one in p["tokens"]], p["text"], float(p["value"]), _number(p["cross_entropy"]))
+            Found(
+                [int(one) for one in p["tokens"]],
+                p["text"],
+                math.nan if p["value"] is None else float(p["value"]),
+                _number(p["cross_entropy"]),
+            )
             for p in data["prompts"]
         ]
         best = prompts[data["best"]]
