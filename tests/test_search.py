@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from reference.search_restated import Measure, epo, gcg
 from signflip import errors
 from signflip.objectives import Objective
 from signflip.search_result import Step
+from signflip.sequences import rendered_ids
 
 torch.set_num_threads(1)
 SITE = "blocks.1.mlp.hook_pre"
@@ -389,7 +391,7 @@ def test_a_reward_is_raised_by_gcg() -> None:
 
 
 @pytest.fixture(scope="module")
-def texted() -> Iterator[Any]:
+def texted_folder() -> Iterator[Path]:
     """A model with a byte-level BPE, so that many sequences of ids do not come back."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -407,7 +409,12 @@ def texted() -> Iterator[Any]:
         template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
         settings = {"chat_template": template, "bos_token": "<s>", "tokenizer_class": "PreTrainedTokenizerFast"}
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
-        yield sf.load(folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def texted(texted_folder: Path) -> Any:
+    return sf.load(texted_folder)
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -439,6 +446,27 @@ def test_without_contexts_the_tokenizers_bos_comes_first(texted: Any) -> None:
     assert result.best.sequences == [[0, *result.best.tokens]]
 
 
+@pytest.mark.parametrize("writes_bos", [False, True])
+def test_chat_prompts_are_the_ids_of_apply_chat_template(texted_folder: Path, tmp_path: Path, writes_bos: bool) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(texted_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = ("{{ bos_token }}" if writes_bos else "") + settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = sf.load(folder)
+    result = sf.search(
+        model, sf.objectives.neuron(SITE, 3), tokens=2, contexts=[("the cat", " sat")], chat=True, steps=2, width=16,
+        progress=False,
+    )  # fmt: skip
+    content = f"the cat{result.best.text} sat"
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    encoded = theirs.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True)
+    ids = list(encoded["input_ids"])
+    assert ids.count(0) == writes_bos
+    assert result.best.sequences == [ids]
+    assert rendered_ids(model, model.to_chat(content)) == ids
+
+
 def test_nothing_left_by_the_filters_is_one_error(texted: Any) -> None:
     objective = sf.objectives.neuron(SITE, 3)
     with pytest.raises(errors.SearchError, match="filters"):
@@ -467,6 +495,9 @@ def test_nothing_left_by_the_filters_is_one_error(texted: Any) -> None:
         ({"contexts": [([1] * 60, [])]}, errors.ContextLengthError, "64"),
         ({"chat": True}, errors.TokenizerError, "template"),
         ({"steps": -1}, errors.ArgumentError, "steps"),
+        ({"tokens": 2**32 - 1}, errors.ContextLengthError, "4294967295"),
+        ({"width": 2**20 + 1}, errors.ArgumentError, "width: expected an integer 1 to 1048576, found 1048577"),
+        ({"population": 2**16 + 1}, errors.ArgumentError, "population: .* 65536, found 65537"),
         ({"width": 0}, errors.ArgumentError, "width"),
         ({"seed": -1}, errors.ArgumentError, "seed"),
         ({"topk": 0}, errors.ArgumentError, "topk"),

@@ -367,6 +367,11 @@ def test_bad_input_names_what_is_wrong(pair: tuple[Any, sf.Model, Path], tmp_pat
         (ArgumentError, "context", lambda: sf.survey(model, DOCS, context=0)),
         (ArgumentError, "prefix's 3", lambda: sf.survey(model, DOCS, context=3, prefix=[1, 2, 3])),
         (ArgumentError, "max_tokens", lambda: sf.survey(model, DOCS, max_tokens=0)),
+        (
+            ArgumentError,
+            "top: expected an integer 0 to 10000, found 10001",
+            lambda: sf.survey(model, DOCS, top=10**4 + 1),
+        ),
         (FileError, "absent", lambda: sf.Survey.open(tmp_path / "absent")),
         (SurveyError, "not a survey file", lambda: sf.Survey.open(tmp_path / "not.survey")),
         (SurveyError, "not a survey file", lambda: sf.Survey.open(folder / "model.safetensors")),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from signflip import _core
+from signflip import _core, checks
 from signflip.corpus import Corpus
 from signflip.errors import ArgumentError, SiteError, SurveyError, TokenizerError
 from signflip.one_sided import OneSided, OneSidedList, find
@@ -23,6 +23,9 @@ _CHECKPOINT = 20.0
 
 # Tokens an engine request.
 _BATCH = 1024
+
+# Occurrences an end of a feature, at most: more do not fit in memory.
+_MAX_TOP = 10**4
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -68,7 +71,7 @@ def survey(
     field
         Where a JSON line holds its text: a key, or keys joined by dots.
     top
-        Occurrences kept at either end of each feature.
+        Occurrences kept at either end of each feature, at most 10,000.
     histogram_every
         The histograms count one unit in so many, chosen by the document's hash.
     progress
@@ -99,12 +102,10 @@ def survey(
     """
     wanted = [sites] if isinstance(sites, str) else None if sites is None else list(sites)
     names = _core.survey_sites(model._core, wanted)
-    if context < 1:
-        raise ArgumentError(f"context: expected at least 1, found {context}")
-    if max_tokens is not None and max_tokens < 1:
-        raise ArgumentError(f"max_tokens: expected at least 1, found {max_tokens}")
-    if top < 0 or histogram_every < 1:
-        raise ArgumentError(f"expected top >= 0 and histogram_every >= 1, found {top} and {histogram_every}")
+    context = checks.integer("context", context, 1)
+    max_tokens = None if max_tokens is None else checks.integer("max_tokens", max_tokens, 1, 2**63 - 1)
+    top = checks.integer("top", top, 0, _MAX_TOP)
+    histogram_every = checks.integer("histogram_every", histogram_every, 1, 2**32 - 1)
     prefix_ids = _prefix(model, prefix)
     adds_bos = model.tokenizer is not None and len(model.tokenizer.prefix_ids) > 0
     read = Corpus(model, corpus, field, bos=not prefix_ids)
