@@ -26,7 +26,7 @@ import transformers
 import signflip as sf
 from reference import peer
 from reference.search_restated import Measure, epo, gcg
-from signflip import errors
+from signflip import errors, search_result
 from signflip.objectives import Objective
 from signflip.search_result import Step
 from signflip.sequences import rendered_ids
@@ -502,6 +502,24 @@ def test_nothing_left_by_the_filters_is_one_error(texted: Any) -> None:
         ({"seed": -1}, errors.ArgumentError, "seed"),
         ({"topk": 0}, errors.ArgumentError, "topk"),
         ({"stop_at": float("nan")}, errors.ArgumentError, "stop_at"),
+        ({"stop_at": "x"}, errors.ArgumentError, "stop_at: .* found 'x'"),
+        ({"stop_at": 1e39}, errors.ArgumentError, "stop_at: .* found 1e\\+39"),
+        ({"stop_at": True}, errors.ArgumentError, "stop_at"),
+        ({"stop_at": 10**5000}, errors.ArgumentError, "stop_at"),
+        ({"tokens": 10**5000}, errors.ArgumentError, "tokens: .* bits"),
+        ({"contexts": 5}, errors.ArgumentError, "contexts: .* found 5"),
+        ({"contexts": {1: 2}}, errors.ArgumentError, "contexts"),
+        ({"contexts": [(np.zeros((1, 1), int), [])]}, errors.TokenError, "ids"),
+        ({"allow": 5}, errors.ArgumentError, "allow: .* found 5"),
+        ({"deny": 5}, errors.ArgumentError, "deny: .* found 5"),
+        ({"deny": b"ab"}, errors.ArgumentError, "deny"),
+        ({"deny": np.array(3)}, errors.ArgumentError, "deny"),
+        ({"method": ["epo"]}, errors.ArgumentError, "method: .* found \\['epo'\\]"),
+        ({"variant": ["paper"]}, errors.ArgumentError, "variant"),
+        ({"aggregate": np.array(["mean", "worst"])}, errors.ArgumentError, "aggregate"),
+        ({"out": 5}, errors.ArgumentError, "out: expected a path, found 5"),
+        ({"out": b"x"}, errors.ArgumentError, "out"),
+        ({"out": "a\0b"}, errors.ArgumentError, "out"),
         ({"start": [1, 2]}, errors.ArgumentError, "start"),
         ({"start": [1, 2, 3, 4, 99]}, errors.TokenError, "99"),
         ({"allow": []}, errors.SearchError, "filters"),
@@ -528,6 +546,23 @@ def test_files_that_are_no_results_are_refused(model: Any, tmp_path: Path) -> No
     for content in ("", "{", "[]", '{"format": "signflip search 1"}', '{"format": 3}', "\x00"):
         (tmp_path / "bad").write_text(content)
         with pytest.raises(errors.SearchError):
+            sf.SearchResult.open(tmp_path / "bad")
+    with pytest.raises(errors.ArgumentError, match="path: expected a path, found 5"):
+        sf.SearchResult.open(5)  # type: ignore[arg-type]
+    result = sf.search(model, sf.objectives.neuron(SITE, 0), tokens=3, steps=2, width=8, progress=False)
+    with pytest.raises(errors.ArgumentError, match="path"):
+        result.save(5)  # type: ignore[arg-type]
+    whole = json.loads(json.dumps(result.to_dict()))
+    assert set(whole["settings"]) == set(search_result._SETTINGS)
+    changed = [{**whole, part: None} for part in ("settings", "work", "version", "ended", "history")]
+    changed.append({**whole, "prompts": [{**one, "text": 5} for one in whole["prompts"]]})
+    for part in ("settings", "work"):
+        for key in ("method", "tokens", "model") if part == "settings" else search_result._WORK:
+            rest = {name: value for name, value in whole[part].items() if name != key}
+            changed += [{**whole, part: rest}, {**whole, part: {**rest, key: [1]}}]
+    for data in changed:
+        (tmp_path / "bad").write_text(json.dumps(data))
+        with pytest.raises(errors.SearchError, match="expected a result that signflip wrote"):
             sf.SearchResult.open(tmp_path / "bad")
     (tmp_path / "x.partial").write_text("{}")
     with pytest.raises(errors.SearchError, match=r"x\.partial"):
@@ -617,6 +652,9 @@ def test_gradients_of_ragged_prompts_are_lists(model: Any) -> None:
     values, gradients = model.gradient([[1, 2], [3, 4, 5]], sf.objectives.logprob([1, 2]))
     assert values.shape == (2,)
     assert [array.shape for array in gradients["hook_embed"]] == [(2, 16), (3, 16)]
+    for wrt in (5, [5]):
+        with pytest.raises(errors.ArgumentError, match="wrt"):
+            model.gradient([1, 2], sf.objectives.logprob([1]), wrt=wrt)
     one, alone = model.gradient([3, 4, 5], sf.objectives.logprob([1, 2]))
     assert one == values[1]
     np.testing.assert_array_equal(alone["hook_embed"][0], gradients["hook_embed"][1])

@@ -138,11 +138,11 @@ def search(
     ArgumentError, TokenError, SiteError, ContextLengthError, TokenizerError, FileError
         If an argument is out of its domain or a file cannot be written.
     """
-    if method not in _DEFAULTS:
+    if not isinstance(method, str) or method not in _DEFAULTS:
         raise ArgumentError(f"method: expected 'epo' or 'gcg', found {method!r}")
-    if variant not in ("default", "code", "paper"):
+    if not isinstance(variant, str) or variant not in ("default", "code", "paper"):
         raise ArgumentError(f"variant: expected 'default', 'code' or 'paper', found {variant!r}")
-    if aggregate not in ("mean", "worst"):
+    if not isinstance(aggregate, str) or aggregate not in ("mean", "worst"):
         raise ArgumentError(f"aggregate: expected 'mean' or 'worst', found {aggregate!r}")
     defaults = _DEFAULTS[method]
     n = _count("tokens", tokens, 1)
@@ -170,8 +170,9 @@ def search(
     neighbours = n * min(topk, int(allowed.sum()))
     if screen is None:
         screen = 4 if len(ids) > 4 and variant == "default" else 0
-    if stop_at is not None and not math.isfinite(stop_at):
-        raise ArgumentError(f"stop_at: expected a finite number or None, found {stop_at}")
+    if stop_at is not None:
+        largest = float(np.finfo(np.float32).max)
+        stop_at = checks.number("stop_at", stop_at, -largest, largest, "a number within float32's range, or None")
     settings: dict[str, Any] = {
         "method": method,
         "variant": variant,
@@ -198,7 +199,7 @@ def search(
         "dtype": model.dtype,
     }
     identity = json.dumps([FORMAT, _core.__version__, described, core_objective], sort_keys=True, separators=(",", ":"))
-    path = None if out is None else Path(out)
+    path = None if out is None else checks.path("out", out)
     if path is not None:
         if path.exists():
             return _finished(path, described, objective)
@@ -271,7 +272,7 @@ def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> lis
         if not chat:
             return [([] if model.tokenizer is None else list(model.tokenizer.prefix_ids), [])]
         contexts = [("", "")]
-    contexts = list(contexts)
+    contexts = checks.listed("contexts", contexts, "(before, after) pairs")
     if not contexts:
         raise ArgumentError("contexts: expected at least one, or None, found none")
     ids = []
@@ -300,7 +301,11 @@ def _encode(model: Any, part: str | Sequence[int], bos: bool) -> list[int]:
 
 
 def _ids(model: Any, ids: Any) -> list[int]:
-    if not isinstance(ids, (Sequence, np.ndarray)):
+    if (
+        not isinstance(ids, (Sequence, np.ndarray))
+        or isinstance(ids, bytes)
+        or (isinstance(ids, np.ndarray) and ids.ndim != 1)
+    ):
         raise TokenError(f"tokens: expected text or ids, found {ids!r}")
     checked = []
     for one in ids:
@@ -361,8 +366,8 @@ def _allowed(
 
 def _listed(model: Any, name: str, tokens: Iterable[int | str]) -> list[int]:
     ids: list[int] = []
-    if isinstance(tokens, str):
-        raise ArgumentError(f"{name}: expected a list of ids or texts, found one text {tokens!r}")
+    if isinstance(tokens, (str, bytes, Mapping)) or not isinstance(tokens, Iterable) or getattr(tokens, "ndim", 1) == 0:
+        raise ArgumentError(f"{name}: expected a list of ids or texts, found {tokens!r}")
     for token in tokens:
         if isinstance(token, str):
             found = _encode(model, token, False)
