@@ -51,6 +51,11 @@ def test_certified_features_are_known(planted: sf.Model) -> None:
     assert all(one.reach is not None and one.certified == (one.reach * one.side >= 0) for one in others)
 
 
+def test_a_site_that_is_no_name_is_refused(planted: sf.Model) -> None:
+    with pytest.raises(sf.errors.ArgumentError, match=r"site: .* found 5"):
+        sf.reach(planted, 5)  # type: ignore[arg-type]
+
+
 def test_reach_holds_and_is_attained(pair: tuple[Any, sf.Model, Path]) -> None:
     _, model, _ = pair
     draw = np.random.default_rng(0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +26,10 @@ import transformers
 import signflip as sf
 from reference import peer
 from reference.search_restated import Measure, epo, gcg
-from signflip import errors
+from signflip import errors, search_result
 from signflip.objectives import Objective
+from signflip.search_result import Step
+from signflip.sequences import rendered_ids
 
 torch.set_num_threads(1)
 SITE = "blocks.1.mlp.hook_pre"
@@ -387,7 +391,7 @@ def test_a_reward_is_raised_by_gcg() -> None:
 
 
 @pytest.fixture(scope="module")
-def texted() -> Iterator[Any]:
+def texted_folder() -> Iterator[Path]:
     """A model with a byte-level BPE, so that many sequences of ids do not come back."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -405,7 +409,12 @@ def texted() -> Iterator[Any]:
         template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
         settings = {"chat_template": template, "bos_token": "<s>", "tokenizer_class": "PreTrainedTokenizerFast"}
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
-        yield sf.load(folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def texted(texted_folder: Path) -> Any:
+    return sf.load(texted_folder)
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -437,6 +446,27 @@ def test_without_contexts_the_tokenizers_bos_comes_first(texted: Any) -> None:
     assert result.best.sequences == [[0, *result.best.tokens]]
 
 
+@pytest.mark.parametrize("writes_bos", [False, True])
+def test_chat_prompts_are_the_ids_of_apply_chat_template(texted_folder: Path, tmp_path: Path, writes_bos: bool) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(texted_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = ("{{ bos_token }}" if writes_bos else "") + settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = sf.load(folder)
+    result = sf.search(
+        model, sf.objectives.neuron(SITE, 3), tokens=2, contexts=[("the cat", " sat")], chat=True, steps=2, width=16,
+        progress=False,
+    )  # fmt: skip
+    content = f"the cat{result.best.text} sat"
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    encoded = theirs.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True)
+    ids = list(encoded["input_ids"])
+    assert ids.count(0) == writes_bos
+    assert result.best.sequences == [ids]
+    assert rendered_ids(model, model.to_chat(content)) == ids
+
+
 def test_nothing_left_by_the_filters_is_one_error(texted: Any) -> None:
     objective = sf.objectives.neuron(SITE, 3)
     with pytest.raises(errors.SearchError, match="filters"):
@@ -465,10 +495,31 @@ def test_nothing_left_by_the_filters_is_one_error(texted: Any) -> None:
         ({"contexts": [([1] * 60, [])]}, errors.ContextLengthError, "64"),
         ({"chat": True}, errors.TokenizerError, "template"),
         ({"steps": -1}, errors.ArgumentError, "steps"),
+        ({"tokens": 2**32 - 1}, errors.ContextLengthError, "4294967295"),
+        ({"width": 2**20 + 1}, errors.ArgumentError, "width: expected an integer 1 to 1048576, found 1048577"),
+        ({"population": 2**16 + 1}, errors.ArgumentError, "population: .* 65536, found 65537"),
         ({"width": 0}, errors.ArgumentError, "width"),
         ({"seed": -1}, errors.ArgumentError, "seed"),
         ({"topk": 0}, errors.ArgumentError, "topk"),
         ({"stop_at": float("nan")}, errors.ArgumentError, "stop_at"),
+        ({"stop_at": "x"}, errors.ArgumentError, "stop_at: .* found 'x'"),
+        ({"stop_at": 1e39}, errors.ArgumentError, "stop_at: .* found 1e\\+39"),
+        ({"stop_at": True}, errors.ArgumentError, "stop_at"),
+        ({"stop_at": 10**5000}, errors.ArgumentError, "stop_at"),
+        ({"tokens": 10**5000}, errors.ArgumentError, "tokens: .* bits"),
+        ({"contexts": 5}, errors.ArgumentError, "contexts: .* found 5"),
+        ({"contexts": {1: 2}}, errors.ArgumentError, "contexts"),
+        ({"contexts": [(np.zeros((1, 1), int), [])]}, errors.TokenError, "ids"),
+        ({"allow": 5}, errors.ArgumentError, "allow: .* found 5"),
+        ({"deny": 5}, errors.ArgumentError, "deny: .* found 5"),
+        ({"deny": b"ab"}, errors.ArgumentError, "deny"),
+        ({"deny": np.array(3)}, errors.ArgumentError, "deny"),
+        ({"method": ["epo"]}, errors.ArgumentError, "method: .* found \\['epo'\\]"),
+        ({"variant": ["paper"]}, errors.ArgumentError, "variant"),
+        ({"aggregate": np.array(["mean", "worst"])}, errors.ArgumentError, "aggregate"),
+        ({"out": 5}, errors.ArgumentError, "out: expected a path, found 5"),
+        ({"out": b"x"}, errors.ArgumentError, "out"),
+        ({"out": "a\0b"}, errors.ArgumentError, "out"),
         ({"start": [1, 2]}, errors.ArgumentError, "start"),
         ({"start": [1, 2, 3, 4, 99]}, errors.TokenError, "99"),
         ({"allow": []}, errors.SearchError, "filters"),
@@ -495,6 +546,23 @@ def test_files_that_are_no_results_are_refused(model: Any, tmp_path: Path) -> No
     for content in ("", "{", "[]", '{"format": "signflip search 1"}', '{"format": 3}', "\x00"):
         (tmp_path / "bad").write_text(content)
         with pytest.raises(errors.SearchError):
+            sf.SearchResult.open(tmp_path / "bad")
+    with pytest.raises(errors.ArgumentError, match="path: expected a path, found 5"):
+        sf.SearchResult.open(5)  # type: ignore[arg-type]
+    result = sf.search(model, sf.objectives.neuron(SITE, 0), tokens=3, steps=2, width=8, progress=False)
+    with pytest.raises(errors.ArgumentError, match="path"):
+        result.save(5)  # type: ignore[arg-type]
+    whole = json.loads(json.dumps(result.to_dict()))
+    assert set(whole["settings"]) == set(search_result._SETTINGS)
+    changed = [{**whole, part: None} for part in ("settings", "work", "version", "ended", "history")]
+    changed.append({**whole, "prompts": [{**one, "text": 5} for one in whole["prompts"]]})
+    for part in ("settings", "work"):
+        for key in ("method", "tokens", "model") if part == "settings" else search_result._WORK:
+            rest = {name: value for name, value in whole[part].items() if name != key}
+            changed += [{**whole, part: rest}, {**whole, part: {**rest, key: [1]}}]
+    for data in changed:
+        (tmp_path / "bad").write_text(json.dumps(data))
+        with pytest.raises(errors.SearchError, match="expected a result that signflip wrote"):
             sf.SearchResult.open(tmp_path / "bad")
     (tmp_path / "x.partial").write_text("{}")
     with pytest.raises(errors.SearchError, match=r"x\.partial"):
@@ -524,6 +592,42 @@ def test_objectives_are_values() -> None:
         Objective.from_dict({"terms": [[1.0, {"kind": "neuron"}]]})
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: 1e300 * n,
+        lambda n: n + 1e39,
+        lambda n: (n + 1e38) * 10,
+        lambda n: (n + 3e38) + (n + 3e38),
+        lambda n: 3e38 * n * 2,
+        lambda n: n / 1e-39,
+        lambda n: n / 10**400,
+        lambda n: 10**400 * n,
+        lambda n: n + 10**400,
+        lambda n: n + float("nan"),
+        lambda n: n - np.float64("inf"),
+        lambda n: n / float("nan"),
+        lambda n: Objective.from_dict({**n.to_dict(), "offset": 10**400}),
+        lambda n: Objective.from_dict({"terms": [[1e39, n.to_dict()["terms"][0][1]]]}),
+    ],
+)
+def test_weights_and_offsets_beyond_float32_are_refused(make: Any) -> None:
+    with pytest.raises(errors.ArgumentError, match="objective: expected"):
+        make(sf.objectives.neuron(SITE, 0))
+
+
+def test_values_that_overflow_are_one_typed_error(model: Any, tmp_path: Path) -> None:
+    objective = 3e38 * sf.objectives.direction("blocks.0.hook_resid_post", np.full(16, 1e6), position=0)
+    for out in (None, tmp_path / "x"):
+        with pytest.raises(errors.SearchError, match="finite value"):
+            sf.search(model, objective, tokens=2, steps=2, width=8, out=out, progress=False)
+    # Some of them: these are written and read as missing.
+    result = sf.search(model, sf.objectives.neuron(SITE, 0), tokens=2, steps=2, width=8, progress=False)
+    step = Step("step", [dataclasses.replace(result.front[0], tokens=[0, 0], value=float("nan"))])
+    dataclasses.replace(result, history=[*result.history, step]).save(tmp_path / "y")
+    assert np.isnan(sf.SearchResult.open(tmp_path / "y").history[-1].members[0].value)
+
+
 def test_sums_of_objectives_are_sums_of_scores(pair: Any) -> None:
     model, _, _ = pair
     o = sf.objectives
@@ -548,6 +652,9 @@ def test_gradients_of_ragged_prompts_are_lists(model: Any) -> None:
     values, gradients = model.gradient([[1, 2], [3, 4, 5]], sf.objectives.logprob([1, 2]))
     assert values.shape == (2,)
     assert [array.shape for array in gradients["hook_embed"]] == [(2, 16), (3, 16)]
+    for wrt in (5, [5]):
+        with pytest.raises(errors.ArgumentError, match="wrt"):
+            model.gradient([1, 2], sf.objectives.logprob([1]), wrt=wrt)
     one, alone = model.gradient([3, 4, 5], sf.objectives.logprob([1, 2]))
     assert one == values[1]
     np.testing.assert_array_equal(alone["hook_embed"][0], gradients["hook_embed"][1])

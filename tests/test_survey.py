@@ -333,6 +333,8 @@ def test_bad_input_names_what_is_wrong(pair: tuple[Any, sf.Model, Path], tmp_pat
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
     (tmp_path / "number.jsonl").write_text('{"text": 3}\n')
+    (tmp_path / "digits.jsonl").write_text('{"text": "a"}\n{"text": "b", "n": ' + "9" * 5000 + "}\n")
+    (tmp_path / "half.jsonl").write_text('{"text": "a"}\n{"text": "b\\ud800"}\n')
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "not.survey").write_bytes(b"x" * 100)
     (folder.parent / "plain").mkdir(exist_ok=True)
@@ -352,6 +354,12 @@ def test_bad_input_names_what_is_wrong(pair: tuple[Any, sf.Model, Path], tmp_pat
         ),
         (SurveyError, "broken.jsonl line 2: not JSON", lambda: sf.survey(model, tmp_path / "broken.jsonl")),
         (SurveyError, "number.jsonl line 1: expected text", lambda: sf.survey(model, tmp_path / "number.jsonl")),
+        (SurveyError, "digits.jsonl line 2: not JSON", lambda: sf.survey(model, tmp_path / "digits.jsonl")),
+        (
+            SurveyError,
+            r"half.jsonl line 2: .*half a surrogate pair \(\\ud800\) at character 1",
+            lambda: sf.survey(model, tmp_path / "half.jsonl"),
+        ),
         (SurveyError, "corpus is empty", lambda: sf.survey(model, [])),
         (SurveyError, "corpus is empty", lambda: sf.survey(model, tmp_path / "empty.txt")),
         (SurveyError, "corpus is empty", lambda: sf.survey(model, [[], []])),
@@ -367,6 +375,11 @@ def test_bad_input_names_what_is_wrong(pair: tuple[Any, sf.Model, Path], tmp_pat
         (ArgumentError, "context", lambda: sf.survey(model, DOCS, context=0)),
         (ArgumentError, "prefix's 3", lambda: sf.survey(model, DOCS, context=3, prefix=[1, 2, 3])),
         (ArgumentError, "max_tokens", lambda: sf.survey(model, DOCS, max_tokens=0)),
+        (
+            ArgumentError,
+            "top: expected an integer 0 to 10000, found 10001",
+            lambda: sf.survey(model, DOCS, top=10**4 + 1),
+        ),
         (FileError, "absent", lambda: sf.Survey.open(tmp_path / "absent")),
         (SurveyError, "not a survey file", lambda: sf.Survey.open(tmp_path / "not.survey")),
         (SurveyError, "not a survey file", lambda: sf.Survey.open(folder / "model.safetensors")),
@@ -392,6 +405,66 @@ def test_bad_input_names_what_is_wrong(pair: tuple[Any, sf.Model, Path], tmp_pat
         sf.survey(sf.load(bare), ["text"])
     with pytest.raises(TokenizerError, match="bare has none"):
         sf.survey(sf.load(bare), DOCS, prefix="text")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("context", bad) for bad in ("x", 1.5, float("nan"), True)),
+        *((name, bad) for name in ("max_tokens", "top", "histogram_every") for bad in (1.5, 2**70, "x")),
+        ("sites", 5),
+        ("sites", [5]),
+        ("prefix", 5),
+        ("prefix", {"a": 1}),
+        ("prefix", ["ab", "cd"]),
+        ("prefix", [[1], [2]]),
+        ("field", 5),
+        ("corpus", {"text": "a"}),
+        ("corpus", np.array(3)),
+        ("out", 5),
+        ("out", "a\0b"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(pair: tuple[Any, sf.Model, Path], name: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"^{name}: expected"):
+        sf.survey(pair[1], **{"corpus": [[1]], "progress": False, name: value})
+
+
+def test_one_sequence_is_a_prefix_in_every_form(pair: tuple[Any, sf.Model, Path]) -> None:
+    for prefix in ([1, 2], (1, 2), [[1, 2]], np.array([1, 2]), np.array([[1, 2]]), torch.tensor([1, 2])):
+        found = sf.survey(pair[1], [[1, 3]], prefix=prefix, progress=False)  # type: ignore[arg-type]
+        assert found.metadata["settings"]["prefix"] == [1, 2]
+    for none in (None, "", [], np.array([])):
+        found = sf.survey(pair[1], [[1, 3]], prefix=none, progress=False)  # type: ignore[arg-type]
+        assert found.metadata["settings"]["prefix"] == []
+
+
+def test_questions_of_the_wrong_kind_are_named(surveyed: sf.Survey) -> None:
+    survey: Any = surveyed
+    site: Any = survey[survey.sites[0]]
+    cases: list[tuple[type[Exception], str, Any]] = [
+        (ArgumentError, "max_rate: .* found 'x'", lambda: survey.one_sided("x")),
+        (ArgumentError, "max_rate: .* found nan", lambda: survey.one_sided(float("nan"))),
+        (ArgumentError, "confidence: .* found None", lambda: survey.one_sided(confidence=None)),
+        (ArgumentError, "confidence: .* found 0", lambda: survey.one_sided(confidence=0)),
+        (SiteError, "site 5: expected the name", lambda: survey[5]),
+        (SiteError, r"site \[5\]", lambda: survey[[5]]),
+        *(
+            (ArgumentError, "^q: expected", lambda q=q: site.quantile(q))
+            for q in ("x", [], [[0.5]], None, [[1], [0, 1]])
+        ),
+        (ArgumentError, "^k: .* found 'x'", lambda: site.top("x")),
+        (ArgumentError, "^k: .* found 1.5", lambda: site.bottom(1.5)),
+        (ArgumentError, "^index: .* found 'x'", lambda: site.histogram("x")),
+        (ArgumentError, "^surveys: .* found int", lambda: sf.merge(5)),  # type: ignore[arg-type]
+        (ArgumentError, "^surveys: .* found int", lambda: sf.merge([5])),  # type: ignore[list-item]
+        (ArgumentError, "^surveys: .* found Survey", lambda: sf.merge(survey)),
+        (ArgumentError, "^path: .* found 5", lambda: sf.Survey.open(5)),  # type: ignore[arg-type]
+        (ArgumentError, "^path: .* found 5", lambda: survey.save(5)),
+    ]
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message):
+            call()
 
 
 def test_the_rate_bound_is_clopper_and_pearsons() -> None:

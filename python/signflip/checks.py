@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,44 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     except TypeError:
         found = None
     if found is None or (low is not None and found < low) or (high is not None and found > high):
-        raise ArgumentError(f"{name}: expected {wanted}, found {value!r}")
+        raise ArgumentError(f"{name}: expected {wanted}, found {_shown(value)}")
     return found
+
+
+def number(name: str, value: Any, low: float, high: float, wanted: str = "") -> float:
+    """A number within limits, of any real type (booleans are none).
+
+    Raises
+    ------
+    ArgumentError
+        Otherwise, and for NaN.
+    """
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not low <= value <= high:
+        raise ArgumentError(f"{name}: expected {wanted or f'a number from {low:g} to {high:g}'}, found {_shown(value)}")
+    return float(value)
+
+
+def path(name: str, value: Any) -> Path:
+    """A path, from text or a path object.
+
+    Raises
+    ------
+    ArgumentError
+        Otherwise, and for text with a NUL in it.
+    """
+    text = value if isinstance(value, str) else os.fspath(value) if isinstance(value, os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text:
+        raise ArgumentError(f"{name}: expected a path, found {_shown(value)}")
+    return Path(text)
+
+
+def _shown(value: Any) -> str:
+    """A value in few words; the digits of a huge integer cannot be printed."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def listed(name: str, value: Any, wanted: str) -> list[Any]:
@@ -39,5 +77,5 @@ def listed(name: str, value: Any, wanted: str) -> list[Any]:
         For anything else, text included.
     """
     if not isinstance(value, (list, tuple, range, np.ndarray)) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        raise ArgumentError(f"{name}: expected {wanted}, found {value!r}")
+        raise ArgumentError(f"{name}: expected {wanted}, found {_shown(value)}")
     return list(value)

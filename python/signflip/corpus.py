@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,15 @@ class Corpus:
     FileError
         At once, if a file is missing.
     ArgumentError
-        If the corpus is of no such kind.
+        If the corpus or the field is of no such kind.
     """
 
     def __init__(self, model: Any, corpus: Any, field: str = "text", bos: bool = True) -> None:
-        if isinstance(corpus, (bytes, bytearray)) or not isinstance(corpus, (str, Path, Iterable)):
+        scalar = isinstance(corpus, np.ndarray) and corpus.ndim == 0
+        if isinstance(corpus, (bytes, bytearray, Mapping)) or scalar or not isinstance(corpus, (str, Path, Iterable)):
             raise ArgumentError(f"corpus: expected a path, or an iterable of texts, found {type(corpus).__name__}")
+        if not isinstance(field, str):
+            raise ArgumentError(f"field: expected a key, or keys joined by dots, found {field!r}")
         self._model = model
         self._field = field.split(".")
         self._bos = bos
@@ -169,7 +172,7 @@ def _decode(path: Path, line: int, data: bytes) -> str:
 def _field(path: Path, line: int, text: str, field: list[str]) -> str:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as err:
+    except (ValueError, RecursionError) as err:
         raise SurveyError(f"{path} line {line}: not JSON ({err})") from err
     for key in field:
         if not isinstance(value, dict):
@@ -183,4 +186,11 @@ def _field(path: Path, line: int, text: str, field: list[str]) -> str:
     if not isinstance(value, str):
         name = ".".join(field)
         raise SurveyError(f"{path} line {line}: expected text in the field {name!r}, found {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as err:
+        half = f"\\u{ord(value[err.start]):04x}"
+        raise SurveyError(
+            f"{path} line {line}: expected text, found half a surrogate pair ({half}) at character {err.start}"
+        ) from err
     return value

@@ -23,6 +23,9 @@ __all__ = ["Objective", "direction", "logit_diff", "logprob", "neuron", "reward"
 Position = int | str
 _RULES = ("best", "after")
 
+# Weights and offsets are the core's float32s.
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Term:
@@ -56,6 +59,11 @@ class Objective:
         Weight and term, in order of summation.
     offset
         Added to the sum.
+
+    Raises
+    ------
+    ArgumentError
+        From arithmetic that leaves a weight or the offset beyond float32's range.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -70,20 +78,22 @@ class Objective:
     def __mul__(self, factor: float) -> Objective:
         if not _is_number(factor):
             return NotImplemented
-        return Objective(tuple((_finite(float(factor) * w), t) for w, t in self.terms), float(factor) * self.offset)
+        by = _within("a factor", factor)
+        terms = tuple((_within("weights", by * w), t) for w, t in self.terms)
+        return Objective(terms, _within("an offset", by * self.offset))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Objective:
         if not _is_number(divisor) or divisor == 0:
             raise ArgumentError(f"objective: expected a number other than 0 to divide by, found {divisor!r}")
-        return self * (1.0 / float(divisor))
+        return self * (1.0 / _within("a divisor", divisor))
 
     def __add__(self, other: Objective | float) -> Objective:
         if isinstance(other, Objective):
-            return Objective(self.terms + other.terms, self.offset + other.offset)
+            return Objective(self.terms + other.terms, _within("an offset", self.offset + other.offset))
         if _is_number(other):
-            return Objective(self.terms, _finite(self.offset + float(other)))
+            return Objective(self.terms, _within("an offset", self.offset + _within("an offset", other)))
         return NotImplemented
 
     __radd__ = __add__
@@ -139,8 +149,8 @@ class Objective:
             for weight, fields in data["terms"]:
                 rest = {name: value for name, value in fields.items() if name != "kind"}
                 terms += (float(weight) * makers[fields["kind"]](**rest)).terms
-            return cls(terms, _finite(float(data.get("offset", 0.0))))
-        except (KeyError, TypeError, ValueError) as err:
+            return cls(terms, _within("an offset", float(data.get("offset", 0.0))))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as err:
             raise ArgumentError(f"objective: expected what Objective.to_dict wrote, found {str(data)[:80]}") from err
 
 
@@ -148,10 +158,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ArgumentError(f"objective: expected finite weights, found {value}")
-    return value
+def _within(what: str, value: float) -> float:
+    if not abs(value) <= _LARGEST:
+        shown = f"one of {value.bit_length()} bits" if isinstance(value, int) else f"{float(value)}"
+        raise ArgumentError(f"objective: expected {what} within float32's range (+-{_LARGEST:.3g}), found {shown}")
+    return float(value)
 
 
 def _index(name: str, value: Any) -> int:

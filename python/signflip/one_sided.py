@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from signflip.errors import ArgumentError
+from signflip import checks
 
 if TYPE_CHECKING:
     from signflip.objectives import Objective
@@ -166,10 +167,10 @@ def rate_bound(hits: NDArray[np.int64], n: int, alpha: float) -> NDArray[np.floa
 
 def find(survey: Survey, max_rate: float, confidence: float) -> OneSidedList:
     """The features of a survey that kept one sign: see `Survey.one_sided`."""
-    if not 0 <= max_rate < 1:
-        raise ArgumentError(f"max_rate: expected at least 0 and below 1, found {max_rate}")
-    if not 0 < confidence < 1:
-        raise ArgumentError(f"confidence: expected a number between 0 and 1, found {confidence}")
+    max_rate = checks.number("max_rate", max_rate, 0, math.nextafter(1, 0), "a number of at least 0 and below 1")
+    confidence = checks.number(
+        "confidence", confidence, math.nextafter(0, 1), math.nextafter(1, 0), "a number between 0 and 1"
+    )
     alpha = (1 - confidence) / survey.n_features
     found = [one for site in survey.sites for one in _of_site(survey[site], max_rate, alpha)]
     found.sort(key=lambda one: (one.rate, -_relative(one.margin, one.std), one.site, one.index))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signflip import _core
+from signflip.errors import ArgumentError
 
 
 def reach(model: Any, site: str) -> NDArray[np.float64] | None:
@@ -40,6 +41,10 @@ def reach(model: Any, site: str) -> NDArray[np.float64] | None:
     ------
     SiteError
         If the model has no such site.
+    ArgumentError
+        If `site` is no text.
     """
+    if not isinstance(site, str):
+        raise ArgumentError(f"site: expected a site's name, found {site!r}")
     found: NDArray[np.float64] | None = _core.reach(model._core, site)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from signflip import _core
+from signflip import _core, checks
 from signflip.errors import ArgumentError
 from signflip.objectives import Objective, for_core
 from signflip.sequences import parse
@@ -89,9 +89,12 @@ def gradient(
     SiteError
         If a site is unknown; the message names the nearest.
     """
-    names = [wrt] if isinstance(wrt, str) else list(wrt)
+    names = [wrt] if isinstance(wrt, str) else checks.listed("wrt", wrt, "names of sites")
     if not names:
         raise ArgumentError("wrt: expected at least one site, found none")
+    for name in names:
+        if not isinstance(name, str):
+            raise ArgumentError(f"wrt: expected names of sites, found {name!r}")
     text = for_core(model, objective)
     spans = tokens.spans if isinstance(tokens, Prompts) else None
     sequences, single = parse(model, tokens)

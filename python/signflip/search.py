@@ -14,17 +14,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from signflip import _core
-from signflip.errors import ArgumentError, FileError, SearchError, TokenError, TokenizerError
+from signflip import _core, checks
+from signflip.errors import ArgumentError, ContextLengthError, FileError, SearchError, TokenError, TokenizerError
 from signflip.objectives import Objective, for_core
 from signflip.scoring import Prompts
 from signflip.search_result import FORMAT, Best, Found, SearchResult, Step
+from signflip.sequences import rendered_ids
 
 __all__ = ["Found", "SearchResult", "Step", "search"]
 
 # Stands for the free tokens while a chat template is rendered: a noncharacter, which no text holds.
 _SLOT = "\ufdd0"
 _DEFAULTS = {"epo": {"steps": 300, "width": 256, "topk": 512}, "gcg": {"steps": 500, "width": 512, "topk": 256}}
+
+# Beyond these a step's children do not fit in memory.
+_MAX_WIDTH = 2**20
+_MAX_POPULATION = 2**16
 
 # Least time between two checkpoints. When they are written does not show in a result.
 CHECKPOINT_SECONDS = 2.0
@@ -78,11 +83,12 @@ def search(
         a text are parsed) or as ids (run as they are). None: the tokenizer's BOS, if it adds one, and the free tokens.
     chat
         The contexts are user messages round the free tokens, put into the model's chat template up to the start of the
-        answer. Without contexts the message is the free tokens alone.
+        answer; the tokenizer's BOS is not put in front of it, as in transformers. Without contexts the message is the
+        free tokens alone.
     steps
         At most this many; 300 for EPO and 500 for GCG by default.
     width
-        Children a step; 256 and 512 by default.
+        Children a step, at most 2**20; 256 and 512 by default.
     seed
         Decides every draw. Neither threads nor an interruption change a result.
     stop_at
@@ -98,7 +104,7 @@ def search(
     topk
         Tokens that the gradient proposes at each position; 512 for EPO and 256 for GCG by default.
     population
-        Slots of EPO.
+        Slots of EPO, at most 2**16.
     prune
         Drop children that no slot can choose before their cross-entropy is computed. Changes the work alone.
     screen
@@ -128,18 +134,20 @@ def search(
     Raises
     ------
     SearchError
-        If the filters leave nothing to search with, or `out` holds another search.
+        If the filters leave nothing to search with, no prompt has a finite value, or `out` holds another search.
     ArgumentError, TokenError, SiteError, ContextLengthError, TokenizerError, FileError
         If an argument is out of its domain or a file cannot be written.
     """
-    if method not in _DEFAULTS:
+    if not isinstance(method, str) or method not in _DEFAULTS:
         raise ArgumentError(f"method: expected 'epo' or 'gcg', found {method!r}")
-    if variant not in ("default", "code", "paper"):
+    if not isinstance(variant, str) or variant not in ("default", "code", "paper"):
         raise ArgumentError(f"variant: expected 'default', 'code' or 'paper', found {variant!r}")
-    if aggregate not in ("mean", "worst"):
+    if not isinstance(aggregate, str) or aggregate not in ("mean", "worst"):
         raise ArgumentError(f"aggregate: expected 'mean' or 'worst', found {aggregate!r}")
     defaults = _DEFAULTS[method]
     n = _count("tokens", tokens, 1)
+    if n > model.cfg.n_ctx:
+        raise ContextLengthError(f"tokens: {n} free tokens are more than the model's context of {model.cfg.n_ctx}")
     own = not (method == "epo" and variant != "default")
     filters = {
         "printable": own if printable is None else bool(printable),
@@ -157,13 +165,14 @@ def search(
     begin = (
         [given] if given is not None else _published_start(model, n) if method == "gcg" and variant != "default" else []
     )
-    width = _count("width", defaults["width"] if width is None else width, 1)
+    width = _count("width", defaults["width"] if width is None else width, 1, _MAX_WIDTH)
     topk = _count("topk", defaults["topk"] if topk is None else topk, 1)
     neighbours = n * min(topk, int(allowed.sum()))
     if screen is None:
         screen = 4 if len(ids) > 4 and variant == "default" else 0
-    if stop_at is not None and not math.isfinite(stop_at):
-        raise ArgumentError(f"stop_at: expected a finite number or None, found {stop_at}")
+    if stop_at is not None:
+        largest = float(np.finfo(np.float32).max)
+        stop_at = checks.number("stop_at", stop_at, -largest, largest, "a number within float32's range, or None")
     settings: dict[str, Any] = {
         "method": method,
         "variant": variant,
@@ -171,7 +180,7 @@ def search(
         "steps": _count("steps", defaults["steps"] if steps is None else steps, 0),
         "width": width,
         "topk": topk,
-        "population": _count("population", population, 1),
+        "population": _count("population", population, 1, _MAX_POPULATION),
         "aggregate": aggregate,
         "seed": _count("seed", seed, 0, 2**64 - 1),
         "stop_at": None if stop_at is None else float(np.float32(stop_at)),
@@ -190,7 +199,7 @@ def search(
         "dtype": model.dtype,
     }
     identity = json.dumps([FORMAT, _core.__version__, described, core_objective], sort_keys=True, separators=(",", ":"))
-    path = None if out is None else Path(out)
+    path = None if out is None else checks.path("out", out)
     if path is not None:
         if path.exists():
             return _finished(path, described, objective)
@@ -212,6 +221,8 @@ def search(
             report,
         )
     result = _result(model, json.loads(text), objective, described)
+    if not math.isfinite(result.best.value):
+        raise SearchError(f"search: expected a finite value of some prompt, found none; the objective is {objective!r}")
     if path is not None and partial is not None:
         result.save(path)
         partial.unlink(missing_ok=True)
@@ -253,11 +264,7 @@ def _finished(path: Path, settings: Mapping[str, Any], objective: Objective) -> 
 
 
 def _count(name: str, value: Any, least: int, most: int = 2**32 - 1) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise ArgumentError(f"{name}: expected an integer, found {value!r}")
-    if not least <= value <= most:
-        raise ArgumentError(f"{name}: expected {least} to {most}, found {value}")
-    return int(value)
+    return checks.integer(name, value, least, most)
 
 
 def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> list[tuple[list[int], list[int]]]:
@@ -265,7 +272,7 @@ def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> lis
         if not chat:
             return [([] if model.tokenizer is None else list(model.tokenizer.prefix_ids), [])]
         contexts = [("", "")]
-    contexts = list(contexts)
+    contexts = checks.listed("contexts", contexts, "(before, after) pairs")
     if not contexts:
         raise ArgumentError("contexts: expected at least one, or None, found none")
     ids = []
@@ -279,7 +286,7 @@ def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> lis
             parts = model.to_chat([{"role": "user", "content": before + _SLOT + after}]).split(_SLOT)
             if len(parts) != 2:
                 raise TokenizerError(f"chat template: writes a user's message {len(parts) - 1} times, not once")
-            ids.append((_encode(model, parts[0], False), _encode(model, parts[1], False)))
+            ids.append((rendered_ids(model, parts[0]), rendered_ids(model, parts[1])))
         else:
             ids.append((_encode(model, before, True), _encode(model, after, False)))
     return ids
@@ -294,7 +301,11 @@ def _encode(model: Any, part: str | Sequence[int], bos: bool) -> list[int]:
 
 
 def _ids(model: Any, ids: Any) -> list[int]:
-    if not isinstance(ids, (Sequence, np.ndarray)):
+    if (
+        not isinstance(ids, (Sequence, np.ndarray))
+        or isinstance(ids, bytes)
+        or (isinstance(ids, np.ndarray) and ids.ndim != 1)
+    ):
         raise TokenError(f"tokens: expected text or ids, found {ids!r}")
     checked = []
     for one in ids:
@@ -355,8 +366,8 @@ def _allowed(
 
 def _listed(model: Any, name: str, tokens: Iterable[int | str]) -> list[int]:
     ids: list[int] = []
-    if isinstance(tokens, str):
-        raise ArgumentError(f"{name}: expected a list of ids or texts, found one text {tokens!r}")
+    if isinstance(tokens, (str, bytes, Mapping)) or not isinstance(tokens, Iterable) or getattr(tokens, "ndim", 1) == 0:
+        raise ArgumentError(f"{name}: expected a list of ids or texts, found {tokens!r}")
     for token in tokens:
         if isinstance(token, str):
             found = _encode(model, token, False)

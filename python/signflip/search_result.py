@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from signflip import checks
 from signflip.errors import FileError, SearchError
 from signflip.objectives import Objective
 from signflip.scoring import Prompts
 
 FORMAT = "signflip search 1"
+
+# What a file's settings and work hold, and of which type.
+_SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "variant": str,
+    "tokens": int,
+    "steps": int,
+    "width": int,
+    "topk": int,
+    "population": int,
+    "aggregate": str,
+    "seed": int,
+    "stop_at": (float, int, type(None)),
+    "prune": bool,
+    "screen": int,
+    "patience": int,
+    "start": list,
+    "start_required": bool,
+    "contexts": list,
+    "filters": dict,
+    "allowed": str,
+    "model": str,
+    "device": str,
+    "dtype": str,
+}
+_WORK = ("steps", "values", "looked_up", "pruned")
 
 
 @dataclass(frozen=True)
@@ -27,7 +55,7 @@ class Found:
     text
         Their text, None without a tokenizer.
     value
-        The objective, over all contexts.
+        The objective, over all contexts; NaN where it is not finite.
     cross_entropy
         Nats a token, over the free tokens that have something in front of them, the mean over all contexts; None on a
         reward model.
@@ -130,7 +158,8 @@ class SearchResult:
                     {
                         "tokens": found.tokens,
                         "text": found.text,
-                        "value": found.value,
+                        # JSON has neither infinities nor NaN.
+                        "value": found.value if math.isfinite(found.value) else None,
                         "cross_entropy": found.cross_entropy,
                     }
                 )
@@ -160,8 +189,13 @@ class SearchResult:
         ------
         FileError
             If the file cannot be written.
+        ArgumentError
+            If `path` is none.
         """
-        _write(Path(path), json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n")
+        _write(
+            checks.path("path", path),
+            json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n",
+        )
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> SearchResult:
@@ -172,23 +206,43 @@ class SearchResult:
         FileError
             If the file cannot be read.
         SearchError
-            If it is not a search's result.
+            If it is not a search's result, whole.
+        ArgumentError
+            If `path` is none.
         """
+        path = checks.path("path", path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise FileError(f"{path}: {getattr(err, 'strerror', None) or err}") from err
         try:
             return cls._from_dict(json.loads(text))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as err:
+        except KeyError as err:
+            raise SearchError(f"search: {path}: expected a result that signflip wrote, found none of {err}") from err
+        except (ValueError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as err:
             raise SearchError(f"search: {path}: expected a result that signflip wrote, found something else") from err
 
     @classmethod
     def _from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
         if data["format"] != FORMAT:
             raise ValueError(data["format"])
+        for name, kind in _SETTINGS.items():
+            if not isinstance(data["settings"][name], kind):
+                raise TypeError(name)
+        work = {name: int(count) for name, count in data["work"].items()}
+        for name in _WORK:
+            work[name]
+        texts = [data["ended"], data["version"], *(step["event"] for step in data["history"])]
+        texts += [p["text"] for p in data["prompts"] if p["text"] is not None]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("text")
         prompts = [
-            Found([int(one) for one in p["tokens"]], p["text"], float(p["value"]), _number(p["cross_entropy"]))
+            Found(
+                [int(one) for one in p["tokens"]],
+                p["text"],
+                math.nan if p["value"] is None else float(p["value"]),
+                _number(p["cross_entropy"]),
+            )
             for p in data["prompts"]
         ]
         best = prompts[data["best"]]
@@ -198,7 +252,7 @@ class SearchResult:
             front=[prompts[i] for i in data["front"]],
             history=[Step(step["event"], [prompts[i] for i in step["members"]]) for step in data["history"]],
             ended=data["ended"],
-            work={name: int(count) for name, count in data["work"].items()},
+            work=work,
             objective=Objective.from_dict(data["objective"]),
             settings=data["settings"],
             version=data["version"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from signflip.errors import TokenError
+from signflip.errors import TokenError, TokenizerError
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -45,6 +45,22 @@ def parse(model: Model, tokens: Any, check: bool = True) -> tuple[list[list[int]
         if not sequences:
             raise TokenError("tokens: expected at least one sequence, found none")
     return sequences, single
+
+
+def rendered_ids(model: Model, text: str) -> list[int]:
+    """Ids of a rendered chat template, or a part of one.
+
+    A template writes its own special tokens, so the tokenizer puts none in front: as transformers'
+    ``apply_chat_template(tokenize=True)`` does.
+
+    Raises
+    ------
+    TokenizerError
+        If the model has no tokenizer, or it refuses the text.
+    """
+    if model.tokenizer is None:
+        raise TokenizerError(f"tokenizer: {model.name} has none, so a chat template cannot be used")
+    return [int(one) for one in model.tokenizer.encode(text, False)]
 
 
 def _ids(row: Any) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from signflip import _core
+from signflip import _core, checks
 from signflip.corpus import Corpus
 from signflip.errors import ArgumentError, SiteError, SurveyError, TokenizerError
 from signflip.one_sided import OneSided, OneSidedList, find
@@ -23,6 +23,9 @@ _CHECKPOINT = 20.0
 
 # Tokens an engine request.
 _BATCH = 1024
+
+# Occurrences an end of a feature, at most: more do not fit in memory.
+_MAX_TOP = 10**4
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -68,7 +71,7 @@ def survey(
     field
         Where a JSON line holds its text: a key, or keys joined by dots.
     top
-        Occurrences kept at either end of each feature.
+        Occurrences kept at either end of each feature, at most 10,000.
     histogram_every
         The histograms count one unit in so many, chosen by the document's hash.
     progress
@@ -97,14 +100,13 @@ def survey(
     10 times the median of its context (the median over the context's tokens other than prefix and BOS; for an even
     number of them the mean of the middle two). At the embeddings nothing is a sink. -0 counts as zero.
     """
-    wanted = [sites] if isinstance(sites, str) else None if sites is None else list(sites)
+    wanted = _wanted(sites)
     names = _core.survey_sites(model._core, wanted)
-    if context < 1:
-        raise ArgumentError(f"context: expected at least 1, found {context}")
-    if max_tokens is not None and max_tokens < 1:
-        raise ArgumentError(f"max_tokens: expected at least 1, found {max_tokens}")
-    if top < 0 or histogram_every < 1:
-        raise ArgumentError(f"expected top >= 0 and histogram_every >= 1, found {top} and {histogram_every}")
+    context = checks.integer("context", context, 1)
+    max_tokens = None if max_tokens is None else checks.integer("max_tokens", max_tokens, 1, 2**63 - 1)
+    top = checks.integer("top", top, 0, _MAX_TOP)
+    histogram_every = checks.integer("histogram_every", histogram_every, 1, 2**32 - 1)
+    path = None if out is None else checks.path("out", out)
     prefix_ids = _prefix(model, prefix)
     adds_bos = model.tokenizer is not None and len(model.tokenizer.prefix_ids) > 0
     read = Corpus(model, corpus, field, bos=not prefix_ids)
@@ -121,7 +123,7 @@ def survey(
             sites=names,
             context=min(context, model.cfg.n_ctx),
             prefix=prefix_ids,
-            out=None if out is None else Path(out),
+            out=path,
             max_tokens=max_tokens,
             top=top,
             histogram_every=histogram_every,
@@ -131,13 +133,29 @@ def survey(
     return Survey(core)
 
 
-def _prefix(model: Any, prefix: str | Sequence[int] | None) -> list[int]:
-    if prefix is None or len(prefix) == 0:
+def _wanted(sites: Any) -> list[str] | None:
+    if sites is None or isinstance(sites, str):
+        return None if sites is None else [sites]
+    names = checks.listed("sites", sites, "names of sites")
+    for name in names:
+        if not isinstance(name, str):
+            raise ArgumentError(f"sites: expected names of sites, found {name!r}")
+    return names
+
+
+def _prefix(model: Any, prefix: Any) -> list[int]:
+    if prefix is None:
+        return []
+    if not isinstance(prefix, str) and not hasattr(prefix, "detach"):
+        prefix = checks.listed("prefix", prefix, "text or ids")
+    if len(prefix) == 0:
         return []
     if isinstance(prefix, str) and model.tokenizer is None:
         raise TokenizerError(f"tokenizer: {model.name} has none, so the prefix cannot be text; give ids")
-    ids: list[int] = model.as_sequences(prefix)[0]
-    return ids
+    ids: list[list[int]] = model.as_sequences(prefix)
+    if len(ids) != 1:
+        raise ArgumentError(f"prefix: expected one text or its ids, found {len(ids)} sequences")
+    return ids[0]
 
 
 class Occurrences(NamedTuple):
@@ -228,11 +246,14 @@ class SiteSurvey:
         SurveyError
             If the histogram, which counts one unit in `histogram_every`, holds nothing.
         ArgumentError
-            If `q` is outside [0, 1].
+            If `q` is neither a number in [0, 1] nor a list of such.
         """
-        wanted = np.atleast_1d(np.asarray(q, np.float64))
-        if not bool(np.all((wanted >= 0) & (wanted <= 1))):
-            raise ArgumentError(f"q: expected numbers from 0 to 1, found {q}")
+        try:
+            wanted = np.atleast_1d(np.asarray(q, np.float64))
+        except (TypeError, ValueError, OverflowError) as err:
+            raise ArgumentError(f"q: expected a number from 0 to 1 or a list of such, found {q!r}") from err
+        if wanted.ndim != 1 or wanted.size == 0 or not bool(np.all((wanted >= 0) & (wanted <= 1))):
+            raise ArgumentError(f"q: expected a number from 0 to 1 or a list of such, found {q!r}")
         if self.n_histogram == 0:
             raise SurveyError(
                 f"site {self.name}: no unit was in the histogram's sample; survey more, or with histogram_every=1"
@@ -277,8 +298,10 @@ class SiteSurvey:
         return self._extremes(k, False)
 
     def _extremes(self, k: int | None, top: bool) -> Occurrences:
-        if k is not None and not 0 <= k <= self._top:
-            raise ArgumentError(f"k: expected at most the {self._top} occurrences that the survey keeps, found {k}")
+        if k is not None:
+            k = checks.integer("k", k)
+            if not 0 <= k <= self._top:
+                raise ArgumentError(f"k: expected at most the {self._top} occurrences that the survey keeps, found {k}")
         values, positions, documents = self._core.extremes(self._index, top)
         names = (
             np.ascontiguousarray(documents).view("S32")[..., 0].astype("U32")
@@ -288,6 +311,7 @@ class SiteSurvey:
         return Occurrences(names[:, :k], positions[:, :k], values[:, :k])
 
     def _feature(self, index: int) -> int:
+        index = checks.integer("index", index)
         if not -self.width <= index < self.width:
             raise ArgumentError(f"index: expected a feature below {self.width} at {self.name}, found {index}")
         return index % self.width
@@ -313,7 +337,7 @@ class Survey(Mapping[str, SiteSurvey]):
         SurveyError
             If it is not a survey, contradicts itself, or is unfinished.
         """
-        return cls(_core.Survey.open(Path(path)))
+        return cls(_core.Survey.open(checks.path("path", path)))
 
     def save(self, path: str | Path) -> None:
         """Write the survey: safetensors, with one JSON text as metadata.
@@ -323,7 +347,7 @@ class Survey(Mapping[str, SiteSurvey]):
         FileError
             If the file cannot be written.
         """
-        self._core.save(Path(path))
+        self._core.save(checks.path("path", path))
 
     @property
     def n_tokens(self) -> int:
@@ -346,6 +370,8 @@ class Survey(Mapping[str, SiteSurvey]):
         return sum(int(site["width"]) for site in self.metadata["sites"].values())
 
     def __getitem__(self, site: str) -> SiteSurvey:
+        if not isinstance(site, str):
+            raise SiteError(f"site {site!r}: expected the name of a site of this survey")
         if site not in self._read:
             if site not in self.sites:
                 near = difflib.get_close_matches(site, self.sites, 3, 0.0)
@@ -410,8 +436,14 @@ def merge(surveys: Iterable[Survey]) -> Survey:
     SurveyError
         If they were made with different models or settings; the message names what differs.
     ArgumentError
-        If there are none.
+        If there are none, or what is given is no list of surveys.
     """
+    if isinstance(surveys, (str, bytes, Mapping)) or not isinstance(surveys, Iterable):
+        raise ArgumentError(f"surveys: expected a list of surveys, found {type(surveys).__name__}")
+    surveys = list(surveys)
+    for one in surveys:
+        if not isinstance(one, Survey):
+            raise ArgumentError(f"surveys: expected surveys, found {type(one).__name__}")
     return Survey(_core.Survey.merge([one._core for one in surveys]))
 
 
