@@ -231,3 +231,55 @@ def test_edits_live_for_one_call() -> None:
         model.run([1, 2, 3], edits=[sf.Edit("blocks.0.hook_mlp_out", "zero")])
         model.run_with_hooks([1, 2, 3], fwd_hooks=[("blocks.0.hook_mlp_out", lambda act, hook: act * 0)])
         np.testing.assert_array_equal(model.run([1, 2, 3]), before)
+
+
+def stepwise(model: Any, ids: list[int], n: int, edits: list[sf.Edit]) -> list[int]:
+    """The likeliest continuation, every token of it from a whole run."""
+    for _ in range(n):
+        ids = [*ids, int(np.argmax(model.run(ids, edits=edits)[0, -1]))]
+    return ids
+
+
+POST, PATTERN = "blocks.1.mlp.hook_post", "blocks.1.attn.hook_pattern"
+
+
+def test_generation_gives_each_sequence_its_own_value() -> None:
+    with loaded_default("llama") as (model, _, _):
+        batch, values = [[3, 4], [6, 7, 8], [3, 9]], [0.0, 5.0, 0.0]
+        edits = [sf.Edit(POST, "set", PerSequence(values)), sf.Edit("blocks.0.hook_resid_mid", "scale", 1.5)]
+        for temperature in (0.0, 1.0):
+            got = model.generate(batch, 6, temperature=temperature, edits=edits)
+            for i, value in enumerate(values):
+                alike = [sf.Edit(POST, "set", value), edits[1]]
+                wanted = model.generate(batch, 6, temperature=temperature, edits=alike)[i]
+                np.testing.assert_array_equal(got[i], wanted)
+        assert [list(one) for one in model.generate(batch, 6, edits=edits)] == [
+            stepwise(model, ids, 6, [sf.Edit(POST, "set", value), edits[1]])
+            for ids, value in zip(batch, values, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        sf.Edit(POST, "set", np.ones((2, 45))),
+        sf.Edit(POST, "set", [1.0, 2.0], index=3),
+        sf.Edit(POST, "set", PerSequence([np.ones((2, 45)), 1.0])),
+        sf.Edit(POST, "resample", [[3, 4, 5]]),
+    ],
+)
+def test_generation_refuses_values_by_position(edit: sf.Edit) -> None:
+    with loaded_default("llama") as (model, _, _), pytest.raises(sf.errors.ArgumentError, match="all positions"):
+        model.generate([[3, 4], [6, 7]], 3, edits=[edit])
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "index"),
+    [("zero", None, 1), ("zero", None, (1, 0)), ("scale", 3.0, 2), ("set", 0.5, 3), ("add", 0.25, None)],
+)
+def test_generation_edits_the_pattern_of_a_head_as_keys_grow(op: Any, value: Any, index: Any) -> None:
+    with loaded_default("llama", seed=3) as (model, _, _):
+        batch = [[3, 4], [6, 7, 8, 9, 10], [5]]
+        edits = [sf.Edit(f"blocks.{i}.attn.hook_pattern", op, value, index=index) for i in (0, 1)]
+        got = [list(one) for one in model.generate(batch, 12, edits=edits)]
+        assert got == [stepwise(model, ids, 12, edits) for ids in batch]
