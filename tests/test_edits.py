@@ -283,3 +283,28 @@ def test_generation_edits_the_pattern_of_a_head_as_keys_grow(op: Any, value: Any
         edits = [sf.Edit(f"blocks.{i}.attn.hook_pattern", op, value, index=index) for i in (0, 1)]
         got = [list(one) for one in model.generate(batch, 12, edits=edits)]
         assert got == [stepwise(model, ids, 12, edits) for ids in batch]
+
+
+def test_a_mean_of_each_sequence_is_one_value_at_all_its_positions() -> None:
+    with loaded_default("llama") as (model, _, _):
+        batch, rng = [[3, 4], [6, 7]], np.random.default_rng(0)
+        means = rng.standard_normal((2, 45)).astype(np.float32)
+        for own, index in (([0.5, -2.0], None), ([0.5, -2.0], 3), (list(means), None), (list(means), [44, 2])):
+            got = model.run(batch, edits=[sf.Edit(POST, "mean", PerSequence(own), index=index)])
+            for i, ids in enumerate(batch):
+                alone = sf.Edit(POST, "mean", own[i], index=index)
+                np.testing.assert_array_equal(got[i], model.run(ids, edits=[alone])[0])
+
+
+@pytest.mark.parametrize("ids", [[3], [3, 4], [3, 4, 5, 6]])
+def test_a_mean_by_head_is_read_by_head(ids: list[int]) -> None:
+    with loaded_default("llama") as (model, _, _):
+        site = "blocks.1.attn.hook_z"
+        mean = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+        for positions in (None, [-1], slice(None)):
+            for index, own in ((1, mean[1]), ((2,), mean[2]), ((1, 5), mean[1, 5])):
+                got = model.run(ids, edits=[sf.Edit(site, "mean", mean, index=index, positions=positions)])
+                wanted = model.run(ids, edits=[sf.Edit(site, "set", own, index=index, positions=positions)])
+                np.testing.assert_array_equal(got, wanted)
+                flat = model.run(ids, edits=[sf.Edit(site, "mean", mean.ravel(), index=index, positions=positions)])
+                np.testing.assert_array_equal(got, flat)

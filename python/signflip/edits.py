@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from signflip.checks import integer, listed
-from signflip.errors import ArgumentError, SiteError
+from signflip.errors import ArgumentError, SignflipError, SiteError
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -154,16 +154,14 @@ def core_values(
     if edit.op == "resample":
         return "set", _donors(model, edit, columns, places)
     value = edit.value
-    if (edit.op == "mean" and isinstance(value, Mapping)) or hasattr(value, "one_sided"):
-        value = np.asarray(value[edit.site].mean)
     op = "set" if edit.op == "mean" else edit.op
-    if edit.op == "mean":
-        value = np.asarray(value, dtype=np.float32)
-        if value.ndim == 1 and value.size == width and columns is not None:
-            value = value[columns]
     per_sequence = list(value) if isinstance(value, PerSequence) else [value] * len(places)
     if len(per_sequence) != len(places):
         raise ArgumentError(f"value: expected {len(places)} entries, one a sequence, found {len(per_sequence)}")
+    if edit.op == "mean":
+        per_sequence = [_mean(one, edit, heads, width, columns) for one in per_sequence]
+    else:
+        per_sequence = [one[edit.site].mean if hasattr(one, "one_sided") else one for one in per_sequence]
     explicit = edit.positions is not None
     if heads is not None and edit.index is None and not edit.site.endswith("attn.hook_pattern"):
         # As the cache shows the site: the last two axes are [head, d_head].
@@ -174,6 +172,21 @@ def core_values(
 def _merge_heads(value: Any, heads: int, d_head: int) -> Any:
     shape = np.shape(value) if isinstance(value, (np.ndarray, list, tuple)) else ()
     return np.reshape(value, (*shape[:-2], heads * d_head)) if shape[-2:] == (heads, d_head) else value
+
+
+def _mean(value: Any, edit: Edit, heads: int | None, width: int, columns: list[int] | None) -> NDArray[np.float32]:
+    """A mean over the site, or over the columns alone, as values of the columns."""
+    if isinstance(value, Mapping) or hasattr(value, "one_sided"):
+        try:
+            value = value[edit.site].mean
+        except (LookupError, AttributeError) as err:
+            if isinstance(err, SignflipError):
+                raise
+            raise ArgumentError(f"value: expected a survey of {edit.site}, found {value!r}") from None
+    array = _numbers(value, edit)
+    if heads is not None and array.shape == (heads, width // heads):
+        array = array.reshape(width)
+    return array[columns] if columns is not None and array.shape == (width,) else array
 
 
 def _limits(value: Any) -> list[Any]:
@@ -188,14 +201,23 @@ def _limits(value: Any) -> list[Any]:
     return [low, high]
 
 
-def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explicit: bool) -> list[Any]:
+def _numbers(value: Any, edit: Edit) -> NDArray[np.float32]:
+    """Finite float32."""
     try:
+        found = np.asarray(value)
+        if found.dtype.kind not in "fiub":
+            raise TypeError
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below, as infinite
-            array: NDArray[np.float32] = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
+            array: NDArray[np.float32] = found.astype(np.float32)
+    except (TypeError, ValueError, RuntimeError):
         raise ArgumentError(f"value: expected numbers for op {edit.op!r} at {edit.site}, found {value!r}") from None
     if not np.isfinite(array).all():
         raise ArgumentError(f"value: expected finite numbers for op {edit.op!r} at {edit.site}, found {value!r}")
+    return array
+
+
+def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explicit: bool) -> list[Any]:
+    array = _numbers(value, edit)
     if array.ndim == 0:
         return [float(array)]
     if array.ndim == 1 and array.size == n_columns:
