@@ -308,3 +308,31 @@ def test_a_mean_by_head_is_read_by_head(ids: list[int]) -> None:
                 np.testing.assert_array_equal(got, wanted)
                 flat = model.run(ids, edits=[sf.Edit(site, "mean", mean.ravel(), index=index, positions=positions)])
                 np.testing.assert_array_equal(got, flat)
+
+
+def test_resampling_a_sequence_depends_on_nothing_but_its_own_prefix() -> None:
+    with loaded_default("llama") as (model, _, _):
+        donors, batch = [[3, 4, 5], [9, 8, 7, 6]], [[3, 4], [6, 7], [3, 4, 9, 1]]
+        edit = sf.Edit(POST, "resample", donors, seed=3)
+        together = model.run(batch, edits=[edit])
+        for ids, found in zip(batch, together, strict=True):
+            np.testing.assert_array_equal(model.run([ids], edits=[edit])[0], found)
+        np.testing.assert_array_equal(together[0], together[2][:2])
+        _, cache = model.run_with_cache(list(range(20)), POST, edits=[edit])
+        pool = np.concatenate([model.run_with_cache(one, POST)[1][POST][0] for one in donors])
+        drawn = [int(np.flatnonzero((pool == row).all(1))[0]) for row in cache[POST][0]]
+        assert len(set(drawn)) > 3
+        other = model.run(batch, edits=[sf.Edit(POST, "resample", donors, seed=4)])
+        assert not np.array_equal(other[2], together[2])
+
+
+def test_clamping_the_whole_pattern() -> None:
+    with loaded_default("llama") as (model, _, _):
+        batch = [[3, 4, 5], [6, 7]]
+        got = model.run(batch, edits=[sf.Edit(PATTERN, "clamp", (0.1, 0.4))])
+        by_head = [sf.Edit(PATTERN, "clamp", (0.1, 0.4), index=head) for head in range(4)]
+        for one, wanted in zip(got, model.run(batch, edits=by_head), strict=True):
+            np.testing.assert_array_equal(one, wanted)
+        own = model.run(batch, edits=[sf.Edit(PATTERN, "scale", PerSequence([2.0, 0.5]))])
+        for ids, value, one in zip(batch, (2.0, 0.5), own, strict=True):
+            np.testing.assert_array_equal(one, model.run(ids, edits=[sf.Edit(PATTERN, "scale", value)])[0])

@@ -117,15 +117,19 @@ def _core_edit(plan: PlannedEdit, sequence: int, n_keys: int) -> tuple[Any, ...]
 
 
 def _draw(logits: NDArray[np.float32], sampling: Sampling, sequence: int, step: int) -> int:
+    if not np.isfinite(logits).all():
+        raise ArgumentError(f"generate: expected finite logits, found others in sequence {sequence} at step {step}")
     if sampling.temperature == 0:
         return int(np.argmax(logits))
-    scaled = logits.astype(np.float64) / sampling.temperature
+    below = logits.astype(np.float64) - float(logits.max())
+    with np.errstate(over="ignore"):  # what is infinitely far below the maximum has no weight
+        scaled = below / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(scaled):
-        kept = np.lexsort((np.arange(len(scaled)), -scaled))[: sampling.top_k]
+        kept = np.lexsort((np.arange(len(scaled)), -below))[: sampling.top_k]
         mask = np.full(len(scaled), -np.inf)
         mask[kept] = scaled[kept]
         scaled = mask
-    weights = np.exp(scaled - scaled.max())
+    weights = np.exp(scaled)
     # The key has 128 bits: seed and sequence; the counter is the step.
     bits = np.random.Philox(key=(sampling.seed & (2**64 - 1)) | (sequence << 64), counter=step)
     target = np.random.Generator(bits).random() * weights.sum()

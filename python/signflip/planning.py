@@ -67,11 +67,11 @@ def plan_edit(model: Model, edit: Edit, ids: list[list[int]]) -> PlannedEdit:
     n_keys = max(map(len, ids))
     columns = resolve_columns(edit.site, edit.index, heads, width, n_keys)
     if edit.site.endswith("attn.hook_pattern"):
-        op, values = core_values(model, edit, columns if edit.index is not None else None, places)
+        op, values = core_values(model, edit, columns if edit.index is not None else None, places, ids)
         if any(len(one) > (2 if op == "clamp" else 1) for one in values):
             raise ArgumentError(f"value: expected one number at {edit.site}, found an array")
     else:
-        op, values = core_values(model, edit, columns, places)
+        op, values = core_values(model, edit, columns, places, ids)
     # The pattern's columns depend on the batch's own key axis, so the index itself is kept.
     return PlannedEdit(edit, op, columns, heads, width, places, values)
 
