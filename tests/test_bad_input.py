@@ -172,6 +172,7 @@ def test_a_filter_by_function_that_takes_nothing_or_fails(model: Any) -> None:
         (SITE, {"op": "clamp", "value": (1e39, None)}, "clamp"),
         (SITE, {"op": "clamp", "value": (None, NAN)}, "clamp"),
         (SITE, {"op": "clamp", "value": ("a", "b")}, "clamp"),
+        (SITE, {"op": "clamp", "value": ("1", "2")}, "clamp"),
         (SITE, {"op": "clamp", "value": (np.zeros(45), np.ones(45))}, "clamp"),
         (SITE, {"op": "resample", "value": [[3, 4]], "seed": None}, "seed"),
         (SITE, {"op": "resample", "value": [[3, 4]], "seed": -1}, "seed"),

@@ -212,6 +212,8 @@ def _limits(value: Any) -> list[Any]:
         low, high = value
     except (TypeError, ValueError):
         raise ArgumentError(f"value: expected (low, high) for op 'clamp', found {value!r}") from None
+    if isinstance(low, str) or isinstance(high, str):
+        raise ArgumentError(f"value: expected two numbers or None for op 'clamp', found {value!r}")
     try:
         low = -np.inf if low is None else float(low)
         high = np.inf if high is None else float(high)

@@ -14,7 +14,7 @@ from signflip import generation, hooks, planning
 from signflip.cache import ActivationCache, full_name, get_act_name
 from signflip.checks import integer, listed
 from signflip.edits import Edit, PerSequence
-from signflip.errors import ArgumentError, SiteError, TokenizerError
+from signflip.errors import ArgumentError, SiteError, TokenError, TokenizerError
 from signflip.hooks import Hook
 from signflip.objectives import Objective
 from signflip.reads import Logits, LogProb, Project, Read, Values
@@ -113,6 +113,8 @@ class Model:
         tokenizer = self._need_tokenizer()
         if isinstance(text, str):
             return np.asarray(tokenizer.encode(text), np.int64)[None]
+        if not isinstance(text, Sequence) or not all(isinstance(one, str) for one in text):
+            raise TokenError(f"tokens: expected a text or a list of texts, found {text!r}")
         ids = [np.asarray(one, np.int64) for one in tokenizer.encode_batch(list(text))]
         return np.stack(ids) if ids and len({len(one) for one in ids}) == 1 else ids
 
@@ -155,7 +157,7 @@ class Model:
             messages = [{"role": "user", "content": messages}]
         return chat.render(
             self._parts.chat_template,
-            list(messages),
+            messages,
             prefill=prefill,
             bos_token=self._parts.bos_token or "",
             eos_token=self._parts.eos_token or "",
