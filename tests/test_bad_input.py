@@ -167,6 +167,30 @@ def test_a_filter_by_function_that_takes_nothing_or_fails(model: Any) -> None:
         (SITE, {"op": "set", "value": 1.0, "positions": slice(5, 9)}, ""),
         (SITE, {"op": "set", "value": 1.0, "positions": "last"}, "positions"),
         (SITE, {"op": "set", "value": 1.0, "positions": [0.5]}, ""),
+        (SITE, {"op": "clamp", "value": (INF, INF)}, "clamp"),
+        (SITE, {"op": "clamp", "value": (-INF, -INF)}, "clamp"),
+        (SITE, {"op": "clamp", "value": (1e39, None)}, "clamp"),
+        (SITE, {"op": "clamp", "value": (None, NAN)}, "clamp"),
+        (SITE, {"op": "clamp", "value": ("a", "b")}, "clamp"),
+        (SITE, {"op": "clamp", "value": ("1", "2")}, "clamp"),
+        (SITE, {"op": "clamp", "value": (np.zeros(45), np.ones(45))}, "clamp"),
+        (SITE, {"op": "resample", "value": [[3, 4]], "seed": None}, "seed"),
+        (SITE, {"op": "resample", "value": [[3, 4]], "seed": -1}, "seed"),
+        (SITE, {"op": "resample", "value": [[3, 4]], "seed": 1.5}, "seed"),
+        ("blocks.1.attn.hook_pattern", {"op": "resample", "value": [[3, 4]]}, "hook_pattern"),
+        ("blocks.1.attn.hook_pattern", {"op": "set", "value": np.ones(2), "index": 1}, "hook_pattern"),
+        (None, {"op": "zero"}, "site"),
+        (5, {"op": "zero"}, "site"),
+        (SITE, {"op": "mean", "value": "abc"}, "value"),
+        (SITE, {"op": "mean", "value": {}}, "value"),
+        (SITE, {"op": "mean", "value": object()}, "value"),
+        (SITE, {"op": "set", "value": "1.5"}, "value"),
+        (SITE, {"op": "set", "value": 1.0, "index": True}, "index"),
+        ("blocks.1.attn.hook_z", {"op": "set", "value": 1.0, "index": True}, "True"),
+        ("blocks.1.attn.hook_z", {"op": "set", "value": 1.0, "index": (0, True)}, "True"),
+        (SITE, {"op": "set", "value": 1.0, "positions": True}, "positions"),
+        (SITE, {"op": "set", "value": 1.0, "positions": slice("a")}, "positions"),
+        (SITE, {"op": "set", "value": 1.0, "positions": slice(0, 2, 0)}, "positions"),
         (SITE, {"op": "resample", "value": []}, ""),
         (SITE, {"op": "resample"}, ""),
         (SITE, {"op": "mean"}, "value"),
@@ -202,7 +226,22 @@ def test_stop_at_layer(model: Any, stop: Any) -> None:
         model.run_with_cache([1, 2], stop_at_layer=stop)
 
 
-@pytest.mark.parametrize("names", [5, [5], [None], object()])
+@pytest.mark.parametrize("wrt", [5, None, [5], [None], [[]]])
+def test_wrt(model: Any, wrt: Any) -> None:
+    one(lambda: model.gradient([1, 2], sf.objectives.neuron(SITE, 0), wrt=wrt), e.SignflipError, "wrt")
+
+
+def test_keys_of_a_cache(model: Any) -> None:
+    _, cache = model.run_with_cache([1, 2])
+    keys: list[Any] = [5, None, (), ("post", 1, 2), (5, 1), [SITE], ("post",)]
+    for key in keys:
+        with pytest.raises(e.SiteError):
+            cache[key]
+        assert key not in cache
+    assert ("post", 1) in cache
+
+
+@pytest.mark.parametrize("names", [5, [5], [None], object(), [()], [(5, 1)], [("post", 1, 2)]])
 def test_names_filter(model: Any, names: Any) -> None:
     with pytest.raises(e.SignflipError):
         model.run_with_cache([1, 2], names_filter=names)
@@ -221,6 +260,7 @@ class TestHooks:
             lambda act: act.astype(np.complex64),
             lambda act: act.T,
             lambda act: [[1.0]],
+            lambda act: [[1.0], [1.0, 2.0]],
         ],
     )
     def test_wrong_shapes_and_kinds(self, model: Any, wrong: Any) -> None:
@@ -355,11 +395,26 @@ def test_objectives(model: Any, make: Any, word: str) -> None:
         {"seed": -1},
         {"seed": 2**64},
         {"seed": 1.5},
+        {"temperature": "x"},
+        {"temperature": None},
     ],
 )
 def test_generate(model: Any, fields: dict[str, Any]) -> None:
     with pytest.raises(e.SignflipError):
         model.generate([1, 2], **{"max_new_tokens": 2, "temperature": 1.0, **fields})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_generation_from_logits_that_are_not_finite(model: Any, temperature: float) -> None:
+    huge = [sf.Edit(f"blocks.{i}.hook_resid_post", "scale", 3e38) for i in (0, 1)]
+    one(lambda: model.generate([3, 4], 3, temperature=temperature, edits=huge), e.ArgumentError, "finite", "sequence 0")
+
+
+@pytest.mark.filterwarnings("error")
+def test_generation_at_a_temperature_next_to_none(model: Any) -> None:
+    for top_k in (None, 3):
+        cold = model.generate([[3, 4], [5, 6]], 5, temperature=1e-310, top_k=top_k)
+        np.testing.assert_array_equal(cold, model.generate([[3, 4], [5, 6]], 5))
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, "two", None, 2**40])

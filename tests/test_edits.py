@@ -231,3 +231,108 @@ def test_edits_live_for_one_call() -> None:
         model.run([1, 2, 3], edits=[sf.Edit("blocks.0.hook_mlp_out", "zero")])
         model.run_with_hooks([1, 2, 3], fwd_hooks=[("blocks.0.hook_mlp_out", lambda act, hook: act * 0)])
         np.testing.assert_array_equal(model.run([1, 2, 3]), before)
+
+
+def stepwise(model: Any, ids: list[int], n: int, edits: list[sf.Edit]) -> list[int]:
+    """The likeliest continuation, every token of it from a whole run."""
+    for _ in range(n):
+        ids = [*ids, int(np.argmax(model.run(ids, edits=edits)[0, -1]))]
+    return ids
+
+
+POST, PATTERN = "blocks.1.mlp.hook_post", "blocks.1.attn.hook_pattern"
+
+
+def test_generation_gives_each_sequence_its_own_value() -> None:
+    with loaded_default("llama") as (model, _, _):
+        batch, values = [[3, 4], [6, 7, 8], [3, 9]], [0.0, 5.0, 0.0]
+        edits = [sf.Edit(POST, "set", PerSequence(values)), sf.Edit("blocks.0.hook_resid_mid", "scale", 1.5)]
+        for temperature in (0.0, 1.0):
+            got = model.generate(batch, 6, temperature=temperature, edits=edits)
+            for i, value in enumerate(values):
+                alike = [sf.Edit(POST, "set", value), edits[1]]
+                wanted = model.generate(batch, 6, temperature=temperature, edits=alike)[i]
+                np.testing.assert_array_equal(got[i], wanted)
+        assert [list(one) for one in model.generate(batch, 6, edits=edits)] == [
+            stepwise(model, ids, 6, [sf.Edit(POST, "set", value), edits[1]])
+            for ids, value in zip(batch, values, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        sf.Edit(POST, "set", np.ones((2, 45))),
+        sf.Edit(POST, "set", [1.0, 2.0], index=3),
+        sf.Edit(POST, "set", PerSequence([np.ones((2, 45)), 1.0])),
+        sf.Edit(POST, "resample", [[3, 4, 5]]),
+    ],
+)
+def test_generation_refuses_values_by_position(edit: sf.Edit) -> None:
+    with loaded_default("llama") as (model, _, _), pytest.raises(sf.errors.ArgumentError, match="all positions"):
+        model.generate([[3, 4], [6, 7]], 3, edits=[edit])
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "index"),
+    [("zero", None, 1), ("zero", None, (1, 0)), ("scale", 3.0, 2), ("set", 0.5, 3), ("add", 0.25, None)],
+)
+def test_generation_edits_the_pattern_of_a_head_as_keys_grow(op: Any, value: Any, index: Any) -> None:
+    with loaded_default("llama", seed=3) as (model, _, _):
+        batch = [[3, 4], [6, 7, 8, 9, 10], [5]]
+        edits = [sf.Edit(f"blocks.{i}.attn.hook_pattern", op, value, index=index) for i in (0, 1)]
+        got = [list(one) for one in model.generate(batch, 12, edits=edits)]
+        assert got == [stepwise(model, ids, 12, edits) for ids in batch]
+
+
+def test_a_mean_of_each_sequence_is_one_value_at_all_its_positions() -> None:
+    with loaded_default("llama") as (model, _, _):
+        batch, rng = [[3, 4], [6, 7]], np.random.default_rng(0)
+        means = rng.standard_normal((2, 45)).astype(np.float32)
+        for own, index in (([0.5, -2.0], None), ([0.5, -2.0], 3), (list(means), None), (list(means), [44, 2])):
+            got = model.run(batch, edits=[sf.Edit(POST, "mean", PerSequence(own), index=index)])
+            for i, ids in enumerate(batch):
+                alone = sf.Edit(POST, "mean", own[i], index=index)
+                np.testing.assert_array_equal(got[i], model.run(ids, edits=[alone])[0])
+
+
+@pytest.mark.parametrize("ids", [[3], [3, 4], [3, 4, 5, 6]])
+def test_a_mean_by_head_is_read_by_head(ids: list[int]) -> None:
+    with loaded_default("llama") as (model, _, _):
+        site = "blocks.1.attn.hook_z"
+        mean = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+        for positions in (None, [-1], slice(None)):
+            for index, own in ((1, mean[1]), ((2,), mean[2]), ((1, 5), mean[1, 5])):
+                got = model.run(ids, edits=[sf.Edit(site, "mean", mean, index=index, positions=positions)])
+                wanted = model.run(ids, edits=[sf.Edit(site, "set", own, index=index, positions=positions)])
+                np.testing.assert_array_equal(got, wanted)
+                flat = model.run(ids, edits=[sf.Edit(site, "mean", mean.ravel(), index=index, positions=positions)])
+                np.testing.assert_array_equal(got, flat)
+
+
+def test_resampling_a_sequence_depends_on_nothing_but_its_own_prefix() -> None:
+    with loaded_default("llama") as (model, _, _):
+        donors, batch = [[3, 4, 5], [9, 8, 7, 6]], [[3, 4], [6, 7], [3, 4, 9, 1]]
+        edit = sf.Edit(POST, "resample", donors, seed=3)
+        together = model.run(batch, edits=[edit])
+        for ids, found in zip(batch, together, strict=True):
+            np.testing.assert_array_equal(model.run([ids], edits=[edit])[0], found)
+        np.testing.assert_array_equal(together[0], together[2][:2])
+        _, cache = model.run_with_cache(list(range(20)), POST, edits=[edit])
+        pool = np.concatenate([model.run_with_cache(one, POST)[1][POST][0] for one in donors])
+        drawn = [int(np.flatnonzero((pool == row).all(1))[0]) for row in cache[POST][0]]
+        assert len(set(drawn)) > 3
+        other = model.run(batch, edits=[sf.Edit(POST, "resample", donors, seed=4)])
+        assert not np.array_equal(other[2], together[2])
+
+
+def test_clamping_the_whole_pattern() -> None:
+    with loaded_default("llama") as (model, _, _):
+        batch = [[3, 4, 5], [6, 7]]
+        got = model.run(batch, edits=[sf.Edit(PATTERN, "clamp", (0.1, 0.4))])
+        by_head = [sf.Edit(PATTERN, "clamp", (0.1, 0.4), index=head) for head in range(4)]
+        for one, wanted in zip(got, model.run(batch, edits=by_head), strict=True):
+            np.testing.assert_array_equal(one, wanted)
+        own = model.run(batch, edits=[sf.Edit(PATTERN, "scale", PerSequence([2.0, 0.5]))])
+        for ids, value, one in zip(batch, (2.0, 0.5), own, strict=True):
+            np.testing.assert_array_equal(one, model.run(ids, edits=[sf.Edit(PATTERN, "scale", value)])[0])

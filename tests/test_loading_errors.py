@@ -21,9 +21,11 @@ from signflip.errors import (
     CheckpointError,
     FileError,
     SignflipError,
+    TokenError,
     TokenizerError,
     UnsupportedModelError,
 )
+from test_tokenizer import byte_level
 
 # Bad inputs: what is done to a good folder, the error, and what its message must name.
 
@@ -282,3 +284,49 @@ def test_mutations_are_not_all_refused_or_all_accepted(good: Path, tmp_path: Pat
     (folder / "model.safetensors").write_bytes(data[:-1])
     with pytest.raises(CheckpointError, match=r"model.safetensors"):
         _core.Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("path", [5, None, b"x", ["x"]])
+def test_paths_that_are_none(path: Any) -> None:
+    with pytest.raises(ArgumentError, match="path_or_hub_id"):
+        loading.load(path)
+
+
+@pytest.mark.parametrize("path", ["~nouser/x", "a" * 5000, "a/" * 5000, "a\0b"])
+def test_paths_that_cannot_be(path: str) -> None:
+    with pytest.raises(FileError, match=r"~nouser|aaa|a/a|a.b"):
+        loading.load(path)
+
+
+@pytest.mark.parametrize("which", ["device", "dtype"])
+@pytest.mark.parametrize("value", [5, None, b"cpu"])
+def test_devices_and_dtypes_that_are_no_text(good: Path, which: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"{which}: expected"):
+        loading.load(good, **{which: value})
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("value", [2**64, 2**32, [1, 2**70]])
+def test_special_ids_that_no_vocabulary_has(folder: Path, key: str, value: Any) -> None:
+    byte_level().save(str(folder / "tokenizer.json"))
+    edit_config(folder, lambda config: config.update({key: value}))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=rf"config.json, {key}.*{2**32 - 1}"):
+        loading.load(folder)
+
+
+def test_texts_and_messages_that_are_none(folder: Path) -> None:
+    byte_level().save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    model = loading.load(folder)
+    wrong: list[Any] = [5, None, [1, 2], ["the", 5], b"the", {"the": 1}]
+    for text in wrong:
+        with pytest.raises(TokenError, match="text"):
+            model.to_tokens(text)
+    for messages in (5, None, {"role": "user", "content": "the"}, b"the", [5]):
+        with pytest.raises(ArgumentError, match="messages"):
+            model.to_chat(messages)  # type: ignore[arg-type]
+    for prefill in (5, None):
+        with pytest.raises(ArgumentError, match="prefill"):
+            model.to_chat("the", prefill=prefill)  # type: ignore[arg-type]
+    assert model.to_chat("the", prefill="n") == "then"

@@ -28,11 +28,28 @@ def get_act_name(name: str, layer: int | None = None) -> str:
     SiteError
         If the short name is unknown or lacks its layer.
     """
+    if not isinstance(name, str):
+        raise SiteError(f"site {name!r}: expected a name")
     if name in _SHORT and ("{}" not in _SHORT[name] or layer is not None):
         return _SHORT[name].format(layer)
     if name.startswith(("hook_", "blocks.", "ln_final.")):
         return name
     raise SiteError(f"site ({name!r}, {layer}): expected a short name of {', '.join(_SHORT)} and a layer")
+
+
+def full_name(key: Any) -> str:
+    """The full name of a site from a name, or from a short name and a layer.
+
+    Raises
+    ------
+    SiteError
+        If it is neither.
+    """
+    if not isinstance(key, tuple):
+        return get_act_name(key)
+    if len(key) != 2:
+        raise SiteError(f"site {key!r}: expected a name, or a short name and a layer")
+    return get_act_name(*key)
 
 
 class ActivationCache(Mapping[str, Any]):
@@ -42,7 +59,7 @@ class ActivationCache(Mapping[str, Any]):
         self._values = values
 
     def __getitem__(self, key: str | tuple[str, int]) -> Any:
-        name = get_act_name(*key) if isinstance(key, tuple) else get_act_name(key)
+        name = full_name(key)
         if name not in self._values:
             near = difflib.get_close_matches(name[:256], list(self._values), 4, 0)
             raise SiteError(f"site {name!r}: not in this cache; the nearest there are {', '.join(near) or 'none'}")
@@ -51,7 +68,7 @@ class ActivationCache(Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         try:
             self[key]  # type: ignore[index]
-        except (SiteError, TypeError):
+        except SiteError:
             return False
         return True
 

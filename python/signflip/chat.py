@@ -90,10 +90,14 @@ def render(
     Raises
     ------
     ArgumentError
-        If `messages` is empty or a message lacks its role.
+        If `messages` is no list or empty, `prefill` is no text, or a message lacks its role.
     TokenizerError
         If the template is malformed or refuses the messages; the message is the template's own.
     """
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        raise ArgumentError(f"messages: expected a list of mappings with a role and a content, found {messages!r}")
+    if not isinstance(prefill, str):
+        raise ArgumentError(f"prefill: expected text, found {prefill!r}")
     if not messages:
         raise ArgumentError("messages: expected at least one, found none")
     for message in messages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,13 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from signflip.checks import integer, listed
-from signflip.errors import ArgumentError, SiteError
+from signflip.errors import ArgumentError, SignflipError, SiteError
 
 if TYPE_CHECKING:
     from signflip.model import Model
 
 Op = Literal["set", "add", "scale", "clamp", "zero", "mean", "resample"]
 OPS: tuple[Op, ...] = ("set", "add", "scale", "clamp", "zero", "mean", "resample")
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class PerSequence(list[Any]):
@@ -38,7 +42,7 @@ class Edit:
         `set`, `add`, `scale` take `value`; `clamp` takes `(low, high)`, either of which may be None; `zero` takes
         nothing; `mean` takes the mean as `value` (an array over the site's width, or a survey, whose mean is read);
         `resample` takes donor tokens as `value`: each edited position gets the site's values at a position of the
-        donors drawn with `seed`.
+        donors drawn with `seed`, a draw that depends on the tokens up to there and on nothing else of the call.
     value
         A number, or an array that broadcasts to `[index]`, or to `[positions, index]` when `positions` are given.
         `PerSequence` gives each sequence its own.
@@ -48,7 +52,7 @@ class Edit:
         All by default; an index, a list or a slice, counted in each sequence (negative from its end), or
         `PerSequence`.
     seed
-        For `resample`.
+        For `resample`; 0 to 2**64 - 1.
     """
 
     site: str
@@ -60,7 +64,10 @@ class Edit:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
-        if self.op not in OPS:
+        if not isinstance(self.site, str):
+            raise SiteError(f"site {self.site!r}: expected a name")
+        integer("seed", self.seed, 0, 2**64 - 1)
+        if not isinstance(self.op, str) or self.op not in OPS:
             raise ArgumentError(f"op: expected one of {', '.join(OPS)}, found {self.op!r}")
         if self.op == "zero" and self.value is not None:
             raise ArgumentError(f"value: expected none for op 'zero', found {self.value!r}")
@@ -83,9 +90,12 @@ def resolve_positions(positions: Positions, sequence: int, length: int) -> list[
     if positions is None:
         return list(range(length))
     if isinstance(positions, slice):
-        return list(range(length))[positions]
-    if isinstance(positions, (int, np.integer)):
-        positions = [int(positions)]
+        try:
+            return list(range(length))[positions]
+        except (TypeError, ValueError) as err:
+            raise ArgumentError(f"positions: expected a slice of integers, found {positions!r}: {err}") from None
+    if isinstance(positions, (bool, int, np.integer)):
+        positions = [positions]
     found = []
     for position in listed("positions", positions, "an index, a list of them or a slice"):
         place = integer("positions", position)
@@ -116,15 +126,15 @@ def resolve_columns(
         if len(parts) not in (1, 2):
             raise SiteError(f"site {name!r}: expected an index head or (head, dim), found {index!r}")
         head, dim = (*parts, None)[:2]
-        if not isinstance(head, (int, np.integer)) or not 0 <= head < heads:
+        if not _whole(head) or not 0 <= head < heads:
             raise SiteError(f"site {name!r}: expected a head of 0 to {heads - 1}, found {index!r}")
         if dim is None:
             return [int(head) * d_head + i for i in range(d_head)]
-        if not isinstance(dim, (int, np.integer)) or not 0 <= dim < d_head:
+        if not _whole(dim) or not 0 <= dim < d_head:
             raise SiteError(f"site {name!r}: expected a dimension of 0 to {d_head - 1}, found {index!r}")
         return [int(head) * d_head + int(dim)]
     if isinstance(index, (int, np.integer)):
-        columns = [int(index)]
+        columns = [integer("index", index)]
     else:
         columns = [integer("index", i) for i in listed("index", index, "a neuron or a list of them")]
     if not columns:
@@ -135,8 +145,16 @@ def resolve_columns(
     return columns
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def core_values(
-    model: Model, edit: Edit, columns: list[int] | None, places: Sequence[Sequence[int]]
+    model: Model,
+    edit: Edit,
+    columns: list[int] | None,
+    places: Sequence[Sequence[int]],
+    ids: Sequence[Sequence[int]],
 ) -> tuple[str, list[list[Any]]]:
     """The engine's operation and, for each sequence, the values: one list `[1 | index | positions * index]`.
 
@@ -152,18 +170,16 @@ def core_values(
     if edit.op == "clamp":
         return "clamp", [_limits(edit.value) for _ in places]
     if edit.op == "resample":
-        return "set", _donors(model, edit, columns, places)
+        return "set", _donors(model, edit, columns, places, ids)
     value = edit.value
-    if (edit.op == "mean" and isinstance(value, Mapping)) or hasattr(value, "one_sided"):
-        value = np.asarray(value[edit.site].mean)
     op = "set" if edit.op == "mean" else edit.op
-    if edit.op == "mean":
-        value = np.asarray(value, dtype=np.float32)
-        if value.ndim == 1 and value.size == width and columns is not None:
-            value = value[columns]
     per_sequence = list(value) if isinstance(value, PerSequence) else [value] * len(places)
     if len(per_sequence) != len(places):
         raise ArgumentError(f"value: expected {len(places)} entries, one a sequence, found {len(per_sequence)}")
+    if edit.op == "mean":
+        per_sequence = [_mean(one, edit, heads, width, columns) for one in per_sequence]
+    else:
+        per_sequence = [one[edit.site].mean if hasattr(one, "one_sided") else one for one in per_sequence]
     explicit = edit.positions is not None
     if heads is not None and edit.index is None and not edit.site.endswith("attn.hook_pattern"):
         # As the cache shows the site: the last two axes are [head, d_head].
@@ -176,26 +192,58 @@ def _merge_heads(value: Any, heads: int, d_head: int) -> Any:
     return np.reshape(value, (*shape[:-2], heads * d_head)) if shape[-2:] == (heads, d_head) else value
 
 
+def _mean(value: Any, edit: Edit, heads: int | None, width: int, columns: list[int] | None) -> NDArray[np.float32]:
+    """A mean over the site, or over the columns alone, as values of the columns."""
+    if isinstance(value, Mapping) or hasattr(value, "one_sided"):
+        try:
+            value = value[edit.site].mean
+        except (LookupError, AttributeError) as err:
+            if isinstance(err, SignflipError):
+                raise
+            raise ArgumentError(f"value: expected a survey of {edit.site}, found {value!r}") from None
+    array = _numbers(value, edit)
+    if heads is not None and array.shape == (heads, width // heads):
+        array = array.reshape(width)
+    return array[columns] if columns is not None and array.shape == (width,) else array
+
+
 def _limits(value: Any) -> list[Any]:
     try:
         low, high = value
     except (TypeError, ValueError):
         raise ArgumentError(f"value: expected (low, high) for op 'clamp', found {value!r}") from None
-    low = -np.inf if low is None else float(low)
-    high = np.inf if high is None else float(high)
+    if isinstance(low, str) or isinstance(high, str):
+        raise ArgumentError(f"value: expected two numbers or None for op 'clamp', found {value!r}")
+    try:
+        low = -np.inf if low is None else float(low)
+        high = np.inf if high is None else float(high)
+    except (TypeError, ValueError, OverflowError):
+        raise ArgumentError(f"value: expected two numbers or None for op 'clamp', found {value!r}") from None
     if not low <= high:
         raise ArgumentError(f"value: expected low <= high for op 'clamp', found {value!r}")
+    # An open end is infinite; a limit is a number that float32 holds.
+    if low > _LARGEST or high < -_LARGEST or -np.inf < low < -_LARGEST or _LARGEST < high < np.inf:
+        raise ArgumentError(f"value: expected finite float32 limits or None for op 'clamp', found {value!r}")
     return [low, high]
 
 
-def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explicit: bool) -> list[Any]:
+def _numbers(value: Any, edit: Edit) -> NDArray[np.float32]:
+    """Finite float32."""
     try:
+        found = np.asarray(value)
+        if found.dtype.kind not in "fiub":
+            raise TypeError
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below, as infinite
-            array: NDArray[np.float32] = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
+            array: NDArray[np.float32] = found.astype(np.float32)
+    except (TypeError, ValueError, RuntimeError):
         raise ArgumentError(f"value: expected numbers for op {edit.op!r} at {edit.site}, found {value!r}") from None
     if not np.isfinite(array).all():
         raise ArgumentError(f"value: expected finite numbers for op {edit.op!r} at {edit.site}, found {value!r}")
+    return array
+
+
+def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explicit: bool) -> list[Any]:
+    array = _numbers(value, edit)
     if array.ndim == 0:
         return [float(array)]
     if array.ndim == 1 and array.size == n_columns:
@@ -213,11 +261,27 @@ def _flat(value: ArrayLike, n_columns: int, n_positions: int, edit: Edit, explic
     )
 
 
-def _donors(model: Model, edit: Edit, columns: list[int] | None, places: Sequence[Sequence[int]]) -> list[list[Any]]:
+def _donors(
+    model: Model, edit: Edit, columns: list[int] | None, places: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]
+) -> list[list[Any]]:
     from signflip.reads import Values
 
+    if edit.site.endswith("attn.hook_pattern"):
+        raise SiteError(f"site {edit.site!r}: expected another op than 'resample', for keys differ among donors")
     donors = model.as_sequences(edit.value)
     (values,) = model.read(donors, [Values(edit.site, None, columns)])[0]
     pool = np.concatenate(values)
-    draws = np.random.Generator(np.random.Philox(edit.seed))
-    return [list(pool[draws.integers(0, len(pool), len(place))].ravel().tolist()) for place in places]
+    return [
+        list(pool[_draws(edit.seed, sequence, place, len(pool))].ravel().tolist())
+        for sequence, place in zip(ids, places, strict=True)
+    ]
+
+
+def _draws(seed: int, sequence: Sequence[int], places: Sequence[int], n: int) -> list[int]:
+    """A number below n for each place, from a stream keyed by the seed and the tokens up to there alone."""
+    prefix, keys = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=16), []
+    for token in sequence:
+        prefix.update(token.to_bytes(8, "little"))
+        keys.append(prefix.digest())
+    streams = (np.random.Philox(key=int.from_bytes(keys[place], "little")) for place in places)
+    return [int(np.random.Generator(stream).integers(n)) for stream in streams]

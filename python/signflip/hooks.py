@@ -52,9 +52,10 @@ def _together(model: Model, sequences: list[list[int]], hooks: dict[str, list[Ho
 
 def _checked(name: str, new: Any, shape: tuple[int, ...]) -> Floats:
     """What a hook returned, as float32."""
-    if hasattr(new, "detach"):
-        new = new.detach().cpu().numpy()
-    new = np.asarray(new)
+    try:
+        new = np.asarray(new.detach().cpu().numpy() if hasattr(new, "detach") else new)
+    except (TypeError, ValueError) as err:
+        raise ArgumentError(f"hook at {name}: expected an array of shape {shape}, found what is none: {err}") from None
     if new.dtype.kind not in "fiub":
         raise ArgumentError(f"hook at {name}: expected real numbers, found {new.dtype}")
     values: Floats = new.astype(np.float32)

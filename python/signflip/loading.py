@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+_LAST_ID = 2**32 - 1
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -92,8 +94,17 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     ArgumentError
         If a revision is given for a path.
     """
-    path = Path(path_or_hub_id).expanduser()
-    if path.exists():
+    if not isinstance(path_or_hub_id, (str, os.PathLike)):
+        raise ArgumentError(f"path_or_hub_id: expected a path or a hub id, found {path_or_hub_id!r}")
+    shown = str(path_or_hub_id)
+    shown = shown if len(shown) <= 256 else f"{shown[:256]}..."
+    try:
+        path = Path(path_or_hub_id).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as err:
+        reason = (err.strerror if isinstance(err, OSError) else None) or err
+        raise FileError(f"{shown}: no such file or folder: {reason}") from err
+    if exists:
         if revision is not None:
             raise ArgumentError(f"revision: expected none for a local path, found {revision!r} for {path}")
         if path.is_dir() or path.suffix == ".gguf":
@@ -101,7 +112,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         raise FileError(f"{path}: expected a folder or a .gguf file, found another file")
     name = str(path_or_hub_id)
     if not _HUB_ID.fullmatch(name) or name.endswith(".gguf"):
-        raise FileError(f"{name}: no such file or folder, and not a hub id")
+        raise FileError(f"{shown}: no such file or folder, and not a hub id")
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
     # Whatever it is: what the network's client below raises differs by the hub's version.
@@ -151,14 +162,18 @@ def _load_folder(folder: Path, name: str) -> Loaded:
         token = _content(tokenizer_config.get(f"{which}_token"))
         if token is not None and tokenizer is not None and (known := tokenizer.token_to_id(token)) is not None:
             return known, token
-        ids = _ids(config.get(f"{which}_token_id"))
+        ids = _ids(config, "config.json", f"{which}_token_id")
         if not ids:
             return None, None
         return ids[0], tokenizer.id_to_piece(ids[0]) if tokenizer is not None else None
 
     bos_id, bos_token = special("bos")
     eos_id, eos_token = special("eos")
-    stops = [*([] if eos_id is None else [eos_id]), *_ids(generation.get("eos_token_id", config.get("eos_token_id")))]
+    stops = [] if eos_id is None else [eos_id]
+    if "eos_token_id" in generation:
+        stops += _ids(generation, "generation_config.json", "eos_token_id")
+    else:
+        stops += _ids(config, "config.json", "eos_token_id")
     weights = sorted(folder.glob("model*.safetensors"))
     single = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
@@ -247,10 +262,14 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _ids(value: Any) -> list[int]:
+def _ids(config: dict[str, Any], file: str, key: str) -> list[int]:
     """Token ids, which configs write as one, as a list, or as null."""
+    value = config.get(key)
     values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, int) and not isinstance(each, bool) and each >= 0]
+    found = [each for each in values if isinstance(each, int) and not isinstance(each, bool) and each >= 0]
+    if any(each > _LAST_ID for each in found):
+        raise CheckpointError(f"{file}, {key}: expected ids of at most {_LAST_ID}, found {max(found)}")
+    return found
 
 
 def load(path_or_hub_id: str | Path, revision: str | None = None, device: str = "cpu", dtype: str = "float32") -> Model:
@@ -273,8 +292,13 @@ def load(path_or_hub_id: str | Path, revision: str | None = None, device: str = 
         If the checkpoint cannot be had or read.
     DeviceError
         If the device cannot be used here.
+    ArgumentError
+        If an argument is of another kind.
     """
     from signflip.model import Model
 
+    for which, value, wanted in (("device", device, "'cpu' or 'cuda:N'"), ("dtype", dtype, "a name such as 'float32'")):
+        if not isinstance(value, str):
+            raise ArgumentError(f"{which}: expected {wanted}, found {value!r}")
     parts = load_parts(path_or_hub_id, revision)
     return Model(_core.Model(parts.checkpoint, device, dtype), parts, device, dtype)

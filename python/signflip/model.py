@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signflip import generation, hooks, planning
-from signflip.cache import ActivationCache, get_act_name
+from signflip.cache import ActivationCache, full_name, get_act_name
 from signflip.checks import integer, listed
 from signflip.edits import Edit, PerSequence
-from signflip.errors import ArgumentError, SiteError, TokenizerError
+from signflip.errors import ArgumentError, SiteError, TokenError, TokenizerError
 from signflip.hooks import Hook
 from signflip.objectives import Objective
 from signflip.reads import Logits, LogProb, Project, Read, Values
@@ -113,6 +113,8 @@ class Model:
         tokenizer = self._need_tokenizer()
         if isinstance(text, str):
             return np.asarray(tokenizer.encode(text), np.int64)[None]
+        if not isinstance(text, Sequence) or not all(isinstance(one, str) for one in text):
+            raise TokenError(f"tokens: expected a text or a list of texts, found {text!r}")
         ids = [np.asarray(one, np.int64) for one in tokenizer.encode_batch(list(text))]
         return np.stack(ids) if ids and len({len(one) for one in ids}) == 1 else ids
 
@@ -155,7 +157,7 @@ class Model:
             messages = [{"role": "user", "content": messages}]
         return chat.render(
             self._parts.chat_template,
-            list(messages),
+            messages,
             prefill=prefill,
             bos_token=self._parts.bos_token or "",
             eos_token=self._parts.eos_token or "",
@@ -277,9 +279,7 @@ class Model:
             return chosen
         chosen = []
         for name in listed("names_filter", names_filter, "a name, a list of names or a function"):
-            if not isinstance(name, (str, tuple)):
-                raise SiteError(f"site {name!r}: expected a name")
-            chosen.append(get_act_name(*name) if isinstance(name, tuple) else get_act_name(name))
+            chosen.append(full_name(name))
         for name in chosen:
             self._core.site(name)
         return chosen
@@ -393,7 +393,10 @@ class Model:
         """An objective's value, and its derivative by sites: see `signflip.scoring.gradient`."""
         from signflip import scoring
 
-        return scoring.gradient(self, tokens, objective, wrt)
+        names = [wrt] if isinstance(wrt, str) else listed("wrt", wrt, "a site's name or a list of them")
+        if not all(isinstance(name, str) for name in names):
+            raise SiteError(f"wrt: expected names of sites, found {wrt!r}")
+        return scoring.gradient(self, tokens, objective, names)
 
     # ------------------------------------------------------------------ generation
 
@@ -434,11 +437,15 @@ class Model:
         self._need_unembedding("generate")
         max_new_tokens = integer("max_new_tokens", max_new_tokens, 0)
         seed = integer("seed", seed, 0, 2**64 - 1)
-        if not temperature >= 0 or not np.isfinite(temperature):
-            raise ArgumentError(f"temperature: expected at least 0, found {temperature}")
+        try:
+            degrees = float(temperature) if not isinstance(temperature, str) else np.nan
+        except (TypeError, ValueError, OverflowError):
+            degrees = np.nan
+        if not degrees >= 0 or not np.isfinite(degrees):
+            raise ArgumentError(f"temperature: expected a number of at least 0, found {temperature!r}")
         if top_k is not None:
             top_k = integer("top_k", top_k, 1)
-        sampling = generation.Sampling(temperature, top_k, seed)
+        sampling = generation.Sampling(degrees, top_k, seed)
         edits = listed("edits", edits, "a list of Edit")
         stop_ids = set(self._parts.stop_ids) if stop_at_eos else set()
         ids = generation.generate(self, self.as_sequences(tokens), max_new_tokens, sampling, edits, stop_ids)

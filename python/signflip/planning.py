@@ -67,11 +67,11 @@ def plan_edit(model: Model, edit: Edit, ids: list[list[int]]) -> PlannedEdit:
     n_keys = max(map(len, ids))
     columns = resolve_columns(edit.site, edit.index, heads, width, n_keys)
     if edit.site.endswith("attn.hook_pattern"):
-        op, values = core_values(model, edit, columns if edit.index is not None else None, places)
-        if any(len(one) > 2 for one in values):
+        op, values = core_values(model, edit, columns if edit.index is not None else None, places, ids)
+        if any(len(one) > (2 if op == "clamp" else 1) for one in values):
             raise ArgumentError(f"value: expected one number at {edit.site}, found an array")
     else:
-        op, values = core_values(model, edit, columns, places)
+        op, values = core_values(model, edit, columns, places, ids)
     # The pattern's columns depend on the batch's own key axis, so the index itself is kept.
     return PlannedEdit(edit, op, columns, heads, width, places, values)
 
@@ -140,11 +140,8 @@ def _core_read(
 
 def _core_edit(plan: PlannedEdit, batch: list[int], trie: forest.Forest, n_keys: int) -> tuple[Any, ...]:
     edit = plan.edit
-    columns = plan.columns
-    if edit.site.endswith("attn.hook_pattern"):
-        columns = resolve_columns(edit.site, edit.index, plan.heads, plan.width, n_keys)
+    columns, n = core_columns(plan, n_keys)
     values = [plan.values[i] for i in batch]
-    n = len(columns) if columns is not None else plan.width
     same = all(one == values[0] for one in values) and (plan.op == "clamp" or len(values[0]) in (1, n))
     if edit.positions is None and same:
         return (edit.site, plan.op, columns, None, limits(values[0], n) if plan.op == "clamp" else values[0])
@@ -161,6 +158,14 @@ def _core_edit(plan: PlannedEdit, batch: list[int], trie: forest.Forest, n_keys:
     else:
         flat = [value for row in rows for value in (cells[row] * n if len(cells[row]) == 1 else cells[row])]
     return (edit.site, plan.op, columns, rows, flat)
+
+
+def core_columns(plan: PlannedEdit, n_keys: int) -> tuple[list[int] | None, int]:
+    """An edit's columns in a request with this key axis (None for all), and how many they are."""
+    if not plan.edit.site.endswith("attn.hook_pattern"):
+        return plan.columns, len(plan.columns) if plan.columns is not None else plan.width
+    columns = resolve_columns(plan.edit.site, plan.edit.index, plan.heads, plan.width, n_keys)
+    return columns, len(columns) if columns is not None else plan.width * n_keys
 
 
 def limits(values: list[float], n: int) -> list[float]:
