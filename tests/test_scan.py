@@ -265,3 +265,67 @@ def test_bad_arguments_are_named(models: dict[str, sf.Model]) -> None:
         sf.scan(model, [PLACE], [behaviour], doses=["no such dose"])
     with pytest.raises(ArgumentError, match="trigger"):
         sf.flip(model, PLACE, [], behaviour)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"tiers": ("T9",)}, "tiers: expected some of 'T0' and 'T1', found .*T9"),
+        ({"tiers": []}, "tiers"),
+        ({"tiers": 5}, "tiers"),
+        ({"keep": -1}, "keep"),
+        ({"screen": 1.5}, "screen"),
+        ({"replicates": 0}, "replicates"),
+        ({"seed": -1}, "seed"),
+        ({"confirm": None}, "confirm"),
+        ({"look_below": float("nan")}, "look_below"),
+        ({"look_below": "x"}, "look_below"),
+        ({"doses": [1e39]}, "doses.*1e[+]39"),
+        ({"doses": 5}, "doses"),
+        ({"doses": [None]}, "doses"),
+        ({"doses": "seen"}, "doses"),
+        ({"doses": [True]}, "doses"),
+        ({"behaviours": "context"}, "behaviours"),
+        ({"behaviours": [5]}, "behaviours"),
+        ({"behaviours": [handset.behaviour(), handset.behaviour()]}, "'context' twice"),
+        ({"features": 5}, "features"),
+        ({"features": [(handset.SITE, "x")]}, "index.*'x'"),
+        ({"features": [(handset.SITE, 1.7)]}, "index.*1.7"),
+    ],
+)
+def test_misspelt_arguments_of_a_scan_are_refused(models: dict[str, sf.Model], changed: Any, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        sf.scan(models["opposite"], **{"features": [PLACE], "behaviours": [handset.behaviour()], **changed})
+
+
+def test_one_tier_and_one_feature_are_taken_as_they_are(models: dict[str, sf.Model]) -> None:
+    found = sf.scan(models["opposite"], Feature(*PLACE), [handset.behaviour()], tiers="T1", replicates=50)  # type: ignore[arg-type]
+    assert found.rows
+    assert {row.tier for row in found.rows} == {"T1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"doses": [1e39]}, "doses"),
+        ({"doses": 5}, "doses"),
+        ({"search_result": None}, "search_result"),
+        ({"search_result": 5}, "search_result"),
+        ({"search_result": ["x"]}, "search_result"),
+        ({"behaviour": 5}, "behaviour"),
+        ({"positions": 5}, "positions"),
+        ({"positions": []}, "positions"),
+        ({"positions": [5]}, "positions.*found 5"),
+        ({"positions": [-99]}, "positions.*found -99"),
+        ({"positions": [-3]}, "positions.*found -3"),
+        ({"units": -1}, "units"),
+        ({"strings": -1}, "strings"),
+        ({"replicates": 0}, "replicates"),
+        ({"seed": -1}, "seed"),
+        ({"feature": (handset.SITE, 1.7)}, "index.*1.7"),
+    ],
+)
+def test_misspelt_arguments_of_a_flip_are_refused(models: dict[str, sf.Model], changed: Any, said: str) -> None:
+    given = {"feature": PLACE, "search_result": [V.triggers[0]], "behaviour": handset.behaviour(), "replicates": 50}
+    with pytest.raises(ArgumentError, match=said):
+        sf.flip(models["opposite"], **{**given, **changed})

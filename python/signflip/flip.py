@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
 from signflip.behaviours.prompts import Triggered, insert, leading_bos
+from signflip.checks import integer, listed
 from signflip.design import Answers, Design
-from signflip.dosing import Dose, Feature, Moves, Tiers, doses, profiles, tiers_of
+from signflip.dosing import Dose, Feature, Moves, Tiers, asked_doses, doses, profiles, tiers_of
 from signflip.edits import Edit, PerSequence
 from signflip.errors import ArgumentError
 from signflip.flipped import ConditionRow, FlipTest, Reached
@@ -79,8 +80,20 @@ def flip(
         If the trigger is empty.
     """
     x = Feature.of(feature)
+    if not isinstance(behaviour, Behaviour):
+        raise ArgumentError(f"behaviour: expected a behaviour, found {behaviour!r}")
+    if positions is not None:
+        positions = [
+            integer("positions", one, -model.cfg.n_ctx, -1)
+            for one in listed("positions", positions, "a list of negative numbers, counted from a prompt's end")
+        ]
+        if not positions:
+            raise ArgumentError("positions: expected at least one, or None, found none")
+    units, strings = integer("units", units, 0), integer("strings", strings, 0)
+    replicates, seed = integer("replicates", replicates, 1), integer("seed", seed, 0, 2**64 - 1)
+    asked = asked_doses(doses)
     trigger = trigger_ids(model, search_result)
-    test = _Test(model, x, behaviour, half, doses, replicates, seed)
+    test = _Test(model, x, behaviour, half, asked, replicates, seed)
     return test.run(trigger, positions, units, strings)
 
 
@@ -96,7 +109,8 @@ def trigger_ids(model: Model, found: Any) -> tuple[int, ...]:
     tokens = getattr(best, "tokens", best)
     if isinstance(tokens, str):
         tokens = model.to_tokens(tokens)[0][leading_bos(model) :]
-    ids = tuple(int(i) for i in tokens)
+    wanted = "a search's result or a trigger (text or token ids)"
+    ids = tuple(integer("search_result", i, 0) for i in listed("search_result", tokens, wanted))
     if not ids:
         raise ArgumentError("search_result: expected a search's result or a trigger of at least one token, found none")
     return ids
@@ -254,11 +268,12 @@ class _Test:
     def _positions(self, given: Sequence[int] | None, inserted: Sequence[Triggered]) -> list[tuple[int, ...]]:
         """For each prompt the positions that matter, after the trigger, counted from the end."""
         if given is not None:
-            out = []
-            for one in inserted:
-                own = tuple(p for p in given if -one.n_after <= p < 0)
-                out.append(own or (-1,))
-            return out
+            least = max(1, min(one.n_after for one in inserted))
+            if min(given) < -least:
+                raise ArgumentError(
+                    f"positions: expected {-least} to -1, those after the trigger in every prompt, found {min(given)}"
+                )
+            return [tuple(given)] * len(inserted)
         from signflip.model import Values
 
         place = self.feature.place
