@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,41 @@ def test_misspelt_arguments_of_a_flip_are_refused(models: dict[str, sf.Model], c
     given = {"feature": PLACE, "search_result": [V.triggers[0]], "behaviour": handset.behaviour(), "replicates": 50}
     with pytest.raises(ArgumentError, match=said):
         sf.flip(models["opposite"], **{**given, **changed})
+
+
+@pytest.mark.parametrize("site", ["blocks.0.attn.hook_z", "blocks.0.attn.hook_v"])
+def test_a_column_of_a_site_with_heads_is_flipped(models: dict[str, sf.Model], site: str) -> None:
+    """The mean context is dimension 0 of head 0, the mean of x dimension 1; a column of head 1 does nothing."""
+    model, behaviour = models["opposite"], handset.behaviour()
+    given: dict[str, Any] = {"replicates": 50, "units": 0, "strings": 0}
+    x = sf.flip(model, (site, 1), [V.triggers[0]], behaviour, **given)
+    y = sf.flip(model, (site, 13), [V.triggers[0]], behaviour, **given)
+    if site.endswith("hook_z"):
+        assert x.row("clamped").score.s.value > 0.6
+    assert y.row("clamped").score.s.value == pytest.approx(y.row("tokens").score.s.value, abs=1e-4)
+    assert sf.scan(model, [(site, 1), (site, 13)], [behaviour], replicates=50, screen=0).rows
+
+
+def test_attention_patterns_are_no_features(models: dict[str, sf.Model]) -> None:
+    model, behaviour = models["opposite"], handset.behaviour()
+    with pytest.raises(SiteError, match="hook_pattern"):
+        sf.scan(model, [("blocks.0.attn.hook_pattern", 1)], [behaviour])
+    with pytest.raises(SiteError, match="hook_pattern"):
+        sf.flip(model, ("blocks.0.attn.hook_pattern", 1), [V.triggers[0]], behaviour)
+
+
+def few(pairs: int, halves: bool = True) -> sf.Behaviour:
+    """The handset behaviour with so few items a side."""
+    kept = [p for p in handset.behaviour().prompts if (p.half == "B" or halves) and int(p.item.split()[1]) % 8 < pairs]
+    return sf.Behaviour("few", kept if halves else [replace(p, half="") for p in kept])
+
+
+def test_too_few_items_are_inconclusive(models: dict[str, sf.Model]) -> None:
+    prompts = [p for p in handset.behaviour().prompts if p.template == "template 4" and p.item.endswith(" 8")]
+    assert len(prompts) == 2
+    two = sf.Behaviour("two", [replace(p, half="") for p in prompts])
+    test = sf.flip(models["opposite"], PLACE, [V.triggers[0]], two, replicates=50, units=2, strings=4)
+    assert test.verdict.label == "inconclusive"
+    assert "2 items are too few" in str(test.verdict)
+    assert test.edited is None or test.edited.label == "inconclusive"
+    assert not sf.scan(models["opposite"], [PLACE], [two], replicates=50).reversed()

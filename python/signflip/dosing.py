@@ -185,6 +185,11 @@ def profiles(model: Model, features: Sequence[Feature], sweeps: Sequence[Sweep])
     wanted: dict[str, list[int]] = {}
     for feature in features:
         width = model.site_width(feature.site)
+        if feature.site.endswith("attn.hook_pattern"):
+            raise SiteError(
+                f"site {feature.site!r}: expected a site with as many values at every token, found one whose "
+                "columns are the keys of each sequence"
+            )
         if not 0 <= feature.index < width:
             raise SiteError(f"site {feature.site!r}: expected an index of 0 to {width - 1}, found {feature.index}")
         wanted.setdefault(feature.site, []).append(feature.index)
@@ -310,6 +315,12 @@ def doses(profile: Profile, asked: Sequence[float | str | Dose] | None = None) -
             continue
         out.append(Dose(name, float(value), bool(beyond), bool(crosses)))
     return out
+
+
+def edit_index(model: Model, feature: Feature) -> int | tuple[int, int]:
+    """The feature as an `Edit` names it: `(head, dim)` where the site has heads."""
+    _, heads, width = model._core.site(feature.site)
+    return feature.index if heads is None else divmod(feature.index, width // heads)
 
 
 class Moves:

@@ -13,7 +13,7 @@ from signflip.behaviours.plain import plain_sequences
 from signflip.behaviours.prompts import Triggered, insert, leading_bos
 from signflip.checks import integer, listed
 from signflip.design import Answers, Design
-from signflip.dosing import Dose, Feature, Moves, Tiers, asked_doses, doses, profiles, tiers_of
+from signflip.dosing import Dose, Feature, Moves, Tiers, asked_doses, doses, edit_index, profiles, tiers_of
 from signflip.edits import Edit, PerSequence
 from signflip.errors import ArgumentError
 from signflip.flipped import ConditionRow, FlipTest, Reached
@@ -294,7 +294,7 @@ class _Test:
     def _mediate(
         self, inserted: Sequence[Triggered], x_clean: list[NDArray[np.float64]], x_found: list[NDArray[np.float64]]
     ) -> tuple[Score, Score]:
-        site, index = self.feature.site, self.feature.index
+        site, index = self.feature.site, edit_index(self.model, self.feature)
         after = PerSequence([list(range(-one.n_after, 0)) for one in inserted])
         held = PerSequence([x[len(x) - one.n_after :] for x, one in zip(x_clean, inserted, strict=True)])
         taken = PerSequence([x[len(x) - one.n_after :] for x, one in zip(x_found, inserted, strict=True)])

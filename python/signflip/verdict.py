@@ -2,7 +2,7 @@
 
 Each condition of *opposite* is tested by its own one-sided 95% limit and all must hold (an intersection-union test, so
 nothing is corrected inside); *inert* and *incompetent* are equivalences (two one-sided tests). What is not significant
-is never called inert.
+is never called inert. Fewer than 12 items are always inconclusive.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from signflip.score import Score
 Label = Literal["opposite", "half-turned", "heuristic-prone", "inert", "incompetent", "weakened", "inconclusive"]
 MARGIN = 0.2
 LEVEL = 0.05
+# A ratio with fewer clusters (items, of both sides together) is not significant: its interval means nothing.
+MIN_CLUSTERS = 12
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,11 @@ def judge(
     pushed = said and any(side.lower > 1 + margin for _, side in sides)
     notes = _notes(score, conditions, turned, kept_bits, kind, paired, said)
     label: Label
-    if any(turned) and kind != "symmetric":
+    few = score.n_items < MIN_CLUSTERS
+    if few:
+        notes = [f"{score.n_items} items are too few for an interval: at least {MIN_CLUSTERS}"]
+        label = "inconclusive"
+    elif any(turned) and kind != "symmetric":
         label = "heuristic-prone"
     elif all(condition.passed for condition in conditions):
         label = "opposite"
@@ -206,7 +212,7 @@ def judge(
     else:
         label = "inconclusive"
     p = turn_p(score, margin, half=not all(turned))
-    return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, p, pushed)
+    return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, p, pushed and not few)
 
 
 def any_turned(score: Score, margin: float = MARGIN) -> bool:
