@@ -243,6 +243,9 @@ def test_a_scan_survives_its_file(scans: dict[str, tuple[list[Any], sf.Scan]], t
     assert [str(one) for one in again] == [str(one) for one in made.reversed()]
     assert again[0].flip() == made.reversed()[0].flip()
     assert again[0].contexts == made.reversed()[0].contexts
+    assert again[0].contexts
+    assert again[0].contexts[0] == ([], list(handset.behaviour().select("A")[0].text))
+    assert sf.Scan.open(tmp_path / "scan.json").table() == made.table()
     assert "half-turned" in made.table()
     assert made.most_turned() is not None
     (tmp_path / "other.json").write_text("{}")
@@ -353,12 +356,6 @@ def test_attention_patterns_are_no_features(models: dict[str, sf.Model]) -> None
         sf.flip(model, ("blocks.0.attn.hook_pattern", 1), [V.triggers[0]], behaviour)
 
 
-def few(pairs: int, halves: bool = True) -> sf.Behaviour:
-    """The handset behaviour with so few items a side."""
-    kept = [p for p in handset.behaviour().prompts if (p.half == "B" or halves) and int(p.item.split()[1]) % 8 < pairs]
-    return sf.Behaviour("few", kept if halves else [replace(p, half="") for p in kept])
-
-
 def test_too_few_items_are_inconclusive(models: dict[str, sf.Model]) -> None:
     prompts = [p for p in handset.behaviour().prompts if p.template == "template 4" and p.item.endswith(" 8")]
     assert len(prompts) == 2
@@ -368,3 +365,16 @@ def test_too_few_items_are_inconclusive(models: dict[str, sf.Model]) -> None:
     assert "2 items are too few" in str(test.verdict)
     assert test.edited is None or test.edited.label == "inconclusive"
     assert not sf.scan(models["opposite"], [PLACE], [two], replicates=50).reversed()
+
+
+def test_prompts_that_selected_do_not_confirm(models: dict[str, sf.Model]) -> None:
+    model = models["opposite"]
+    listed = sf.survey(model, handset.corpus(rare=0.02)).one_sided(max_rate=0.01)
+    chosen = [one for one in listed if (one.site, one.index) == PLACE]
+    unsplit = sf.Behaviour("unsplit", [replace(p, half="") for p in handset.behaviour().prompts if p.half == "B"])
+    scan = sf.scan(model, chosen, [unsplit], replicates=300)
+    (seen,) = [one for one in scan.reversed() if one.dose.name == "seen" and one.tier == "T0"]
+    assert not seen.decisive
+    assert "(not decisive); " in str(seen)
+    assert "the same prompts selected and confirmed" in str(seen)
+    assert "unsplit: no halves" in scan.summary()

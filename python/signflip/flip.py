@@ -23,6 +23,7 @@ from signflip.random_strings import random_strings
 from signflip.reflection import reflect
 from signflip.reversal import Reversal
 from signflip.score import Score, answer_tokens, answers, from_reads, summarise
+from signflip.search_result import SearchResult
 from signflip.sweep import Sweep, log_softmax
 from signflip.verdict import Divergence, Verdict, any_turned, judge
 
@@ -77,7 +78,7 @@ def flip(
     Raises
     ------
     ArgumentError
-        If the trigger is empty.
+        If the trigger is empty, the search was of another model, or an argument is out of its domain.
     """
     x = Feature.of(feature)
     if not isinstance(behaviour, Behaviour):
@@ -92,6 +93,11 @@ def flip(
     units, strings = integer("units", units, 0), integer("strings", strings, 0)
     replicates, seed = integer("replicates", replicates, 1), integer("seed", seed, 0, 2**64 - 1)
     asked = asked_doses(doses)
+    if isinstance(search_result, SearchResult) and (searched := search_result.settings.get("model")) != model.hash:
+        raise ArgumentError(
+            f"search_result: expected a search of {model.name} (hash {model.hash}), found one of a model of hash "
+            f"{searched}; give its tokens alone to test them on another model"
+        )
     trigger = trigger_ids(model, search_result)
     test = _Test(model, x, behaviour, half, asked, replicates, seed)
     return test.run(trigger, positions, units, strings)
@@ -158,7 +164,9 @@ class _Test:
         mediation = mediate(clean, by_tokens, clamped, reproduced)
         self._matched(furthest, units)
         divergence = self._strings(trigger, strings)
-        control = reflect(self.model, self.behaviour, self.replicates, self.seed) if self._split() else "no halves"
+        control = (
+            reflect(self.model, self.behaviour, self.replicates, self.seed) if self.behaviour.split else "no halves"
+        )
         tier = "T4" if mediation.role == "carrier" else "T3"
         if by_tokens.refusal is None:
             kind = self.behaviour.kind
@@ -177,9 +185,6 @@ class _Test:
             self.feature, self.behaviour.name, self.half, trigger, text, tuple(self.rows), reached, mediation, control,
             verdict, edited, self.profile, meta,
         )  # fmt: skip
-
-    def _split(self) -> bool:
-        return any(prompt.half for prompt in self.behaviour.prompts)
 
     # ---- (b), (e): doses and ablations -------------------------------------------------------------------------------
 

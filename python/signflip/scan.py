@@ -23,7 +23,7 @@ from signflip.reversal import Reversal, carrying_positions, twins
 from signflip.scanned import Row, SavedScan, Scan, turnedness
 from signflip.score import Score, answer_tokens, from_reads, summarise
 from signflip.sweep import RowEdit, Sweep
-from signflip.verdict import LEVEL, MARGIN, Divergence, any_turned, judge
+from signflip.verdict import LEVEL, MARGIN, SAME_PROMPTS, Divergence, any_turned, judge
 
 if TYPE_CHECKING:
     from signflip.behaviours.prompts import ModelPrompt
@@ -59,6 +59,8 @@ def scan(
     First every feature at its furthest dose on a few prompts of half A, at all positions but the leading special
     tokens; then the pairs that look turned on all of half A, along the dose curve and by tier; then at most 50
     triples (feature, behaviour, dose), chosen there, on half B, whose numbers alone are reported as effects.
+    A behaviour that is not split into halves has one set of prompts for both: nothing decides there, and each verdict
+    says so.
 
     Parameters
     ----------
@@ -78,7 +80,7 @@ def scan(
     look_below
         Only those whose S in the first look is below.
     tiers
-        Which to run.
+        Which to run: `"T0"`, `"T1"`, or both.
     confirm
         At most this many triples go to half B.
     replicates, seed
@@ -323,6 +325,8 @@ class _Run:
                 tier=tier,
                 decisive=not dose.extrapolated,
             )
+            if which == "B" and not half.behaviour.split:
+                verdict = replace(verdict, decisive=False, notes=(*verdict.notes, SAME_PROMPTS))
             prediction = None
             if score.share is not None and profile.mean:
                 prediction = 1 - score.share.value * (1 - dose.value / profile.mean)

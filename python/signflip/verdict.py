@@ -21,6 +21,8 @@ MARGIN = 0.2
 LEVEL = 0.05
 # A ratio with fewer clusters (items, of both sides together) is not significant: its interval means nothing.
 MIN_CLUSTERS = 12
+# The note of a verdict that no other prompts selected.
+SAME_PROMPTS = "the same prompts selected and confirmed"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Verdict:
     tier
         How X was brought across (`"T0"` to `"T4"`), empty if it was not.
     decisive
-        Whether the dose may decide: it does not go beyond what was seen.
+        Whether the dose may decide: it does not go beyond what was seen, and other prompts selected it.
     p
         One-sided p-value of the turn over clusters, before any correction for the number of tests.
     constant
@@ -109,7 +111,8 @@ class Verdict:
 
     def __str__(self) -> str:
         tier = f" at {self.tier}" if self.tier else ""
-        beyond = "" if self.decisive else " (extrapolated: not decisive)"
+        why = "" if SAME_PROMPTS in self.notes else "extrapolated: "
+        beyond = "" if self.decisive else f" ({why}not decisive)"
         notes = f"; {'; '.join(self.notes)}" if self.notes else ""
         return f"{self.label}{tier}{beyond}{notes}"
 

@@ -83,6 +83,11 @@ class Behaviour:
         sizes = ", ".join(f"{n} in half {half}" if half else str(n) for half, n in sorted(halves.items()))
         return f"<Behaviour {self.name}: {self.kind}, prompts: {sizes}>"
 
+    @property
+    def split(self) -> bool:
+        """Whether the prompts are split into halves, one to select on and one to confirm on."""
+        return any(prompt.half for prompt in self.prompts)
+
     def select(self, half: Half | None = None) -> tuple[Prompt, ...]:
         """The prompts of a half; all for None, and for a behaviour that is not split.
 
@@ -93,7 +98,7 @@ class Behaviour:
         """
         if half is not None and half not in HALVES:
             raise BehaviourError(f"behaviour {self.name!r}: expected half 'A' or 'B', found {half!r}")
-        if half is None or not any(prompt.half for prompt in self.prompts):
+        if half is None or not self.split:
             return self.prompts
         chosen = tuple(prompt for prompt in self.prompts if prompt.half == half)
         if not chosen:
