@@ -274,3 +274,9 @@ def test_plain_texts_are_cut_to_a_short_context(tmp_path: Path) -> None:
     assert {len(one) for one in ids} == {4}
     assert np.max(leading) < 4
     assert sf.scan(model, [(handset.SITE, handset.FEATURE)], [handset.behaviour()], replicates=50).rows
+
+
+def test_an_answer_outside_the_vocabulary_is_refused(tiny: sf.Model) -> None:
+    made = sf.Behaviour("mine", [((1,), 10**30, 1, "l"), ((2,), 1, 10**30, "r")])
+    with pytest.raises(TokenError, match="0 to 89"):
+        made.measure(tiny)

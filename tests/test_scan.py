@@ -284,6 +284,7 @@ def test_bad_arguments_are_named(models: dict[str, sf.Model]) -> None:
         ({"confirm": None}, "confirm"),
         ({"look_below": float("nan")}, "look_below"),
         ({"look_below": "x"}, "look_below"),
+        ({"look_below": 10**400}, "look_below"),
         ({"doses": [1e39]}, "doses.*1e[+]39"),
         ({"doses": 5}, "doses"),
         ({"doses": [None]}, "doses"),

@@ -15,7 +15,20 @@ from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
 from signflip.checks import integer, listed
 from signflip.design import Answers, Design, leans, side_means
-from signflip.dosing import Dose, Feature, Metric, Moves, Profile, Tier, Tiers, asked_doses, doses, profiles, tiers_of
+from signflip.dosing import (
+    LARGEST,
+    Dose,
+    Feature,
+    Metric,
+    Moves,
+    Profile,
+    Tier,
+    Tiers,
+    asked_doses,
+    doses,
+    profiles,
+    tiers_of,
+)
 from signflip.errors import ArgumentError
 from signflip.matched import Layer, exceeds, text_divergences
 from signflip.resample import holm
@@ -98,8 +111,12 @@ def scan(
     screen, keep = integer("screen", screen, 0), integer("keep", keep, 0)
     confirm = integer("confirm", confirm, 0, MAX_TRIPLES)
     replicates, seed = integer("replicates", replicates, 1), integer("seed", seed, 0, 2**64 - 1)
-    if not isinstance(look_below, (int, float, np.number)) or isinstance(look_below, bool) or np.isnan(look_below):
-        raise ArgumentError(f"look_below: expected a number, found {look_below!r}")
+    if (
+        not isinstance(look_below, (int, float, np.number))
+        or isinstance(look_below, bool)
+        or not abs(look_below) <= LARGEST
+    ):
+        raise ArgumentError(f"look_below: expected a finite number, found {look_below!r}")
     chosen = _features(features)
     scored = _behaviours(behaviours)
     return _Run(model, chosen, scored, asked_doses(doses), _tiers(tiers), replicates, seed, progress).run(
