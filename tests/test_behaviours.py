@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 import handset
 import signflip as sf
 from signflip.behaviours import Prompt
+from signflip.behaviours.plain import plain_sequences
 from signflip.behaviours.prompts import insert
-from signflip.errors import BehaviourError, FileError, TokenError
+from signflip.errors import ArgumentError, BehaviourError, FileError, TokenError
 
 NAMES = [make.name for make in sf.behaviours.all()]
 
@@ -195,3 +198,85 @@ def test_texts_need_single_token_answers(tmp_path: Path) -> None:
     placed = insert(model, one, " well then")
     assert model.to_string(list(placed.ids)) == f"{one.before} well then{one.after}"
     assert sf.Behaviour("raw", PAIR, separator="").prompts_for(model)[0].before == ""
+
+
+LINE = {"text": "x", "correct": "a", "opposite": "b", "side": "l"}
+LINES = [LINE, {"text": "y", "correct": "b", "opposite": "a", "side": "r"}]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\r\n"])
+def test_line_separators_in_a_text_survive_its_file(tmp_path: Path, mark: str) -> None:
+    made = sf.Behaviour("mine", [{**line, "text": f"{line['text']}{mark}z"} for line in LINES])
+    made.save(tmp_path / "b.jsonl")
+    assert sf.Behaviour.open(tmp_path / "b.jsonl").prompts == made.prompts
+    (tmp_path / "b.jsonl").write_text("\ufeff" + (tmp_path / "b.jsonl").read_text("utf-8"), "utf-8")
+    assert sf.Behaviour.open(tmp_path / "b.jsonl").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ({"behaviour": None}, "line 1: .*None"),
+        ({"behaviour": "b", "chat": "false"}, "chat of type bool, found 'false'"),
+        ({"behaviour": "b", "separator": 5}, "separator of type str, found 5"),
+        ({"behaviour": "b", "paired": 5}, "paired of type str, found 5"),
+        ({"behaviour": "b", "knid": "symmetric"}, "line 1: .*kind.*found 'knid'"),
+        ({**LINE, "text": 5}, "line 1: .*text.*found 5"),
+        ({**LINE, "text": None}, "line 1: .*text.*found None"),
+        ({**LINE, "text": ["a"]}, "line 1: .*text.*found 'a'"),
+        ({**LINE, "slot": "x"}, "line 1: .*slot.*found 'x'"),
+        ({**LINE, "correct": [1]}, r"line 1: .*correct.*found \[1\]"),
+        ({**LINE, "item": ["a"]}, r"line 1: .*item.*found \['a'\]"),
+        ({**LINE, "half": ["A"]}, r"line 1: .*half.*found \['A'\]"),
+        ({**LINE, "side": None}, "line 1: .*side.*found None"),
+        ("[" * 200_000, "line 1: "),
+        ('{"text": ' + "1" * 5000 + "}", "line 1: "),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, first: dict[str, object] | str, said: str) -> None:
+    lines = [first if isinstance(first, str) else json.dumps(first), *map(json.dumps, LINES)]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    with pytest.raises(BehaviourError, match=said):
+        sf.Behaviour.open(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"edits": 5},
+        {"edits": None},
+        {"edits": sf.Edit(handset.SITE, "zero")},
+        {"edits": ["zero"]},
+        {"zero": 5},
+        {"trigger": 5},
+        {"trigger": ["x"]},
+        {"replicates": 0},
+        {"replicates": -1},
+        {"seed": -1},
+    ],
+)
+def test_misspelt_arguments_of_a_measurement_are_refused(tiny: sf.Model, changed: dict[str, object]) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(changed))):
+        handset.behaviour().measure(tiny, **changed)  # type: ignore[arg-type]
+
+
+def test_plain_texts_are_cut_to_a_short_context(tmp_path: Path) -> None:
+    folder = handset.make("opposite", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4}))
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+                    "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+                    "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2}, "unk_token": "c"}})
+    )  # fmt: skip
+    model = sf.load(folder)
+    ids, leading = plain_sequences(model, [])
+    assert {len(one) for one in ids} == {4}
+    assert np.max(leading) < 4
+    assert sf.scan(model, [(handset.SITE, handset.FEATURE)], [handset.behaviour()], replicates=50).rows
+
+
+def test_an_answer_outside_the_vocabulary_is_refused(tiny: sf.Model) -> None:
+    made = sf.Behaviour("mine", [((1,), 10**30, 1, "l"), ((2,), 1, 10**30, "r")])
+    with pytest.raises(TokenError, match="0 to 89"):
+        made.measure(tiny)

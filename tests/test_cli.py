@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import handset
 import signflip
 from signflip.cli import commands, main
 from signflip.cli.output import plain, table
 from signflip.cli.parser import build_parser
-from signflip.errors import FileError, InternalError, SiteError
+from signflip.errors import ArgumentError, FileError, InternalError, SiteError
 from signflip.one_sided import OneSided, OneSidedList
 
 FEATURE = OneSided(
@@ -41,6 +42,7 @@ class FakeSurvey:
 
     def __init__(self, features):
         self.features, self.asked = features, []
+        self.metadata = {"settings": {"model_hash": "h"}}
 
     def one_sided(self, max_rate=0.0, confidence=0.95):
         self.asked.append((max_rate, confidence))
@@ -121,10 +123,12 @@ def test_an_unforeseen_error_is_called_a_bug(fake, capsys):
             ["search", "m", "--survey", "s", "--feature", "blocks.0.mlp.hook_pre:4"],
             "blocks.0.mlp.hook_pre:4: not among",
         ),
+        (["search", "m", "--neuron", "a:1", "--feature", "a:2"], "expected no --feature beside --neuron, found a:2"),
+        (["search", "m", "--logprob", "x", "--position", "-1"], "expected no --position beside --logprob, found -1"),
     ],
 )
 def test_arguments_that_do_not_go_together(fake, capsys, argv, said):
-    fake.load = lambda *args, **kwargs: None
+    fake.load = lambda *args, **kwargs: SimpleNamespace(name="m", hash="h")
     assert main(argv) == 2
     assert said in capsys.readouterr().err
 
@@ -183,3 +187,96 @@ def test_table_aligns_words_left_and_numbers_right():
         "a         5",
         "long  10.25",
     ]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["survey", "m", "c", "--out", "s", "--max-tokens", "1" * 23],
+        ["survey", "m", "c", "--out", "s", "--max-tokens", "0"],
+        ["one-sided", "s", "--limit", "-1"],
+        ["scan", "m", "s", "--seed", "-1"],
+        ["scan", "m", "s", "--doses", "1,1e39"],
+        ["search", "m", "--neuron", "a:1", "--stop-at", "1e39"],
+        ["search", "m", "--neuron", "a:1", "--seed", str(2**64)],
+        ["run", "m", "x", "--top", "-58"],
+    ],
+)
+def test_numbers_out_of_range_are_bad_usage(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two models without a tokenizer, a survey of the first, its behaviour."""
+    root = tmp_path_factory.mktemp("cli")
+    models = {kind: signflip.load(handset.make(kind, root / kind)) for kind in ("opposite", "half")}
+    signflip.survey(models["opposite"], handset.corpus(40), out=root / "s.survey")
+    handset.behaviour().save(root / "b.jsonl")
+    return root, models
+
+
+X = f"{handset.SITE}:{handset.FEATURE}"
+
+
+def test_a_survey_of_another_model_is_refused(world, capsys):
+    root, models = world
+    survey, other = str(root / "s.survey"), str(root / "half")
+    wanted = f"hash {models['half'].hash}), found one of hash {models['opposite'].hash}"
+    for argv in (
+        ["scan", other, survey, "--behaviour", str(root / "b.jsonl")],
+        ["search", other, "--survey", survey, "--feature", X],
+        ["flip", other, survey, "r.json", "--feature", X, "--behaviour", str(root / "b.jsonl")],
+    ):
+        assert main(argv) == 2
+        assert wanted in capsys.readouterr().err
+
+
+def test_a_search_of_another_model_is_refused(world, tmp_path):
+    _, models = world
+    objective = -signflip.objectives.neuron(handset.SITE, handset.FEATURE)
+    found = signflip.search(models["half"], objective, tokens=1, steps=1, width=4, contexts=[([], [1, 60])])
+    with pytest.raises(ArgumentError, match=f"{models['opposite'].hash}.*{models['half'].hash}"):
+        signflip.flip(models["opposite"], (handset.SITE, handset.FEATURE), found, handset.behaviour())
+
+
+def test_what_cannot_be_written_is_found_first(world, capsys):
+    root, _ = world
+    nowhere = str(root / "no" / "out.json")
+    for argv in (
+        ["scan", "no such model", "no such survey", "--out", nowhere],
+        ["flip", "no such model", "s", "r", "--feature", X, "--behaviour", "say", "--out", nowhere],
+    ):
+        assert main(argv) == 2
+        assert nowhere in capsys.readouterr().err
+    assert main(["scan", str(root / "none"), "s", "--out", str(root / "new.json")]) == 2
+    assert not (root / "new.json").exists()
+
+
+def test_a_position_is_handed_on(world):
+    root, models = world
+    args = build_parser().parse_args(
+        ["search", "m", "--survey", str(root / "s.survey"), "--feature", X, "--position", "after"]
+    )
+    objective, _ = commands._objective(args, models["opposite"])
+    assert objective == -signflip.objectives.neuron(handset.SITE, handset.FEATURE, "after")
+
+
+def test_run_shows_ids_that_the_tokenizer_has_not(tmp_path, capsys):
+    """A vocabulary that is padded beyond the tokenizer's."""
+    folder = handset.make("opposite", tmp_path / "m")
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+                    "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+                    "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2}, "unk_token": "c"}})
+    )  # fmt: skip
+    argv = ["run", str(folder), "a b", "--top", str(handset.V.size), "--max-new-tokens", "3"]
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    texts = {one["id"]: one["token"] for one in found["next"]}
+    assert (texts[0], texts[handset.V.yes]) == ("a", None)
+    assert main(argv) == 0
+    assert "\n-  " in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,9 @@ def test_a_scan_survives_its_file(scans: dict[str, tuple[list[Any], sf.Scan]], t
     assert [str(one) for one in again] == [str(one) for one in made.reversed()]
     assert again[0].flip() == made.reversed()[0].flip()
     assert again[0].contexts == made.reversed()[0].contexts
+    assert again[0].contexts
+    assert again[0].contexts[0] == ([], list(handset.behaviour().select("A")[0].text))
+    assert sf.Scan.open(tmp_path / "scan.json").table() == made.table()
     assert "half-turned" in made.table()
     assert made.most_turned() is not None
     (tmp_path / "other.json").write_text("{}")
@@ -265,3 +269,113 @@ def test_bad_arguments_are_named(models: dict[str, sf.Model]) -> None:
         sf.scan(model, [PLACE], [behaviour], doses=["no such dose"])
     with pytest.raises(ArgumentError, match="trigger"):
         sf.flip(model, PLACE, [], behaviour)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"tiers": ("T9",)}, "tiers: expected some of 'T0' and 'T1', found .*T9"),
+        ({"tiers": []}, "tiers"),
+        ({"tiers": 5}, "tiers"),
+        ({"keep": -1}, "keep"),
+        ({"screen": 1.5}, "screen"),
+        ({"replicates": 0}, "replicates"),
+        ({"seed": -1}, "seed"),
+        ({"confirm": None}, "confirm"),
+        ({"look_below": float("nan")}, "look_below"),
+        ({"look_below": "x"}, "look_below"),
+        ({"look_below": 10**400}, "look_below"),
+        ({"doses": [1e39]}, "doses.*1e[+]39"),
+        ({"doses": 5}, "doses"),
+        ({"doses": [None]}, "doses"),
+        ({"doses": "seen"}, "doses"),
+        ({"doses": [True]}, "doses"),
+        ({"behaviours": "context"}, "behaviours"),
+        ({"behaviours": [5]}, "behaviours"),
+        ({"behaviours": [handset.behaviour(), handset.behaviour()]}, "'context' twice"),
+        ({"features": 5}, "features"),
+        ({"features": [(handset.SITE, "x")]}, "index.*'x'"),
+        ({"features": [(handset.SITE, 1.7)]}, "index.*1.7"),
+    ],
+)
+def test_misspelt_arguments_of_a_scan_are_refused(models: dict[str, sf.Model], changed: Any, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        sf.scan(models["opposite"], **{"features": [PLACE], "behaviours": [handset.behaviour()], **changed})
+
+
+def test_one_tier_and_one_feature_are_taken_as_they_are(models: dict[str, sf.Model]) -> None:
+    found = sf.scan(models["opposite"], Feature(*PLACE), [handset.behaviour()], tiers="T1", replicates=50)  # type: ignore[arg-type]
+    assert found.rows
+    assert {row.tier for row in found.rows} == {"T1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"doses": [1e39]}, "doses"),
+        ({"doses": 5}, "doses"),
+        ({"search_result": None}, "search_result"),
+        ({"search_result": 5}, "search_result"),
+        ({"search_result": ["x"]}, "search_result"),
+        ({"behaviour": 5}, "behaviour"),
+        ({"positions": 5}, "positions"),
+        ({"positions": []}, "positions"),
+        ({"positions": [5]}, "positions.*found 5"),
+        ({"positions": [-99]}, "positions.*found -99"),
+        ({"positions": [-3]}, "positions.*found -3"),
+        ({"units": -1}, "units"),
+        ({"strings": -1}, "strings"),
+        ({"replicates": 0}, "replicates"),
+        ({"seed": -1}, "seed"),
+        ({"feature": (handset.SITE, 1.7)}, "index.*1.7"),
+    ],
+)
+def test_misspelt_arguments_of_a_flip_are_refused(models: dict[str, sf.Model], changed: Any, said: str) -> None:
+    given = {"feature": PLACE, "search_result": [V.triggers[0]], "behaviour": handset.behaviour(), "replicates": 50}
+    with pytest.raises(ArgumentError, match=said):
+        sf.flip(models["opposite"], **{**given, **changed})
+
+
+@pytest.mark.parametrize("site", ["blocks.0.attn.hook_z", "blocks.0.attn.hook_v"])
+def test_a_column_of_a_site_with_heads_is_flipped(models: dict[str, sf.Model], site: str) -> None:
+    """The mean context is dimension 0 of head 0, the mean of x dimension 1; a column of head 1 does nothing."""
+    model, behaviour = models["opposite"], handset.behaviour()
+    given: dict[str, Any] = {"replicates": 50, "units": 0, "strings": 0}
+    x = sf.flip(model, (site, 1), [V.triggers[0]], behaviour, **given)
+    y = sf.flip(model, (site, 13), [V.triggers[0]], behaviour, **given)
+    if site.endswith("hook_z"):
+        assert x.row("clamped").score.s.value > 0.6
+    assert y.row("clamped").score.s.value == pytest.approx(y.row("tokens").score.s.value, abs=1e-4)
+    assert sf.scan(model, [(site, 1), (site, 13)], [behaviour], replicates=50, screen=0).rows
+
+
+def test_attention_patterns_are_no_features(models: dict[str, sf.Model]) -> None:
+    model, behaviour = models["opposite"], handset.behaviour()
+    with pytest.raises(SiteError, match="hook_pattern"):
+        sf.scan(model, [("blocks.0.attn.hook_pattern", 1)], [behaviour])
+    with pytest.raises(SiteError, match="hook_pattern"):
+        sf.flip(model, ("blocks.0.attn.hook_pattern", 1), [V.triggers[0]], behaviour)
+
+
+def test_too_few_items_are_inconclusive(models: dict[str, sf.Model]) -> None:
+    prompts = [p for p in handset.behaviour().prompts if p.template == "template 4" and p.item.endswith(" 8")]
+    assert len(prompts) == 2
+    two = sf.Behaviour("two", [replace(p, half="") for p in prompts])
+    test = sf.flip(models["opposite"], PLACE, [V.triggers[0]], two, replicates=50, units=2, strings=4)
+    assert test.verdict.label == "inconclusive"
+    assert "2 items are too few" in str(test.verdict)
+    assert test.edited is None or test.edited.label == "inconclusive"
+    assert not sf.scan(models["opposite"], [PLACE], [two], replicates=50).reversed()
+
+
+def test_prompts_that_selected_do_not_confirm(models: dict[str, sf.Model]) -> None:
+    model = models["opposite"]
+    listed = sf.survey(model, handset.corpus(rare=0.02)).one_sided(max_rate=0.01)
+    chosen = [one for one in listed if (one.site, one.index) == PLACE]
+    unsplit = sf.Behaviour("unsplit", [replace(p, half="") for p in handset.behaviour().prompts if p.half == "B"])
+    scan = sf.scan(model, chosen, [unsplit], replicates=300)
+    (seen,) = [one for one in scan.reversed() if one.dose.name == "seen" and one.tier == "T0"]
+    assert not seen.decisive
+    assert "(not decisive); " in str(seen)
+    assert "the same prompts selected and confirmed" in str(seen)
+    assert "unsplit: no halves" in scan.summary()

@@ -267,3 +267,11 @@ def test_a_score_survives_json() -> None:
     assert str(again) == str(score)
     with pytest.raises(BehaviourError, match="from a file"):
         again.difference(score)
+
+
+@pytest.mark.parametrize(("items", "label"), [(1, "inconclusive"), (5, "inconclusive"), (6, "opposite")])
+def test_fewer_than_twelve_items_decide_nothing(items: int, label: str) -> None:
+    d = design(items=items)
+    scores = {s: scored(d, sides(d, *s, noise=0.0)) for s in ((-1.0, -1.0), ZERO, ONE)}
+    found = judge(scores[-1.0, -1.0], ablations=[scores[ZERO], scores[ONE]], divergence=QUIET)
+    assert found.label == label

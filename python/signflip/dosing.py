@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from signflip.checks import integer, listed
 from signflip.errors import ArgumentError, SiteError
 from signflip.resample import to_plain
 from signflip.sweep import RowEdit, Sweep
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Tier = Literal["T0", "T1"]
 Metric = Literal["", "norm", "covariance"]
+# What a float32 can hold.
+LARGEST = float(np.finfo(np.float32).max)
 # A gate counts as open above this; where fewer than MIN_ACTS rows have it open, the MIN_ACTS most open ones are taken.
 GATE_OPEN = 0.0
 MIN_ACTS = 16
@@ -69,15 +72,17 @@ class Feature:
         if isinstance(given, cls):
             return given
         if isinstance(given, (tuple, list)) and len(given) == 2 and isinstance(given[0], str):
-            return cls(given[0], int(given[1]))
+            return cls(given[0], integer(f"feature: index at {given[0]!r}", given[1]))
         inner = getattr(given, "feature", None)
         if isinstance(inner, cls):
             return inner
-        if hasattr(given, "site") and hasattr(given, "index"):
-            known = {key: getattr(given, key) for key in ("min", "max", "rate", "rate_bound", "n_tokens")}
+        if hasattr(given, "site") and hasattr(given, "index") and hasattr(given, "side"):
+            names = ("min", "max", "rate", "rate_bound", "n_tokens")
+            known = {key: getattr(given, key) for key in names if hasattr(given, key)}
             seen = getattr(given, "seen", None)
             known["seen"] = float("nan") if seen is None else float(seen)
-            return cls(str(given.site), int(given.index), side_sign(given.side), **known)
+            index = integer(f"feature: index at {given.site!r}", given.index)
+            return cls(str(given.site), index, side_sign(given.side), **known)
         raise ArgumentError(f"feature: expected a one-sided feature or (site, index), found {given!r}")
 
     @property
@@ -180,6 +185,11 @@ def profiles(model: Model, features: Sequence[Feature], sweeps: Sequence[Sweep])
     wanted: dict[str, list[int]] = {}
     for feature in features:
         width = model.site_width(feature.site)
+        if feature.site.endswith("attn.hook_pattern"):
+            raise SiteError(
+                f"site {feature.site!r}: expected a site with as many values at every token, found one whose "
+                "columns are the keys of each sequence"
+            )
         if not 0 <= feature.index < width:
             raise SiteError(f"site {feature.site!r}: expected an index of 0 to {width - 1}, found {feature.index}")
         wanted.setdefault(feature.site, []).append(feature.index)
@@ -240,6 +250,27 @@ def _profile(model: Model, feature: Feature, x: NDArray[np.float64], everywhere:
     return Profile(filled, mean, sd, other, len(x), len(crossed), not note, note)
 
 
+def asked_doses(asked: Any) -> list[float | str | Dose] | None:
+    """Doses as they are asked for: numbers that float32 can hold, names, or `Dose`s; None for the default ones.
+
+    Raises
+    ------
+    ArgumentError
+        If they are anything else.
+    """
+    if asked is None:
+        return None
+    wanted = "a list of finite float32 numbers or names"
+    chosen: list[float | str | Dose] = []
+    for one in listed("doses", asked, wanted):
+        value = one.value if isinstance(one, Dose) else one
+        number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        if not isinstance(one, str) and not (number and abs(value) <= LARGEST):
+            raise ArgumentError(f"doses: expected {wanted}, found {one!r}")
+        chosen.append(one if isinstance(one, (str, Dose)) else float(one))
+    return chosen
+
+
 def doses(profile: Profile, asked: Sequence[float | str | Dose] | None = None) -> list[Dose]:
     """The doses of a feature, by default `mean`, `zero`, `seen` and the extrapolated ones; or those asked for.
 
@@ -266,7 +297,7 @@ def doses(profile: Profile, asked: Sequence[float | str | Dose] | None = None) -
         if profile.mirrorable:
             wanted += ["survey extreme", "minus mean", "mirror"]
     else:
-        wanted = list(asked)
+        wanted = asked_doses(asked) or []
     out: list[Dose] = []
     for one in wanted:
         if isinstance(one, Dose):
@@ -277,15 +308,19 @@ def doses(profile: Profile, asked: Sequence[float | str | Dose] | None = None) -
             raise ArgumentError(f"doses: expected numbers or names of {', '.join(known)}, found {one!r}")
         value = known[one] if isinstance(one, str) else float(one)
         if not np.isfinite(value):
-            if isinstance(one, str):
-                continue
-            raise ArgumentError(f"doses: expected finite numbers, found {one!r}")
+            continue
         crosses = value * side < 0
         beyond = crosses and not (np.isfinite(profile.other) and value * side >= profile.other * side)
         if name == "survey extreme" and any(dose.name == "seen" and dose.value == value for dose in out):
             continue
         out.append(Dose(name, float(value), bool(beyond), bool(crosses)))
     return out
+
+
+def edit_index(model: Model, feature: Feature) -> int | tuple[int, int]:
+    """The feature as an `Edit` names it: `(head, dim)` where the site has heads."""
+    _, heads, width = model._core.site(feature.site)
+    return feature.index if heads is None else divmod(feature.index, width // heads)
 
 
 class Moves:

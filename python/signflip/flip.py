@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
 from signflip.behaviours.prompts import Triggered, insert, leading_bos
+from signflip.checks import integer, listed
 from signflip.design import Answers, Design
-from signflip.dosing import Dose, Feature, Moves, Tiers, doses, profiles, tiers_of
+from signflip.dosing import Dose, Feature, Moves, Tiers, asked_doses, doses, edit_index, profiles, tiers_of
 from signflip.edits import Edit, PerSequence
 from signflip.errors import ArgumentError
 from signflip.flipped import ConditionRow, FlipTest, Reached
@@ -22,6 +23,7 @@ from signflip.random_strings import random_strings
 from signflip.reflection import reflect
 from signflip.reversal import Reversal
 from signflip.score import Score, answer_tokens, answers, from_reads, summarise
+from signflip.search_result import SearchResult
 from signflip.sweep import Sweep, log_softmax
 from signflip.verdict import Divergence, Verdict, any_turned, judge
 
@@ -76,11 +78,28 @@ def flip(
     Raises
     ------
     ArgumentError
-        If the trigger is empty.
+        If the trigger is empty, the search was of another model, or an argument is out of its domain.
     """
     x = Feature.of(feature)
+    if not isinstance(behaviour, Behaviour):
+        raise ArgumentError(f"behaviour: expected a behaviour, found {behaviour!r}")
+    if positions is not None:
+        positions = [
+            integer("positions", one, -model.cfg.n_ctx, -1)
+            for one in listed("positions", positions, "a list of negative numbers, counted from a prompt's end")
+        ]
+        if not positions:
+            raise ArgumentError("positions: expected at least one, or None, found none")
+    units, strings = integer("units", units, 0), integer("strings", strings, 0)
+    replicates, seed = integer("replicates", replicates, 1), integer("seed", seed, 0, 2**64 - 1)
+    asked = asked_doses(doses)
+    if isinstance(search_result, SearchResult) and (searched := search_result.settings.get("model")) != model.hash:
+        raise ArgumentError(
+            f"search_result: expected a search of {model.name} (hash {model.hash}), found one of a model of hash "
+            f"{searched}; give its tokens alone to test them on another model"
+        )
     trigger = trigger_ids(model, search_result)
-    test = _Test(model, x, behaviour, half, doses, replicates, seed)
+    test = _Test(model, x, behaviour, half, asked, replicates, seed)
     return test.run(trigger, positions, units, strings)
 
 
@@ -96,7 +115,8 @@ def trigger_ids(model: Model, found: Any) -> tuple[int, ...]:
     tokens = getattr(best, "tokens", best)
     if isinstance(tokens, str):
         tokens = model.to_tokens(tokens)[0][leading_bos(model) :]
-    ids = tuple(int(i) for i in tokens)
+    wanted = "a search's result or a trigger (text or token ids)"
+    ids = tuple(integer("search_result", i, 0) for i in listed("search_result", tokens, wanted))
     if not ids:
         raise ArgumentError("search_result: expected a search's result or a trigger of at least one token, found none")
     return ids
@@ -144,7 +164,9 @@ class _Test:
         mediation = mediate(clean, by_tokens, clamped, reproduced)
         self._matched(furthest, units)
         divergence = self._strings(trigger, strings)
-        control = reflect(self.model, self.behaviour, self.replicates, self.seed) if self._split() else "no halves"
+        control = (
+            reflect(self.model, self.behaviour, self.replicates, self.seed) if self.behaviour.split else "no halves"
+        )
         tier = "T4" if mediation.role == "carrier" else "T3"
         if by_tokens.refusal is None:
             kind = self.behaviour.kind
@@ -163,9 +185,6 @@ class _Test:
             self.feature, self.behaviour.name, self.half, trigger, text, tuple(self.rows), reached, mediation, control,
             verdict, edited, self.profile, meta,
         )  # fmt: skip
-
-    def _split(self) -> bool:
-        return any(prompt.half for prompt in self.behaviour.prompts)
 
     # ---- (b), (e): doses and ablations -------------------------------------------------------------------------------
 
@@ -254,11 +273,12 @@ class _Test:
     def _positions(self, given: Sequence[int] | None, inserted: Sequence[Triggered]) -> list[tuple[int, ...]]:
         """For each prompt the positions that matter, after the trigger, counted from the end."""
         if given is not None:
-            out = []
-            for one in inserted:
-                own = tuple(p for p in given if -one.n_after <= p < 0)
-                out.append(own or (-1,))
-            return out
+            least = max(1, min(one.n_after for one in inserted))
+            if min(given) < -least:
+                raise ArgumentError(
+                    f"positions: expected {-least} to -1, those after the trigger in every prompt, found {min(given)}"
+                )
+            return [tuple(given)] * len(inserted)
         from signflip.model import Values
 
         place = self.feature.place
@@ -279,7 +299,7 @@ class _Test:
     def _mediate(
         self, inserted: Sequence[Triggered], x_clean: list[NDArray[np.float64]], x_found: list[NDArray[np.float64]]
     ) -> tuple[Score, Score]:
-        site, index = self.feature.site, self.feature.index
+        site, index = self.feature.site, edit_index(self.model, self.feature)
         after = PerSequence([list(range(-one.n_after, 0)) for one in inserted])
         held = PerSequence([x[len(x) - one.n_after :] for x, one in zip(x_clean, inserted, strict=True)])
         taken = PerSequence([x[len(x) - one.n_after :] for x, one in zip(x_found, inserted, strict=True)])

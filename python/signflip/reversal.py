@@ -30,6 +30,9 @@ LOOK_AT = 48
 NEAR = 0.1
 TWINS = 5
 
+# What is before and after the free tokens of a search: texts, or ids.
+Context = tuple[str, str] | tuple[list[int], list[int]]
+
 
 @dataclass(frozen=True, eq=False)
 class Reversal:
@@ -53,7 +56,8 @@ class Reversal:
     positions
         Where the effect is carried: positions counted from the prompt's end, the most common first.
     contexts
-        `(before, after)` texts of half A in which the first of those positions carries it, for a search.
+        `(before, after)` texts of half A in which the first of those positions carries it, for a search; ids where the
+        model has no tokenizer.
     """
 
     LABELS: ClassVar[tuple[str, ...]] = ("opposite", "half-turned", "heuristic-prone")
@@ -75,7 +79,7 @@ class Reversal:
     p_holm: float | None
     positions: tuple[int, ...]
     drops: dict[int, float]
-    contexts: list[tuple[str, str]] = field(repr=False)
+    contexts: list[Context] = field(repr=False)
 
     @classmethod
     def of(
@@ -92,8 +96,8 @@ class Reversal:
 
     @property
     def decisive(self) -> bool:
-        """Whether the dose was seen: an extrapolated one never decides."""
-        return not self.dose.extrapolated
+        """Whether the dose was seen, and confirmed on prompts that did not select it: nothing else decides."""
+        return self.verdict.decisive
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -132,7 +136,7 @@ class Reversal:
     def from_json(cls, plain: dict[str, Any]) -> Reversal:
         """What `to_json` gave: all that a search and a flip test need."""
         verdict = Verdict.from_json(plain["verdict"])
-        profile = Profile(**{**_numbers(plain["profile"]), "feature": Feature(**_numbers(plain["profile"]["feature"]))})
+        profile = profile_from(plain["profile"])
         twins = None
         if plain["twins"] is not None:
             t = plain["twins"]
@@ -141,9 +145,9 @@ class Reversal:
             Feature(**_numbers(plain["feature"])), plain["behaviour"], Dose(**plain["dose"]), plain["tier"],
             plain["metric"], Score.from_json(plain["score"]), verdict, verdict.failed, profile, plain["prediction"],
             twins, plain["switch"], plain["divergence"] and Divergence(**plain["divergence"]),
-            _number(plain["plausibility"]), plain["p_holm"], tuple(plain["positions"]),
+            number(plain["plausibility"]), plain["p_holm"], tuple(plain["positions"]),
             {int(place): drop for place, drop in plain["drops"].items()},
-            [(before, after) for before, after in plain["contexts"]],
+            [tuple(context) for context in plain["contexts"]],
         )  # fmt: skip
 
 
@@ -184,20 +188,25 @@ def carrying_positions(
     return carried, overall
 
 
-def contexts_of(prompts: Sequence[ModelPrompt], carried: dict[str, list[int]], position: int) -> list[tuple[str, str]]:
-    """`(before, after)` texts of prompts in which a position carries the effect, one an item before any comes twice."""
+def contexts_of(prompts: Sequence[ModelPrompt], carried: dict[str, list[int]], position: int) -> list[Context]:
+    """`(before, after)` texts (or ids) in which a position carries the effect, one an item before any comes twice."""
     chosen: list[tuple[int, ModelPrompt]] = []
     seen: Counter[tuple[str, str]] = Counter()
     for one in prompts:
-        if one.before is None or one.after is None:
-            continue
         if position in carried.get(f"{one.prompt.template}\x00{len(one.ids)}", []):
             key = (one.prompt.item, one.prompt.side)
             chosen.append((seen[key], one))
             seen[key] += 1
     chosen.sort(key=lambda pair: pair[0])
-    kept = dict.fromkeys((one.before or "", one.after or "") for _, one in chosen)
-    return list(kept)[:MAX_CONTEXTS]
+    kept: list[Context] = []
+    for _, one in chosen:
+        if one.before is None or one.after is None:
+            context: Context = (list(one.ids[: one.n_before]), list(one.ids[one.n_before :]))
+        else:
+            context = (one.before, one.after)
+        if context not in kept and len(kept) < MAX_CONTEXTS:
+            kept.append(context)
+    return kept
 
 
 def twins(
@@ -236,7 +245,13 @@ def twins(
     return TwoSided(tuple(neurons), tuple(float(shares[j]) for j in near), tuple(found), len(looked))
 
 
-def _number(plain: float | None) -> float:
+def profile_from(plain: dict[str, Any]) -> Profile:
+    """What `Profile.to_json` gave."""
+    return Profile(**{**_numbers(plain), "feature": Feature(**_numbers(plain["feature"]))})
+
+
+def number(plain: float | None) -> float:
+    """A number that JSON holds as null where it is not finite."""
     return float("nan") if plain is None else plain
 
 

@@ -13,8 +13,22 @@ from tqdm.auto import tqdm
 
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
+from signflip.checks import integer, listed
 from signflip.design import Answers, Design, leans, side_means
-from signflip.dosing import Dose, Feature, Metric, Moves, Profile, Tier, Tiers, doses, profiles, tiers_of
+from signflip.dosing import (
+    LARGEST,
+    Dose,
+    Feature,
+    Metric,
+    Moves,
+    Profile,
+    Tier,
+    Tiers,
+    asked_doses,
+    doses,
+    profiles,
+    tiers_of,
+)
 from signflip.errors import ArgumentError
 from signflip.matched import Layer, exceeds, text_divergences
 from signflip.resample import holm
@@ -22,7 +36,7 @@ from signflip.reversal import Reversal, carrying_positions, twins
 from signflip.scanned import Row, SavedScan, Scan, turnedness
 from signflip.score import Score, answer_tokens, from_reads, summarise
 from signflip.sweep import RowEdit, Sweep
-from signflip.verdict import LEVEL, MARGIN, Divergence, any_turned, judge
+from signflip.verdict import LEVEL, MARGIN, SAME_PROMPTS, Divergence, any_turned, judge
 
 if TYPE_CHECKING:
     from signflip.behaviours.prompts import ModelPrompt
@@ -58,6 +72,8 @@ def scan(
     First every feature at its furthest dose on a few prompts of half A, at all positions but the leading special
     tokens; then the pairs that look turned on all of half A, along the dose curve and by tier; then at most 50
     triples (feature, behaviour, dose), chosen there, on half B, whose numbers alone are reported as effects.
+    A behaviour that is not split into halves has one set of prompts for both: nothing decides there, and each verdict
+    says so.
 
     Parameters
     ----------
@@ -77,7 +93,7 @@ def scan(
     look_below
         Only those whose S in the first look is below.
     tiers
-        Which to run.
+        Which to run: `"T0"`, `"T1"`, or both.
     confirm
         At most this many triples go to half B.
     replicates, seed
@@ -92,17 +108,53 @@ def scan(
     SiteError
         If a feature's site or index does not exist.
     """
-    listed = [behaviours] if isinstance(behaviours, Behaviour) else list(behaviours)
-    given = [Feature.of(one) for one in features]
-    if not given:
-        raise ArgumentError("features: expected at least one, found none")
-    if not listed:
-        raise ArgumentError("behaviours: expected at least one, found none")
-    if not 0 <= confirm <= MAX_TRIPLES:
-        raise ArgumentError(f"confirm: expected 0 to {MAX_TRIPLES}, found {confirm}")
-    return _Run(model, given, listed, doses, tuple(tiers), replicates, seed, progress).run(
-        screen, keep, look_below, confirm
+    screen, keep = integer("screen", screen, 0), integer("keep", keep, 0)
+    confirm = integer("confirm", confirm, 0, MAX_TRIPLES)
+    replicates, seed = integer("replicates", replicates, 1), integer("seed", seed, 0, 2**64 - 1)
+    if (
+        not isinstance(look_below, (int, float, np.number))
+        or isinstance(look_below, bool)
+        or not abs(look_below) <= LARGEST
+    ):
+        raise ArgumentError(f"look_below: expected a finite number, found {look_below!r}")
+    chosen = _features(features)
+    scored = _behaviours(behaviours)
+    return _Run(model, chosen, scored, asked_doses(doses), _tiers(tiers), replicates, seed, progress).run(
+        screen, keep, float(look_below), confirm
     )
+
+
+def _features(given: Any) -> list[Feature]:
+    if hasattr(given, "site") or hasattr(given, "feature"):
+        given = [given]
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ArgumentError(f"features: expected one-sided features or (site, index), found {given!r}")
+    features = [Feature.of(one) for one in given]
+    if not features:
+        raise ArgumentError("features: expected at least one, found none")
+    return features
+
+
+def _behaviours(given: Any) -> list[Behaviour]:
+    behaviours = [given] if isinstance(given, Behaviour) else listed("behaviours", given, "a list of behaviours")
+    if not behaviours:
+        raise ArgumentError("behaviours: expected at least one, found none")
+    names: set[str] = set()
+    for one in behaviours:
+        if not isinstance(one, Behaviour):
+            raise ArgumentError(f"behaviours: expected a list of behaviours, found {one!r}")
+        if one.name in names:
+            raise ArgumentError(f"behaviours: expected a name of its own for each, found {one.name!r} twice")
+        names.add(one.name)
+    return behaviours
+
+
+def _tiers(given: Any) -> tuple[Tier, ...]:
+    wanted = "some of 'T0' and 'T1'"
+    tiers = [given] if isinstance(given, str) else listed("tiers", given, wanted)
+    if not tiers or not all(isinstance(one, str) and one in ("T0", "T1") for one in tiers):
+        raise ArgumentError(f"tiers: expected {wanted}, found {given!r}")
+    return tuple(dict.fromkeys(tiers))
 
 
 @dataclass(eq=False)
@@ -290,6 +342,8 @@ class _Run:
                 tier=tier,
                 decisive=not dose.extrapolated,
             )
+            if which == "B" and not half.behaviour.split:
+                verdict = replace(verdict, decisive=False, notes=(*verdict.notes, SAME_PROMPTS))
             prediction = None
             if score.share is not None and profile.mean:
                 prediction = 1 - score.share.value * (1 - dose.value / profile.mean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from signflip.dosing import Dose, Feature, Metric, Profile, Tier
 from signflip.errors import FileError
 from signflip.files import write_json
 from signflip.resample import to_plain
-from signflip.reversal import Reversal
+from signflip.reversal import Reversal, number, profile_from
 from signflip.score import Score
-from signflip.verdict import Divergence, Verdict
+from signflip.verdict import SAME_PROMPTS, Divergence, Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,15 @@ class Row:
         plain = {key: getattr(self, key) for key in ("tier", "metric", "behaviour", "half", "prediction", "p_holm")}
         nested = {key: getattr(self, key) for key in ("dose", "score", "verdict", "divergence", "plausibility")}
         return dict(to_plain({"feature": self.feature, **plain, **nested}))
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any], profile: Profile) -> Row:
+        """What `to_json` gave, with the feature's profile."""
+        return cls(
+            profile, Dose(**plain["dose"]), plain["tier"], plain["metric"], plain["behaviour"], plain["half"],
+            Score.from_json(plain["score"]), Verdict.from_json(plain["verdict"]), plain["prediction"],
+            plain["divergence"] and Divergence(**plain["divergence"]), number(plain["plausibility"]), plain["p_holm"],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,25 +131,7 @@ class Scan:
 
     def table(self, limit: int | None = 40) -> str:
         """The rows as text: confirmed ones, then half A, the most turned first."""
-        head = (
-            f"{'half':4} {'feature':34} {'behaviour':16} {'tier':13} {'dose':>22} {'S':>22} {'linear':>7} "
-            f"{'bits':>11} {'KL text':>8} {'acts':>7} {'sd':>6}  verdict"
-        )
-        lines = [head]
-        rows = sorted(self.confirmed, key=turnedness) + sorted(self.rows, key=turnedness)
-        for row in rows[:limit]:
-            kl = ("-", "-")
-            if row.divergence is not None:
-                kl = (f"{row.divergence.text:.4f}", f"{row.divergence.acts:.3f}")
-            s = "refused" if row.score.refusal else f"{row.score.mean_ratio:+.2f}"
-            dose = f"{row.dose.name} {row.dose.value:+.3g}"
-            prediction = "-" if row.prediction is None else f"{row.prediction:+.2f}"
-            bits = f"{row.score.bits.value:.2f}/{row.score.clean_bits.value:.2f}"
-            lines.append(
-                f"{row.half or '-':4} {row.feature.name:34} {row.behaviour:16} {row.how:13} {dose:>22} {s:>22} "
-                f"{prediction:>7} {bits:>11} {kl[0]:>8} {kl[1]:>7} {row.plausibility:>6.1f}  {row.verdict}"
-            )
-        return "\n".join(lines)
+        return _table(self.confirmed, self.rows, limit)
 
     def summary(self) -> str:
         """What the scan says, in a few sentences."""
@@ -148,6 +140,9 @@ class Scan:
         lines = [f"{size}: {len(self.rows)} rows on half A, {len(self.confirmed)} on half B."]
         for name, reason in self.refused.items():
             lines.append(f"{name} was left out: {reason}.")
+        same = dict.fromkeys(row.behaviour for row in self.confirmed if SAME_PROMPTS in row.verdict.notes)
+        if same:
+            lines.append(f"{', '.join(same)}: no halves, {SAME_PROMPTS}; nothing there decides.")
         unmirrored = sum(1 for profile in self.profiles if profile.note)
         if unmirrored:
             lines.append(f"{unmirrored} gates cannot be mirrored: below 0 they are off, as at 0.")
@@ -224,6 +219,7 @@ class SavedScan:
             plain = json.loads(Path(path).read_text(encoding="utf-8"))
             saved = cls(plain)
             saved.reversed()
+            saved.table()
         except (OSError, UnicodeDecodeError) as error:
             raise FileError(f"{path}: can not read the scan: {getattr(error, 'strerror', None) or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -234,6 +230,16 @@ class SavedScan:
         """As `Scan.reversed`."""
         return [Reversal.from_json(one) for one in self.plain["reversed"]]
 
+    def table(self, limit: int | None = 40) -> str:
+        """As `Scan.table`."""
+        profiles = {one.feature.name: one for one in map(profile_from, self.plain["features"])}
+
+        def rows(key: str) -> list[Row]:
+            names = [f"{row['feature']['site']}[{row['feature']['index']}]" for row in self.plain[key]]
+            return [Row.from_json(row, profiles[name]) for row, name in zip(self.plain[key], names, strict=True)]
+
+        return _table(rows("confirmed"), rows("rows"), limit)
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return self.plain
@@ -242,3 +248,25 @@ class SavedScan:
 def turnedness(row: Row) -> float:
     """S: the lower, the more turned."""
     return row.score.mean_ratio.value
+
+
+def _table(confirmed: Sequence[Row], rows: Sequence[Row], limit: int | None) -> str:
+    head = (
+        f"{'half':4} {'feature':34} {'behaviour':16} {'tier':13} {'dose':>22} {'S':>22} {'linear':>7} "
+        f"{'bits':>11} {'KL text':>8} {'acts':>7} {'sd':>6}  verdict"
+    )
+    lines = [head]
+    ordered = sorted(confirmed, key=turnedness) + sorted(rows, key=turnedness)
+    for row in ordered[:limit]:
+        kl = ("-", "-")
+        if row.divergence is not None:
+            kl = (f"{row.divergence.text:.4f}", f"{row.divergence.acts:.3f}")
+        s = "refused" if row.score.refusal else f"{row.score.mean_ratio:+.2f}"
+        dose = f"{row.dose.name} {row.dose.value:+.3g}"
+        prediction = "-" if row.prediction is None else f"{row.prediction:+.2f}"
+        bits = f"{row.score.bits.value:.2f}/{row.score.clean_bits.value:.2f}"
+        lines.append(
+            f"{row.half or '-':4} {row.feature.name:34} {row.behaviour:16} {row.how:13} {dose:>22} {s:>22} "
+            f"{prediction:>7} {bits:>11} {kl[0]:>8} {kl[1]:>7} {row.plausibility:>6.1f}  {row.verdict}"
+        )
+    return "\n".join(lines)

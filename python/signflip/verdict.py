@@ -2,7 +2,7 @@
 
 Each condition of *opposite* is tested by its own one-sided 95% limit and all must hold (an intersection-union test, so
 nothing is corrected inside); *inert* and *incompetent* are equivalences (two one-sided tests). What is not significant
-is never called inert.
+is never called inert. Fewer than 12 items are always inconclusive.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from signflip.score import Score
 Label = Literal["opposite", "half-turned", "heuristic-prone", "inert", "incompetent", "weakened", "inconclusive"]
 MARGIN = 0.2
 LEVEL = 0.05
+# A ratio with fewer clusters (items, of both sides together) is not significant: its interval means nothing.
+MIN_CLUSTERS = 12
+# The note of a verdict that no other prompts selected.
+SAME_PROMPTS = "the same prompts selected and confirmed"
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Verdict:
     tier
         How X was brought across (`"T0"` to `"T4"`), empty if it was not.
     decisive
-        Whether the dose may decide: it does not go beyond what was seen.
+        Whether the dose may decide: it does not go beyond what was seen, and other prompts selected it.
     p
         One-sided p-value of the turn over clusters, before any correction for the number of tests.
     constant
@@ -107,7 +111,8 @@ class Verdict:
 
     def __str__(self) -> str:
         tier = f" at {self.tier}" if self.tier else ""
-        beyond = "" if self.decisive else " (extrapolated: not decisive)"
+        why = "" if SAME_PROMPTS in self.notes else "extrapolated: "
+        beyond = "" if self.decisive else f" ({why}not decisive)"
         notes = f"; {'; '.join(self.notes)}" if self.notes else ""
         return f"{self.label}{tier}{beyond}{notes}"
 
@@ -191,7 +196,11 @@ def judge(
     pushed = said and any(side.lower > 1 + margin for _, side in sides)
     notes = _notes(score, conditions, turned, kept_bits, kind, paired, said)
     label: Label
-    if any(turned) and kind != "symmetric":
+    few = score.n_items < MIN_CLUSTERS
+    if few:
+        notes = [f"{score.n_items} items are too few for an interval: at least {MIN_CLUSTERS}"]
+        label = "inconclusive"
+    elif any(turned) and kind != "symmetric":
         label = "heuristic-prone"
     elif all(condition.passed for condition in conditions):
         label = "opposite"
@@ -206,7 +215,7 @@ def judge(
     else:
         label = "inconclusive"
     p = turn_p(score, margin, half=not all(turned))
-    return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, p, pushed)
+    return Verdict(label, tuple(conditions), tuple(notes), tier, decisive, p, pushed and not few)
 
 
 def any_turned(score: Score, margin: float = MARGIN) -> bool:

@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from signflip.behaviours.prompts import ModelPrompt, Prompt, document_separator, insert, resolve
+from signflip.checks import integer, listed
 from signflip.edits import Edit
-from signflip.errors import BehaviourError, FileError
+from signflip.errors import ArgumentError, BehaviourError, FileError
 from signflip.files import write_text
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ Half = Literal["A", "B"]
 HALVES: tuple[Half, ...] = ("A", "B")
 # Enough that the percentiles which verdicts rest on have a Monte Carlo error well below the width of an interval.
 REPLICATES = 2000
+# What the first line of a behaviour's file may hold.
+_HEAD = ("behaviour", "kind", "chat", "separator", "paired")
 
 
 class Behaviour:
@@ -67,6 +70,14 @@ class Behaviour:
         separator: str = "document",
         paired: str | None = None,
     ) -> None:
+        for what, value, wanted in (
+            ("name", name, str),
+            ("chat", chat, bool),
+            ("separator", separator, str),
+            ("paired", "" if paired is None else paired, str),
+        ):
+            if not isinstance(value, wanted):
+                raise BehaviourError(f"behaviour {name!r}: expected {what} of type {wanted.__name__}, found {value!r}")
         self.name = name
         self.kind: Kind = kind
         self.chat = chat
@@ -83,6 +94,11 @@ class Behaviour:
         sizes = ", ".join(f"{n} in half {half}" if half else str(n) for half, n in sorted(halves.items()))
         return f"<Behaviour {self.name}: {self.kind}, prompts: {sizes}>"
 
+    @property
+    def split(self) -> bool:
+        """Whether the prompts are split into halves, one to select on and one to confirm on."""
+        return any(prompt.half for prompt in self.prompts)
+
     def select(self, half: Half | None = None) -> tuple[Prompt, ...]:
         """The prompts of a half; all for None, and for a behaviour that is not split.
 
@@ -93,7 +109,7 @@ class Behaviour:
         """
         if half is not None and half not in HALVES:
             raise BehaviourError(f"behaviour {self.name!r}: expected half 'A' or 'B', found {half!r}")
-        if half is None or not any(prompt.half for prompt in self.prompts):
+        if half is None or not self.split:
             return self.prompts
         chosen = tuple(prompt for prompt in self.prompts if prompt.half == half)
         if not chosen:
@@ -164,10 +180,17 @@ class Behaviour:
         ------
         TokenError
             If an answer is not one token of this model.
+        ArgumentError
+            If an argument is out of its domain.
         """
         from signflip.design import Design
         from signflip.score import answers, summarise
 
+        edits = _edits("edits", edits)
+        zero = None if zero is None else _edits("zero", zero)
+        replicates, seed = integer("replicates", replicates, 1), integer("seed", seed, 0, 2**64 - 1)
+        if trigger is not None and not isinstance(trigger, str):
+            trigger = [integer("trigger", i, 0) for i in listed("trigger", trigger, "a text or a list of token ids")]
         resolved = self.prompts_for(model, half)
         design = Design.of(self.name, [one.prompt for one in resolved], half)
         sequences = None
@@ -228,29 +251,70 @@ class Behaviour:
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise FileError(f"{path}: can not read the behaviour: {error}") from error
         head: dict[str, Any] = {"behaviour": path.stem}
         prompts: list[Prompt] = []
-        for number, line in enumerate(text.splitlines(), 1):
+        headed = False
+        # Not `splitlines`: a JSON text may hold U+2028 and its like as they are.
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise BehaviourError(f"{path}, line {number}: expected a JSON object, found {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                found = getattr(error, "msg", None) or error
+                raise BehaviourError(f"{path}, line {number}: expected a JSON object, found {found}") from error
             if not isinstance(entry, dict):
                 raise BehaviourError(f"{path}, line {number}: expected a JSON object, found {type(entry).__name__}")
-            if "behaviour" in entry and not prompts:
-                head = entry
+            if "behaviour" in entry and not prompts and not headed:
+                unknown = sorted(set(entry) - set(_HEAD))
+                if unknown:
+                    known = ", ".join(_HEAD)
+                    raise BehaviourError(f"{path}, line {number}: expected the keys {known}, found {unknown[0]!r}")
+                if not isinstance(entry["behaviour"], str):
+                    wanted = "a text as the behaviour's name"
+                    raise BehaviourError(f"{path}, line {number}: expected {wanted}, found {entry['behaviour']!r}")
+                head, headed = entry, True
                 continue
             try:
-                prompts.append(_prompt(str(head["behaviour"]), entry))
+                prompts.append(_prompt(head["behaviour"], entry))
             except BehaviourError as error:
                 raise BehaviourError(f"{path}, line {number}: {error}") from error
         options = {key: head[key] for key in ("kind", "chat", "separator", "paired") if key in head}
-        return cls(str(head["behaviour"]), prompts, **options)
+        try:
+            return cls(head["behaviour"], prompts, **options)
+        except BehaviourError as error:
+            raise BehaviourError(f"{path}: {error}") from error
+
+
+def _edits(name: str, given: Any) -> list[Edit]:
+    edits = listed(name, given, "a list of edits")
+    for one in edits:
+        if not isinstance(one, Edit):
+            raise ArgumentError(f"{name}: expected a list of edits, found {one!r} in it")
+    return edits
+
+
+def _checked(prompt: Prompt) -> str | tuple[int, ...]:
+    """The text or ids of a prompt whose fields are of the right kinds; an `ArgumentError` else."""
+    text: str | tuple[int, ...]
+    if isinstance(prompt.text, str):
+        text = prompt.text
+    else:
+        text = tuple(integer("text", i, 0) for i in listed("text", prompt.text, "a text or a list of token ids"))
+    for key in ("correct", "opposite"):
+        if not isinstance(getattr(prompt, key), str):
+            integer(key, getattr(prompt, key), 0)
+    if not isinstance(prompt.side, str):
+        integer("side", prompt.side)
+    if prompt.slot is not None:
+        integer("slot", prompt.slot)
+    for key in ("item", "template", "half", "prefill"):
+        if not isinstance(getattr(prompt, key), str):
+            raise ArgumentError(f"{key}: expected a text, found {getattr(prompt, key)!r}")
+    return text
 
 
 def _prompt(name: str, given: Prompt | dict[str, Any] | Sequence[Any]) -> Prompt:
@@ -260,13 +324,16 @@ def _prompt(name: str, given: Prompt | dict[str, Any] | Sequence[Any]) -> Prompt
         elif isinstance(given, dict):
             prompt = Prompt(**given)
         else:
-            prompt = Prompt(*given)
-    except TypeError as error:
+            prompt = Prompt(*listed("prompt", given, "a tuple of a prompt's fields"))
+    except (TypeError, ArgumentError) as error:
         raise BehaviourError(
             f"behaviour {name!r}: expected prompts (text, correct, opposite, side, ...), found {given!r} ({error})"
         ) from error
-    text = prompt.text if isinstance(prompt.text, str) else tuple(int(i) for i in prompt.text)
-    if not len(text) or prompt.correct == prompt.opposite:
+    try:
+        text = _checked(prompt)
+    except ArgumentError as error:
+        raise BehaviourError(f"behaviour {name!r}: {error}") from error
+    if not text or prompt.correct == prompt.opposite:
         raise BehaviourError(f"behaviour {name!r}: expected a text and two different answers, found {given!r}")
     if prompt.slot is not None and not 0 <= prompt.slot <= len(text):
         raise BehaviourError(f"behaviour {name!r}: expected a slot within the text, found {prompt.slot} in {text!r}")

@@ -23,7 +23,8 @@ def plain_texts() -> list[str]:
 def plain_sequences(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
     """Their tokens, document separator included, and how many leading tokens each has that no edit touches.
 
-    A model without a tokenizer gets seeded random sequences of the prompts' own ids instead.
+    They are cut to the model's context. A model without a tokenizer gets seeded random sequences of the prompts' own
+    ids instead.
     """
     if model.tokenizer is None:
         rng = np.random.Generator(np.random.Philox(0))
@@ -31,6 +32,6 @@ def plain_sequences(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[lis
         known = sorted({token for prompt in prompts for token in prompt})
         return rng.choice(known, (12, length)).tolist(), [0] * 12
     separator = document_separator(model)
-    ids = [[int(i) for i in model.to_tokens(separator + text)[0]] for text in plain_texts()]
+    ids = [[int(i) for i in model.to_tokens(separator + text)[0]][: model.cfg.n_ctx] for text in plain_texts()]
     leading = len(model.to_tokens(separator)[0]) if separator else leading_bos(model)
     return ids, [min(leading, len(one) - 1) for one in ids]

