@@ -15,6 +15,7 @@ import signflip as sf
 from signflip.cli.codes import NOTHING_FOUND, OK
 from signflip.cli.output import print_json, table
 from signflip.errors import ArgumentError, FileError, TokenError
+from signflip.sequences import rendered_ids
 
 # Stands for ids without a text in what a model wrote.
 UNKNOWN = "\ufffd"
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     """``signflip run``."""
     model = _load(args)
     edits = [sf.Edit(site, op, value, index=index) for site, op, value, index in args.edit]
-    tokens = model.to_tokens(model.to_chat(args.text) if args.chat else args.text)
+    tokens = np.asarray([rendered_ids(model, model.to_chat(args.text))]) if args.chat else model.to_tokens(args.text)
     logits = np.asarray(model.run(tokens, edits=edits))[0, -1].astype(np.float64)
     logprobs = logits - np.logaddexp.reduce(logits)
     order = np.argsort(-logits, kind="stable")[: args.top]
