@@ -26,7 +26,8 @@ CALLS = {
     "hooks": "model.run_with_hooks(np.zeros((60, 1000), dtype=int), [('blocks.0.hook_mlp_out', lambda a, hook: None)])",
 }
 SCRIPT = """
-import sys, time
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job is started without
 import numpy as np
 import signflip as sf
 o = sf.objectives

@@ -294,6 +294,8 @@ def test_killed_and_taken_up_again_it_writes_the_same_bytes(tmp_path: Path) -> N
 
 def test_ctrl_c_ends_it_within_a_second() -> None:
     code = _CHILD.replace("steps=60, width=64, out=sys.argv[2]", "steps=10**6, width=4096").replace("0.02", "0")
+    # Which a background job is started without.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
     with made("llama", 24) as (_, _, folder):
         with subprocess.Popen(
             [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
