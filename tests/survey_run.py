@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -32,4 +33,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Which a background job is started without.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
