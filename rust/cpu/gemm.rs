@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 const TASK_ROWS: usize = 96;
 /// Multiply-adds of a task, at least.
 const TASK_WORK: usize = 400_000;
+/// Inputs over which a tile of the output is summed before the next panel is taken: the tile stays in the first-level cache
+/// between its blocks, and the rows' part of `x` still in the second-level one.
+const GROUP: usize = 4 * BLOCK;
 
 /// `x Wᵀ` for some rows and panels, in the kernel's terms.
 pub(super) struct Product<'a> {
@@ -70,47 +73,59 @@ impl Product<'_> {
     pub(super) unsafe fn compute(&self, level: Level, out: *mut f32, stride: usize, pad: bool) {
         let (weight, inputs) = (self.weight, self.weight.inputs());
         debug_assert!(self.x.len() >= self.rows * inputs);
-        for start in (0..inputs).step_by(BLOCK) {
-            let k = weight.block_len(start);
-            let last = start + k == inputs;
+        for from in (0..inputs).step_by(GROUP) {
             for i in 0..self.panels.len() {
                 let panel = self.panels.get(i);
-                let b = weight.panel(start, panel);
                 let columns = PANEL.min(weight.outputs() - panel * PANEL);
-                let mut padded = [0.0; PANEL];
-                let bias = match self.bias {
-                    Some(bias) if last => {
-                        padded[..columns].copy_from_slice(&bias[panel * PANEL..panel * PANEL + columns]);
-                        padded.as_ptr()
-                    }
-                    _ => std::ptr::null(),
-                };
-                for_tiles(self.rows, |first, rows| {
-                    // SAFETY: `x` holds `rows * inputs` values, `b` `16 k`; `out` is the caller's promise.
-                    unsafe {
-                        let c = out.add(first * stride + i * PANEL);
-                        let a = self.x.as_ptr().add(first * inputs + start);
-                        let t = Tile {
-                            k,
-                            a,
-                            a_stride: inputs,
-                            b: b.as_ptr(),
-                            c,
-                            c_stride: stride,
-                            columns,
-                            add: start > 0,
-                            bias,
-                        };
-                        tile(level, rows, &t);
-                        if pad && last && columns < PANEL {
-                            for r in 0..rows {
-                                c.add(r * stride + columns).write_bytes(0, PANEL - columns);
-                            }
-                        }
-                    }
-                });
+                // SAFETY: the caller's promise.
+                let out = unsafe { out.add(i * PANEL) };
+                for start in (from..inputs.min(from + GROUP)).step_by(BLOCK) {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.block(level, (start, panel, columns), out, stride, pad) };
+                }
             }
         }
+    }
+
+    /// Adds what one block of inputs gives to one panel of the output, all rows.
+    ///
+    /// # Safety
+    /// As [`Self::compute`]; `out` is where the panel's first column goes, `columns` how many it has.
+    unsafe fn block(
+        &self,
+        level: Level,
+        (start, panel, columns): (usize, usize, usize),
+        out: *mut f32,
+        stride: usize,
+        pad: bool,
+    ) {
+        let (weight, inputs) = (self.weight, self.weight.inputs());
+        let k = weight.block_len(start);
+        let last = start + k == inputs;
+        let b = weight.panel(start, panel);
+        let mut padded = [0.0; PANEL];
+        let bias = match self.bias {
+            Some(bias) if last => {
+                padded[..columns].copy_from_slice(&bias[panel * PANEL..panel * PANEL + columns]);
+                padded.as_ptr()
+            }
+            _ => std::ptr::null(),
+        };
+        for_tiles(self.rows, |first, rows| {
+            // SAFETY: `x` holds `rows * inputs` values, `b` `16 k`; `out` is the caller's promise.
+            unsafe {
+                let c = out.add(first * stride);
+                let a = self.x.as_ptr().add(first * inputs + start);
+                let t =
+                    Tile { k, a, a_stride: inputs, b: b.as_ptr(), c, c_stride: stride, columns, add: start > 0, bias };
+                tile(level, rows, &t);
+                if pad && last && columns < PANEL {
+                    for r in 0..rows {
+                        c.add(r * stride + columns).write_bytes(0, PANEL - columns);
+                    }
+                }
+            }
+        });
     }
 }
 

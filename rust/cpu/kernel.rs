@@ -116,6 +116,10 @@ unsafe fn avx2<const M: usize>(t: &Tile) {
     let (mut a, mut b) = (t.a, t.b);
     // SAFETY: the caller's contract; a prefetch may name any address.
     unsafe {
+        for i in 0..M {
+            // The tile is written long after: by then it is near.
+            _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add(i * t.c_stride).cast());
+        }
         macro_rules! step {
             () => {
                 _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD).cast());

@@ -1,5 +1,5 @@
-//! Weights laid out for the kernel: for each block of [`BLOCK`] inputs, for each panel of 16 outputs, a row of 16 outputs an
-//! input. Outputs past the last are zero.
+//! Weights laid out for the kernel: for each panel of 16 outputs, a row of 16 outputs an input. Outputs past the last are
+//! zero.
 
 use super::Cpu;
 use super::buffer::Buffer;
@@ -40,15 +40,13 @@ impl Weight {
 
     /// One panel's part in the block of inputs that starts at `input` (a multiple of [`BLOCK`]).
     pub(super) fn panel(&self, input: usize, panel: usize) -> &[f32] {
-        let len = self.block_len(input);
-        let start = self.panels() * PANEL * input + panel * len * PANEL;
-        &self.data[start..start + len * PANEL]
+        let start = (panel * self.inputs + input) * PANEL;
+        &self.data[start..start + self.block_len(input) * PANEL]
     }
 
     /// One element.
     fn at(&self, output: usize, input: usize) -> f32 {
-        let within = input % BLOCK;
-        self.panel(input - within, output / PANEL)[within * PANEL + output % PANEL]
+        self.data[(output / PANEL * self.inputs + input) * PANEL + output % PANEL]
     }
 }
 
@@ -67,13 +65,12 @@ fn pack_with(
     let data = Shared::new(&mut weight.data);
     let at = &at;
     cpu.tasks(panels, outputs * inputs, |panel| {
-        for start in (0..inputs).step_by(BLOCK) {
-            let len = BLOCK.min(inputs - start);
-            let first = panels * PANEL * start + panel * len * PANEL;
-            // SAFETY: each (block, panel) has its own range, and a panel is one task's.
-            let part = unsafe { data.part(first..first + len * PANEL) };
+        // SAFETY: each panel has its own range, and is one task's.
+        let part = unsafe { data.part(panel * inputs * PANEL..(panel + 1) * inputs * PANEL) };
+        for rows in part.chunks_mut(BLOCK * PANEL).enumerate() {
+            let (start, rows) = (rows.0 * BLOCK, rows.1.as_chunks_mut::<PANEL>().0);
             for lane in 0..PANEL.min(outputs - panel * PANEL) {
-                for (i, row) in part.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+                for (i, row) in rows.iter_mut().enumerate() {
                     row[lane] = at(panel * PANEL + lane, start + i);
                 }
             }
