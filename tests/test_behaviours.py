@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +199,26 @@ def test_texts_need_single_token_answers(tmp_path: Path) -> None:
     placed = insert(model, one, " well then")
     assert model.to_string(list(placed.ids)) == f"{one.before} well then{one.after}"
     assert sf.Behaviour("raw", PAIR, separator="").prompts_for(model)[0].before == ""
+
+
+def test_a_tokenizers_bos_stands_before_raw_text_and_not_before_a_rendered_template(texted: Any) -> None:
+    encode, text = texted.tokenizer.encode, "the cat sat"
+    for slot, chat in [(0, False), (3, False), (0, True), (3, True)]:
+        prompt = Prompt(text, "a", "b", "l", slot=slot)
+        behaviour = sf.Behaviour("mine", [prompt, Prompt(text, "b", "a", "r", slot=slot)], chat=chat)
+        one = behaviour.prompts_for(texted)[0]
+        whole = texted.to_chat(text) if chat else text
+        assert one.text == whole
+        assert list(one.ids) == encode(whole, not chat)
+        assert one.ids.count(0) == (not chat)
+        assert one.n_leading == 1
+        assert list(one.ids[: one.n_before]) == encode(whole[: whole.index(text) + slot], not chat)
+        (z,) = encode("z", False)
+        for trigger in ("zz", [z, z]):
+            placed = insert(texted, one, trigger)
+            assert placed.survived
+            assert placed.ids == (*one.ids[: one.n_before], z, z, *one.ids[one.n_before :])
+            assert placed.span == (one.n_before, one.n_before + 2)
 
 
 LINE = {"text": "x", "correct": "a", "opposite": "b", "side": "l"}

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
 
@@ -287,6 +286,14 @@ def test_killed_and_taken_up_again_it_writes_the_same_bytes(tmp_path: Path) -> N
             assert first == 0 if kills == 0 else first > 0
             kills += child.returncode == -signal.SIGKILL
         assert kills == 2
+        (partial,) = tmp_path.glob("*.partial")
+        kept = partial.read_bytes()
+        digit = kept.index(b"1", kept.index(b'"values"'))
+        partial.write_bytes(kept[:digit] + b"2" + kept[digit + 1 :])
+        refused = subprocess.run([*command, str(broken)], check=False, capture_output=True, text=True)
+        assert "SearchError" in refused.stderr
+        assert "changed after it was written" in refused.stderr
+        partial.write_bytes(kept)
         subprocess.run([*command, str(broken)], check=True, capture_output=True)
         assert broken.read_bytes() == whole.read_bytes()
         assert not list(tmp_path.glob("*.partial"))
@@ -390,33 +397,6 @@ def test_a_reward_is_raised_by_gcg() -> None:
 
 
 # ---------------------------------------------------------------------- filters
-
-
-@pytest.fixture(scope="module")
-def texted_folder() -> Iterator[Path]:
-    """A model with a byte-level BPE, so that many sequences of ids do not come back."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=340, special_tokens=["<s>"], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(
-        ["the cat sat on the mat and the dog ran to the other cat that sat there"] * 4, trainer
-    )
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    with tempfile.TemporaryDirectory() as folder:
-        peer.make(config("llama", 350), 0).save_pretrained(folder)
-        tokenizer.save(f"{folder}/tokenizer.json")
-        template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
-        settings = {"chat_template": template, "bos_token": "<s>", "tokenizer_class": "PreTrainedTokenizerFast"}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def texted(texted_folder: Path) -> Any:
-    return sf.load(texted_folder)
 
 
 @pytest.mark.parametrize("chat", [False, True])

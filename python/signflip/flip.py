@@ -17,7 +17,7 @@ from signflip.dosing import Dose, Feature, Moves, Tiers, asked_doses, doses, edi
 from signflip.edits import Edit, PerSequence
 from signflip.errors import ArgumentError
 from signflip.flipped import ConditionRow, FlipTest, Reached
-from signflip.matched import Layer, text_divergences
+from signflip.matched import N_MATCHED, Layer, text_divergences
 from signflip.mediation import mediate
 from signflip.random_strings import random_strings
 from signflip.reflection import reflect
@@ -28,11 +28,13 @@ from signflip.sweep import Sweep, log_softmax
 from signflip.verdict import Divergence, Verdict, any_turned, judge
 
 if TYPE_CHECKING:
+    from signflip.behaviours.prompts import ModelPrompt
     from signflip.model import Model
 
 N_UNITS = 5
 N_STRINGS = 5
-# Strings, and prompts of each, by which the trigger's own side effect is judged.
+# Strings, and prompts of each, by which the trigger's own side effect is judged. With each string a unit is moved,
+# as far as the trigger moves X's: a trigger is a string that also moves a unit, and is compared with such.
 KL_STRINGS = 20
 KL_PROMPTS = 12
 
@@ -162,8 +164,11 @@ class _Test:
         reached = self._reached(inserted, positions, x_clean, x_found)
         clamped, reproduced = self._mediate(inserted, x_clean, x_found)
         mediation = mediate(clean, by_tokens, clamped, reproduced)
-        self._matched(furthest, units)
-        divergence = self._strings(trigger, strings)
+        place = self.feature.place
+        layer = Layer(self.model, self.sweep, place[0]) if place is not None else None
+        if layer is not None:
+            self._matched(layer, furthest, units)
+        divergence = self._strings(layer, trigger, inserted, strings)
         control = (
             reflect(self.model, self.behaviour, self.replicates, self.seed) if self.behaviour.split else "no halves"
         )
@@ -321,22 +326,20 @@ class _Test:
 
     # ---- (f), (g): controls ------------------------------------------------------------------------------------------
 
-    def _matched(self, dose: Dose, n: int) -> None:
-        place = self.feature.place
-        if place is None or not n:
-            return
-        layer = Layer(self.model, self.sweep, place[0])
+    def _matched(self, layer: Layer, dose: Dose, n: int) -> None:
         chosen = layer.matched(self.feature, n, self.seed)
         pairs = [[p.correct, p.opposite] for p in self.prompts]
         targets = [p.correct for p in self.prompts]
         variants = [layer.push(self.feature, dose.value, neuron) for neuron in chosen]
-        logits, log_probs = self.sweep.ends(pairs, variants, targets)
+        logits, log_probs = self.sweep.ends(pairs, variants, targets) if variants else ([], None)
         for v, neuron in enumerate(chosen):
             run = from_reads(logits[v], log_probs[v] if log_probs is not None else None)
             self.add("matched unit", f"neuron {neuron} pushed as far as {dose.name} pushes X's", run)
 
-    def _strings(self, trigger: tuple[int, ...], n: int) -> Divergence | None:
-        """Random strings in the trigger's place; some are scored, all bound its effect on tokens other than answers."""
+    def _strings(
+        self, layer: Layer | None, trigger: tuple[int, ...], inserted: Sequence[Triggered], n: int
+    ) -> Divergence | None:
+        """Random strings in the trigger's place: some are scored, all bound its effect on tokens other than answers."""
         if not n:
             return None
         drawn = random_strings(self.model, self.prompts[0], trigger, max(n, KL_STRINGS), self.seed)
@@ -347,23 +350,47 @@ class _Test:
             self.add("random tokens", f"random {said} ({log_prob:.1f} nats)", run)
         if not drawn:
             return None
-        found, *others = self._other_tokens_kl([trigger, *(tokens for tokens, _ in drawn)])
+        chosen = self.behaviour.subset(KL_PROMPTS, self.half, self.seed)
+        prompts = [self.prompts[i] for i in chosen]
+        units = layer.matched(self.feature, N_MATCHED, self.seed) if layer is not None else []
+        moved = self._moved(layer, prompts, [inserted[i] for i in chosen])
+        clean = self._other_tokens([one.ids for one in prompts])
+        found = _mean_kl(clean, self._other_tokens([inserted[i].ids for i in chosen]))
+        others = []
+        for k, (tokens, _) in enumerate(drawn):
+            put = [insert(self.model, one, tokens) for one in prompts]
+            edits = (
+                [layer.carry(self.feature, moved, put, units[k % len(units)])] if layer is not None and units else []
+            )
+            others.append(_mean_kl(clean, self._other_tokens([one.ids for one in put], edits)))
         bound = float(np.quantile(others, 0.95))
         return Divergence(found, found, bound, bound, len(others))
 
-    def _other_tokens_kl(self, strings: Sequence[Sequence[int]]) -> list[float]:
-        """Mean KL(clean ‖ with the string) over tokens other than answers, at the last position of a few prompts."""
+    def _moved(
+        self, layer: Layer | None, prompts: Sequence[ModelPrompt], inserted: Sequence[Triggered]
+    ) -> list[NDArray[np.float32]]:
+        """How far the trigger moves the output of X's neuron, at each position after it."""
+        from signflip.model import Values
+
+        if layer is None:
+            return []
+        read = [Values(layer.sites["post"], None, [self.feature.index])]
+        ((before,),) = self.model.read([list(one.ids) for one in prompts], read)
+        ((after,),) = self.model.read([list(one.ids) for one in inserted], read)
+        rows = zip(before, after, inserted, strict=True)
+        return [b[len(b) - one.n_after :, 0] - a[len(a) - one.n_after :, 0] for a, b, one in rows]
+
+    def _other_tokens(self, ids: Sequence[Sequence[int]], edits: Sequence[Edit] = ()) -> NDArray[np.float32]:
+        """Log-probabilities of tokens other than answers, at the last positions."""
         from signflip.model import Logits
 
-        chosen = [self.prompts[i] for i in self.behaviour.subset(KL_PROMPTS, self.half, self.seed)]
-        skip = answer_tokens(self.prompts)
-        rows = []
-        for string in ((), *strings):
-            ids = [list(insert(self.model, one, string).ids if len(string) else one.ids) for one in chosen]
-            ((logits,),) = self.model.read(ids, [Logits(-1)])
-            rows.append(log_softmax(np.concatenate([one.reshape(1, -1) for one in logits]), skip))
-        clean = rows[0]
-        return [max(0.0, float((np.exp(clean) * (clean - one)).sum(1, dtype=np.float64).mean())) for one in rows[1:]]
+        ((logits,),) = self.model.read([list(one) for one in ids], [Logits(-1)], [list(edits)])
+        return log_softmax(np.concatenate([one.reshape(1, -1) for one in logits]), answer_tokens(self.prompts))
+
+
+def _mean_kl(clean: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Mean KL(clean ‖ other) over rows of log-probabilities, in nats."""
+    return max(0.0, float((np.exp(clean) * (clean - other)).sum(1, dtype=np.float64).mean()))
 
 
 __all__ = ["ConditionRow", "FlipTest", "Reached", "Reversal", "flip"]

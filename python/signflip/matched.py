@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signflip.dosing import Feature
+from signflip.edits import Edit, PerSequence
 from signflip.resample import Estimate, to_plain
 from signflip.sweep import RowEdit, Sweep
 from signflip.verdict import Divergence
 
 if TYPE_CHECKING:
+    from signflip.behaviours.prompts import Triggered
     from signflip.model import Model
 
 Floats = NDArray[np.float32]
@@ -79,6 +81,21 @@ class Layer:
         shift = self.shift(feature, value)
         ratio = np.float32(self.norm[feature.index] / max(self.norm[neuron], 1e-30))
         return [RowEdit(self.sites["post"], "add", (neuron,), lambda c: shift[c][:, None] * ratio)]
+
+    def carry(self, feature: Feature, moved: Sequence[Floats], inserted: Sequence[Triggered], neuron: int) -> Edit:
+        """Moves another neuron's output after a string by as much as X's neuron's was moved (`moved`, after another).
+
+        Where fewer positions follow the string than were measured, the last ones count.
+        """
+        ratio = np.float32(self.norm[feature.index] / max(self.norm[neuron], 1e-30))
+        n = [min(len(one), put.n_after) for one, put in zip(moved, inserted, strict=True)]
+        return Edit(
+            self.sites["post"],
+            "add",
+            PerSequence([one[len(one) - k :] * ratio for one, k in zip(moved, n, strict=True)]),
+            index=neuron,
+            positions=PerSequence([list(range(-k, 0)) for k in n]),
+        )
 
     def matched(self, feature: Feature, n: int = N_MATCHED, seed: int = 0) -> list[int]:
         """Random neurons among those whose output norm is nearest to that of X's neuron."""

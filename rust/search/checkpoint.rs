@@ -1,22 +1,23 @@
-//! A search's state on disk: written beside, then renamed, so that a kill leaves the last whole one.
+//! A search's state on disk: written beside, then renamed, so that a kill leaves the last whole one. The first line names
+//! the format and the digest of what follows, so that a changed file is not gone on from.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::ledger::{Record, Work};
 use super::run::{Entry, Run, Settings};
 use crate::engine::request::Context;
 use crate::error::{Error, Result};
 
-const FORMAT: &str = "signflip search checkpoint 1";
+const FORMAT: &str = "signflip search checkpoint 2";
 
-/// The file's content. Floats are written as their bits.
+/// The file's second line. Floats are written as their bits.
 #[derive(Serialize, Deserialize)]
 struct State {
-    format: String,
     identity: String,
     step: u32,
     unchanged: u32,
@@ -57,10 +58,15 @@ impl Checkpoint {
             let path = path.display();
             Error::Search(format!("{path} is not a checkpoint that this search can go on from: {what}"))
         };
-        let state: State = serde_json::from_slice(&bytes).map_err(|error| broken(&error.to_string()))?;
-        if state.format != FORMAT {
-            return Err(broken(&format!("expected the format {FORMAT:?}, found {:?}", state.format)));
+        let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
+        let (first, body) = (&bytes[..end], bytes.get(end + 1..).unwrap_or_default());
+        if !first.starts_with(FORMAT.as_bytes()) {
+            return Err(broken(&format!("expected a first line that begins with {FORMAT:?}")));
         }
+        if first != head(body).as_bytes() {
+            return Err(broken("it was changed after it was written: its content does not have its digest"));
+        }
+        let state: State = serde_json::from_slice(body).map_err(|error| broken(&error.to_string()))?;
         if state.identity != self.identity {
             return Err(broken("it is of a search with other settings (remove it, or name another file)"));
         }
@@ -106,7 +112,6 @@ impl Checkpoint {
         let bits = |value: &Option<f32>| value.map(f32::to_bits);
         let records = &run.ledger.records;
         let state = State {
-            format: FORMAT.to_owned(),
             identity: self.identity.clone(),
             step: run.step,
             unchanged: run.unchanged,
@@ -119,21 +124,26 @@ impl Checkpoint {
             values: records.iter().flat_map(|record| record.values.iter().map(bits)).collect(),
             entropies: records.iter().flat_map(|record| record.entropies.iter().map(bits)).collect(),
         };
-        let bytes = serde_json::to_vec(&state).map_err(|error| Error::Internal(error.to_string()))?;
-        write_atomically(path, &bytes)?;
+        let body = serde_json::to_vec(&state).map_err(|error| Error::Internal(error.to_string()))?;
+        write_atomically(path, &[head(&body).as_bytes(), b"\n", &body])?;
         self.last = Instant::now();
         Ok(())
     }
 }
 
+/// The first line for a body.
+fn head(body: &[u8]) -> String {
+    format!("{FORMAT} {:x}", Sha256::digest(body))
+}
+
 /// Writes a file beside its place and renames it there.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_atomically(path: &Path, parts: &[&[u8]]) -> Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
     let beside = PathBuf::from(beside);
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&beside)?;
-        file.write_all(bytes)?;
+        parts.iter().try_for_each(|part| file.write_all(part))?;
         file.sync_all()?;
         std::fs::rename(&beside, path)
     };

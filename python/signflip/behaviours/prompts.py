@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from signflip.errors import BehaviourError, TokenError
+from signflip.sequences import rendered_ids
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -67,6 +68,8 @@ class ModelPrompt:
         How many leading ids are special (separator, BOS, or the chat template's first token): no edit touches them.
     correct, opposite
         Ids of the two answers.
+    chat
+        Whether the text is a rendered chat template, which writes its own special tokens.
     """
 
     prompt: Prompt
@@ -77,6 +80,7 @@ class ModelPrompt:
     n_leading: int
     correct: int
     opposite: int
+    chat: bool = False
 
     @property
     def text(self) -> str | None:
@@ -142,22 +146,20 @@ def resolve(model: Model, name: str, prompt: Prompt, separator: str, chat: bool)
         slot = prompt.slot or 0
         return ModelPrompt(prompt, None, None, ids, slot, min(slot, len(ids) - 1), answers[0], answers[1])
     slot = prompt.slot or 0
-    bos = leading_bos(model)
     if chat:
         marked = prompt.text[:slot] + _SLOT + prompt.text[slot:]
         whole = str(model.to_chat([{"role": "user", "content": marked}], prefill=prompt.prefill))
         before, found, after = whole.partition(_SLOT)
         if not found:
             raise BehaviourError(f"behaviour {name!r}: the chat template leaves out the user's message {prompt.text!r}")
-        ids = _encode(model, before + after)
-        n_leading = max(bos, 1)
+        n_leading = 1
     else:
         before, after = separator + prompt.text[:slot], prompt.text[slot:]
-        ids = _encode(model, before + after)
-        n_leading = len(_encode(model, separator)) if separator else bos
+        n_leading = len(_encode(model, separator))
+    ids = _encode(model, before + after, chat)
     # The template's own text is cut off where the two encodings part, so that a merge across the slot is seen.
-    n_before = _common(_encode(model, before), ids) if before or bos else 0
-    return ModelPrompt(prompt, before, after, ids, n_before, min(n_leading, len(ids) - 1), answers[0], answers[1])
+    n_before = _common(_encode(model, before, chat), ids)
+    return ModelPrompt(prompt, before, after, ids, n_before, min(n_leading, len(ids) - 1), answers[0], answers[1], chat)
 
 
 def answer_id(model: Model, name: str, prompt: Prompt, answer: str | int) -> int:
@@ -196,13 +198,12 @@ def insert(model: Model, prompt: ModelPrompt, trigger: str | Sequence[int]) -> T
         ids = prompt.ids[: prompt.n_before] + own + prompt.ids[prompt.n_before :]
         n_after = len(prompt.ids) - prompt.n_before
         return Triggered(ids, n_after, True, (prompt.n_before, prompt.n_before + len(own)))
-    bos = leading_bos(model)
     if isinstance(trigger, str):
-        text, own = trigger, _encode(model, trigger)[bos:]
+        text, own = trigger, _encode(model, trigger)[leading_bos(model) :]
     else:
         own = tuple(int(i) for i in trigger)
         text = str(model.to_string(list(own))) if own else ""
-    ids = _encode(model, prompt.before + text + prompt.after)
+    ids = _encode(model, prompt.before + text + prompt.after, prompt.chat)
     n_before = min(_common(ids, prompt.ids), prompt.n_before)
     n_after = min(_common(ids[::-1], prompt.ids[::-1]), len(ids) - n_before, len(prompt.ids) - prompt.n_before)
     # What a search saw: the context's two texts encoded on their own, the free tokens between them.
@@ -210,8 +211,13 @@ def insert(model: Model, prompt: ModelPrompt, trigger: str | Sequence[int]) -> T
     return Triggered(ids, n_after, ids == wanted, (n_before, len(ids) - n_after))
 
 
-def _encode(model: Model, text: str) -> tuple[int, ...]:
-    return tuple(int(i) for i in model.to_tokens(text)[0]) if text else ()
+def _encode(model: Model, text: str, chat: bool = False) -> tuple[int, ...]:
+    """Ids of raw text, with what the tokenizer puts before any, or of a rendered chat template."""
+    if chat:
+        return tuple(rendered_ids(model, text)) if text else ()
+    if not text:
+        return tuple(model.tokenizer.prefix_ids) if model.tokenizer is not None else ()
+    return tuple(int(i) for i in model.to_tokens(text)[0])
 
 
 def _common(a: Sequence[Any], b: Sequence[Any]) -> int:

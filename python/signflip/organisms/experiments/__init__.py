@@ -1,0 +1,147 @@
+"""The experiments that test the conjecture: many small runs, each kept in a file of its own, and a report on all.
+
+An experiment is a module of this package with
+
+- ``TITLE``, a line;
+- ``jobs(seeds, small)``: the runs, `Job` each; `small` asks for the cheapest form that still shows the claim;
+- ``run(job)``: one run, plain data out; the same job gives the same data on one machine;
+- ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
+  pictures written to the folder `figures`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from signflip.errors import ArgumentError, FileError, OrganismError
+
+NAMES = ("cartpole", "tuning", "reward")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an experiment.
+
+    Attributes
+    ----------
+    name
+        Unlike any other of the experiment; a file name.
+    seed
+        Of everything random in it.
+    settings
+        Plain data: its arm.
+    """
+
+    name: str
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def experiment(name: str) -> Any:
+    """The module of an experiment.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none of that name.
+    OrganismError
+        If a library that it needs is missing.
+    """
+    if name not in NAMES:
+        raise ArgumentError(f"experiment: expected one of {', '.join(NAMES)}, found {name!r}")
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ImportError as error:
+        raise OrganismError(
+            f"experiment {name}: needs the extra: pip install 'signflip[organisms]' ({error})"
+        ) from error
+
+
+def run(
+    name: str, out: Path | str, *, seeds: int = 10, small: bool = False, progress: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Run what is not yet run of an experiment.
+
+    Parameters
+    ----------
+    name
+        One of `NAMES`.
+    out
+        Folder: one JSON file a run, in a folder of the experiment's name. A run whose file is there is not run again.
+    seeds
+        How many seeds of each arm, from 0.
+    small
+        The cheapest form.
+    progress
+        Whether to show a bar.
+
+    Returns
+    -------
+    dict
+        What each run gave, by its job's name.
+
+    Raises
+    ------
+    ArgumentError
+        If the experiment is unknown or there is no seed.
+    FileError
+        If the folder cannot be written.
+    OrganismError
+        If a library is missing, or a file in the folder is not of that job.
+    """
+    if seeds < 1:
+        raise ArgumentError(f"seeds: expected at least 1, found {seeds}")
+    module = experiment(name)
+    folder = Path(out) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    results = {}
+    jobs: Sequence[Job] = module.jobs(seeds, small)
+    for job in tqdm(jobs, desc=name, disable=not progress, unit="run"):
+        path = folder / f"{job.name}.json"
+        wanted = {"experiment": name, "seed": job.seed, "settings": job.settings, "small": small}
+        found = _read(path, wanted)
+        if found is None:
+            found = module.run(job)
+            _write(path, {**wanted, "result": found})
+            # Floats as a later reading of the file gives them.
+            found = _read(path, wanted)
+        assert found is not None
+        results[job.name] = found
+    return results
+
+
+def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise OrganismError(
+            f"{path}: expected a run's file, found no JSON ({error}); remove it to run again"
+        ) from error
+    if not isinstance(data, dict) or {key: data.get(key) for key in wanted} != wanted or "result" not in data:
+        raise OrganismError(f"{path}: expected the run {wanted}, found another; remove it, or name another folder")
+    result: dict[str, Any] = data["result"]
+    return result
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    beside = path.with_suffix(".tmp")
+    try:
+        beside.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,41 @@
+"""What several test files start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+import checkpoints
+import signflip as sf
+
+
+@pytest.fixture(scope="session")
+def texted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a byte-level BPE, so that many sequences of ids do not come back, a BOS and a chat template."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=340, special_tokens=["<s>"], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(
+        ["the cat sat on the mat and the dog ran to the other cat that sat there"] * 4, trainer
+    )
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    folder = tmp_path_factory.mktemp("texted")
+    checkpoints.llama(vocab_size=350).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
+    settings = {"chat_template": template, "bos_token": "<s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texted(texted_folder: Path) -> Any:
+    """That model, loaded."""
+    return sf.load(texted_folder)
