@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +141,6 @@ def _write(path: Path, data: dict[str, Any]) -> None:
     beside = path.with_suffix(".tmp")
     try:
         beside.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        beside.replace(path)
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from error
