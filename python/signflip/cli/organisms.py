@@ -1,4 +1,4 @@
-"""``signflip organisms``: make a suite, audit it, score an audit."""
+"""``signflip organisms``: make a suite, audit it, score an audit; run the experiments and report on them."""
 
 from __future__ import annotations
 
@@ -70,4 +70,33 @@ def score(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         print(report.table())
+    return OK
+
+
+def run(args: argparse.Namespace) -> int:
+    """``signflip organisms run``."""
+    _package()
+    from signflip.organisms import experiments
+
+    done = {
+        name: len(experiments.run(name, args.out, seeds=args.seeds, small=args.small, progress=not args.quiet))
+        for name in args.experiment or experiments.NAMES
+    }
+    if args.json:
+        print_json({"out": args.out, "runs": done})
+    else:
+        print("\n".join(f"{name}: {n} runs in {Path(args.out) / name}" for name, n in done.items()))
+    return OK
+
+
+def report(args: argparse.Namespace) -> int:
+    """``signflip organisms report``."""
+    _package()
+    from signflip.organisms import experiments
+
+    path = experiments.report(args.out, args.docs, seeds=args.seeds, small=args.small)
+    if args.json:
+        print_json({"report": str(path)})
+    else:
+        print(f"report written to {path}")
     return OK

@@ -202,7 +202,7 @@ def _demo(subparsers: Any) -> None:
 def _organisms(subparsers: Any) -> None:
     group = subparsers.add_parser(
         "organisms",
-        help="models whose right verdict is known: make a suite of them, audit it, score an audit",
+        help="models whose right verdict is known, and experiments on them: make, audit, score, run, report",
         description="Models whose right verdict is known. Needs the extra signflip[organisms].",
     )
     inner = group.add_subparsers(metavar="command", required=True)
@@ -225,6 +225,14 @@ def _organisms(subparsers: Any) -> None:
     score.add_argument("audit", help="the audit, as JSON; its form is documented in signflip.organisms.scoring")
     score.add_argument("--truth", required=True, metavar="DIR", help="the suite's truths")
     score.add_argument("--models", default=None, metavar="DIR", help="its models (default: where they were made)")
+    run = _command(inner, "run", organisms.run, "run the experiments that test the conjecture; what is done is kept")
+    run.add_argument("experiment", nargs="*", help="which (default: all)")
+    report = _command(inner, "report", organisms.report, "write what the experiments gave: results.md and its figures")
+    report.add_argument("--docs", required=True, metavar="DIR", help="write results.md here")
+    for parser in (run, report):
+        parser.add_argument("--out", required=True, metavar="DIR", help="where the runs are kept, one file each")
+        parser.add_argument("--seeds", type=_whole(1, 10**6), default=10, help="seeds of each arm (%(default)s)")
+        parser.add_argument("--small", action="store_true", help="the cheapest form that still shows the claims")
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

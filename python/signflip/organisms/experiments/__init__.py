@@ -6,7 +6,8 @@ An experiment is a module of this package with
 - ``jobs(seeds, small)``: the runs, `Job` each; `small` asks for the cheapest form that still shows the claim;
 - ``run(job)``: one run, plain data out; the same job gives the same data on one machine;
 - ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
-  pictures written to the folder `figures`.
+  pictures written to the folder `figures`;
+- ``answer(results)``: in a sentence or two, what that says of the conjecture.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def run(
     jobs: Sequence[Job] = module.jobs(seeds, small)
     for job in tqdm(jobs, desc=name, disable=not progress, unit="run"):
         path = folder / f"{job.name}.json"
-        wanted = {"experiment": name, "seed": job.seed, "settings": job.settings, "small": small}
+        wanted = _identity(name, job, small)
         found = _read(path, wanted)
         if found is None:
             found = module.run(job)
@@ -118,6 +119,66 @@ def run(
         assert found is not None
         results[job.name] = found
     return results
+
+
+def report(
+    out: Path | str, docs: Path | str, *, seeds: int = 10, small: bool = False, names: Sequence[str] = NAMES
+) -> Path:
+    """Write ``results.md`` and its figures from what was run.
+
+    Parameters
+    ----------
+    out
+        The folder that `run` wrote to.
+    docs
+        Where ``results.md`` goes, its figures in ``results/`` beside it.
+    seeds, small
+        As the runs were asked for. A run that is missing is said to be, and not made.
+    names
+        Which experiments.
+
+    Returns
+    -------
+    Path
+        ``results.md``.
+
+    Raises
+    ------
+    FileError
+        If something cannot be read or written.
+    OrganismError
+        If a file in the folder is not of its job, a library is missing, or there is no run at all.
+    """
+    sections, answers = [], []
+    figures = Path(docs) / "results"
+    try:
+        figures.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{figures}: cannot be made: {error.strerror or error}") from error
+    for name in names:
+        module = experiment(name)
+        jobs: Sequence[Job] = module.jobs(seeds, small)
+        found = {job.name: _read(Path(out) / name / f"{job.name}.json", _identity(name, job, small)) for job in jobs}
+        done = {key: one for key, one in found.items() if one is not None}
+        note = f"{len(done)} of {len(jobs)} runs are in." if len(done) < len(jobs) else f"All {len(jobs)} runs are in."
+        if not done:
+            sections.append(f"## {module.TITLE}\n\nNot run.\n")
+            continue
+        sections.append(f"{module.report(done, figures).strip()}\n\n{note}\n")
+        answers.append(f"- **{module.TITLE}**: {module.answer(done)}")
+    if not answers:
+        raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
+    text = "\n".join(["# What the experiments gave", "", *answers, "", *sections])
+    path = Path(docs) / "results.md"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from error
+    return path
+
+
+def _identity(name: str, job: Job, small: bool) -> dict[str, Any]:
+    return {"experiment": name, "seed": job.seed, "settings": job.settings, "small": small}
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
