@@ -225,6 +225,12 @@ LINE = {"text": "x", "correct": "a", "opposite": "b", "side": "l"}
 LINES = [LINE, {"text": "y", "correct": "b", "opposite": "a", "side": "r"}]
 
 
+@pytest.mark.parametrize("field", ["text", "correct", "side", "item"])
+def test_half_a_surrogate_pair_is_refused_before_a_file_is_begun(field: str) -> None:
+    with pytest.raises(BehaviourError, match=rf"{field}: .*half a surrogate pair \(\\ud800\) at character 1"):
+        sf.Behaviour("mine", [{**LINE, field: "b\ud800"}, LINES[1]])
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\r\n"])
 def test_line_separators_in_a_text_survive_its_file(tmp_path: Path, mark: str) -> None:
     made = sf.Behaviour("mine", [{**line, "text": f"{line['text']}{mark}z"} for line in LINES])

@@ -294,6 +294,7 @@ def test_bad_arguments_are_named(models: dict[str, sf.Model]) -> None:
         ({"behaviours": [5]}, "behaviours"),
         ({"behaviours": [handset.behaviour(), handset.behaviour()]}, "'context' twice"),
         ({"features": 5}, "features"),
+        ({"features": [(handset.SITE, 1), (handset.SITE, 1)]}, "features: .*twice"),
         ({"features": [(handset.SITE, "x")]}, "index.*'x'"),
         ({"features": [(handset.SITE, 1.7)]}, "index.*1.7"),
     ],

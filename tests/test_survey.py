@@ -339,6 +339,7 @@ def test_bad_input_names_what_is_wrong(pair: tuple[Any, sf.Model, Path], tmp_pat
     (tmp_path / "not.survey").write_bytes(b"x" * 100)
     (folder.parent / "plain").mkdir(exist_ok=True)
     cases: list[tuple[type[Exception], str, Any]] = [
+        (ArgumentError, r"document 1 of the corpus: .*\(\\ud800\)", lambda: sf.survey(model, ["a", "b\ud800"])),
         (FileError, "absent.txt: no such file", lambda: sf.survey(model, "absent.txt")),
         (FileError, "absent.txt: no such file", lambda: sf.survey(model, [tmp_path / "absent.txt"])),
         (FileError, "found a folder", lambda: sf.survey(model, tmp_path)),

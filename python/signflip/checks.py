@@ -79,3 +79,21 @@ def listed(name: str, value: Any, wanted: str) -> list[Any]:
     if not isinstance(value, (list, tuple, range, np.ndarray)) or (isinstance(value, np.ndarray) and value.ndim == 0):
         raise ArgumentError(f"{name}: expected {wanted}, found {_shown(value)}")
     return list(value)
+
+
+def whole_text(name: str, value: str) -> str:
+    """Text that UTF-8 can hold: no half of a surrogate pair in it.
+
+    Raises
+    ------
+    ArgumentError
+        Otherwise; the message says where.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as err:
+        half = f"\\u{ord(value[err.start]):04x}"
+        raise ArgumentError(
+            f"{name}: expected text, found half a surrogate pair ({half}) at character {err.start}"
+        ) from err
+    return value

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from signflip.checks import whole_text
 from signflip.errors import ArgumentError, FileError, SurveyError, TokenError, TokenizerError
 
 # Texts are tokenised together, in parallel, up to so many characters.
@@ -92,7 +93,7 @@ class Corpus:
             if isinstance(item, Path):
                 yield from read_file(item, self._field)
             elif isinstance(item, str):
-                yield item
+                yield whole_text(f"document {self._number} of the corpus", item)
             else:
                 yield self._ids(item)
             self._number += 1
@@ -187,10 +188,6 @@ def _field(path: Path, line: int, text: str, field: list[str]) -> str:
         name = ".".join(field)
         raise SurveyError(f"{path} line {line}: expected text in the field {name!r}, found {type(value).__name__}")
     try:
-        value.encode()
-    except UnicodeEncodeError as err:
-        half = f"\\u{ord(value[err.start]):04x}"
-        raise SurveyError(
-            f"{path} line {line}: expected text, found half a surrogate pair ({half}) at character {err.start}"
-        ) from err
-    return value
+        return whole_text(f"{path} line {line}", value)
+    except ArgumentError as err:
+        raise SurveyError(str(err)) from err

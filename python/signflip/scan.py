@@ -104,7 +104,7 @@ def scan(
     Raises
     ------
     ArgumentError
-        If there are no features or no behaviours, or a dose is unknown.
+        If there are no features or no behaviours, one is there twice, or a dose is unknown.
     SiteError
         If a feature's site or index does not exist.
     """
@@ -132,6 +132,11 @@ def _features(given: Any) -> list[Feature]:
     features = [Feature.of(one) for one in given]
     if not features:
         raise ArgumentError("features: expected at least one, found none")
+    names: set[str] = set()
+    for one in features:
+        if one.name in names:
+            raise ArgumentError(f"features: expected each once, found {one.name} twice")
+        names.add(one.name)
     return features
 
 

@@ -51,7 +51,7 @@ pub fn features() -> Vec<&'static str> {
 macro_rules! by_level {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name(level: $crate::cpu::level::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn plain($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
@@ -60,7 +60,7 @@ macro_rules! by_level {
                 fn fast($($arg: $ty),*) $(-> $ret)? {
                     plain($($arg),*)
                 }
-                if level == $crate::cpu::level::Level::Avx2Fma {
+                if level == $crate::cpu::Level::Avx2Fma {
                     // SAFETY: `Level::detect` makes this level only where the CPU has AVX2 and FMA.
                     return unsafe { fast($($arg),*) };
                 }

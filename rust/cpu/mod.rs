@@ -26,8 +26,8 @@ use crate::engine::request::EditOp;
 use crate::error::{Error, Result};
 use crate::model::spec::{Activation, NormKind};
 use crate::threads::Threads;
-use level::Level;
 pub use level::features;
+pub(crate) use level::{Level, by_level};
 use math::{activate, activate_backward, activations};
 use rows::check_rows;
 

@@ -1,6 +1,7 @@
 //! The inner loop: minimum, maximum, sums and sign counts of a strip of columns over some rows.
 
 use super::histogram;
+use crate::cpu::by_level;
 
 /// Columns a strip.
 pub const STRIP: usize = 64;
@@ -80,6 +81,27 @@ pub fn accumulate(columns: Columns<'_>, rows: &[u32], moments: &mut Moments, sum
         }
         for &row in block {
             plain(&columns.row(row)[vectorised..], vectorised, moments, sums);
+        }
+    }
+}
+
+by_level! {
+    /// Extremes of the values beside which the gate is above zero.
+    pub fn open_extremes(
+        columns: Columns<'_>,
+        gate: Columns<'_>,
+        rows: &[u32],
+        min: &mut [f32; STRIP],
+        max: &mut [f32; STRIP],
+    ) {
+        for &row in rows {
+            let extremes = min.iter_mut().zip(max.iter_mut());
+            for ((min, max), (&value, &gate)) in extremes.zip(columns.row(row).iter().zip(gate.row(row))) {
+                let value = value + 0.0;
+                let (low, high) = if gate > 0.0 { (value, value) } else { (f32::INFINITY, f32::NEG_INFINITY) };
+                *min = if low < *min { low } else { *min };
+                *max = if high > *max { high } else { *max };
+            }
         }
     }
 }

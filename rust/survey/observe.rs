@@ -167,13 +167,15 @@ fn norm(row: &[f32]) -> f64 {
 
 /// The middle value, or the mean of the two middle ones.
 fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let half = sorted.len() / 2;
-    match (sorted.len() % 2, sorted.get(half), sorted.get(half.wrapping_sub(1))) {
-        (1, Some(&middle), _) => middle,
-        (_, Some(&upper), Some(&lower)) => f64::midpoint(lower, upper),
-        _ => f64::INFINITY,
+    if values.is_empty() {
+        return f64::INFINITY;
+    }
+    let mut values = values.to_vec();
+    let (even, half) = (values.len().is_multiple_of(2), values.len() / 2);
+    let (below, &mut upper, _) = values.select_nth_unstable_by(half, f64::total_cmp);
+    match below.iter().copied().max_by(f64::total_cmp) {
+        Some(lower) if even => f64::midpoint(lower, upper),
+        _ => upper,
     }
 }
 

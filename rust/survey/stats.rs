@@ -7,6 +7,7 @@ use super::fixed::{Fixed, mean_and_variance};
 use super::histogram::{Histogram, Scratch};
 use super::moments::{self, Columns, Moments, STRIP, Sums};
 use super::topk::{End, Extremes, Occurrence};
+use crate::cpu::Level;
 use crate::error::{Error, Result};
 
 /// Tokens and units of a site, counted ones and those counted apart.
@@ -152,9 +153,9 @@ impl Strip {
                     return Err((bad, true));
                 }
                 self.fold(&seen);
-                self.extremes(columns, unit, &seen, tools);
+                self.extremes(columns, unit, &seen);
                 if let Some(gate) = gate {
-                    self.acting(columns, gate, unit, &seen, tools);
+                    self.acting(columns, gate, unit, &seen);
                 }
             }
             if unit.last {
@@ -182,17 +183,18 @@ impl Strip {
         }
     }
 
-    /// Looks at single values only in columns whose extreme of the unit could be kept.
-    fn extremes(&mut self, columns: Columns<'_>, unit: &UnitRows, seen: &Moments, tools: &mut Tools) {
+    /// Looks at single values only where an extreme of the unit could be kept.
+    fn extremes(&mut self, columns: Columns<'_>, unit: &UnitRows, seen: &Moments) {
         for (kept, best) in [(&mut self.top, &seen.max), (&mut self.bottom, &seen.min)] {
-            tools.live.clear();
-            tools.live.extend((0..columns.len).filter(|&j| kept.admits(j, best[j], &unit.document)));
-            if tools.live.is_empty() {
+            if !(0..columns.len).any(|j| kept.admits(j, best[j], &unit.document)) {
                 continue;
             }
             for (&row, &position) in unit.rows.iter().zip(&unit.positions) {
                 let row = columns.row(row);
-                for &j in &tools.live {
+                let mut reaching = kept.reaching(row);
+                while reaching > 0 {
+                    let j = reaching.trailing_zeros() as usize;
+                    reaching &= reaching - 1;
                     let value = row[j] + 0.0;
                     if kept.admits(j, value, &unit.document) {
                         kept.insert(j, Occurrence { value, position, document: unit.document });
@@ -202,24 +204,17 @@ impl Strip {
         }
     }
 
-    /// Extremes where the gate is open, looked for only in columns whose extreme of the unit goes beyond them.
-    fn acting(&mut self, columns: Columns<'_>, gate: Columns<'_>, unit: &UnitRows, seen: &Moments, tools: &mut Tools) {
-        let beyond =
-            |(j, f): (usize, &Feature)| (seen.min[j] < f.acting_min || seen.max[j] > f.acting_max).then_some(j);
-        tools.live.clear();
-        tools.live.extend(self.features.iter().enumerate().filter_map(beyond));
-        if tools.live.is_empty() {
+    /// Extremes where the gate is open, looked for only where an extreme of the unit goes beyond them.
+    fn acting(&mut self, columns: Columns<'_>, gate: Columns<'_>, unit: &UnitRows, seen: &Moments) {
+        let beyond = |(j, f): (usize, &Feature)| seen.min[j] < f.acting_min || seen.max[j] > f.acting_max;
+        if !self.features.iter().enumerate().any(beyond) {
             return;
         }
-        for &row in &unit.rows {
-            let (values, gates) = (columns.row(row), gate.row(row));
-            for &j in &tools.live {
-                if gates[j] > 0.0 {
-                    let (feature, value) = (&mut self.features[j], values[j] + 0.0);
-                    feature.acting_min = feature.acting_min.min(value);
-                    feature.acting_max = feature.acting_max.max(value);
-                }
-            }
+        let (mut min, mut max) = ([f32::INFINITY; STRIP], [f32::NEG_INFINITY; STRIP]);
+        moments::open_extremes(Level::detect(), columns, gate, &unit.rows, &mut min, &mut max);
+        for (j, feature) in self.features.iter_mut().enumerate() {
+            feature.acting_min = feature.acting_min.min(min[j]);
+            feature.acting_max = feature.acting_max.max(max[j]);
         }
     }
 
@@ -251,7 +246,6 @@ impl Strip {
 struct Tools {
     scratch: Scratch,
     keys: Vec<u16>,
-    live: Vec<usize>,
 }
 
 /// Statistics of all features of one site.

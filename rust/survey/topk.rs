@@ -81,6 +81,27 @@ impl Extremes {
         beyond || (value == bar && self.columns[column].last().is_some_and(|last| *document <= last.document))
     }
 
+    /// Which of all columns' values reach their bar, a bit each (of at most 64): no other is admitted.
+    #[inline]
+    pub fn reaching(&self, values: &[f32]) -> u64 {
+        let bars = &self.bar[..values.len()];
+        let mut mask = 0;
+        let mut start = 0;
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the feature was just found.
+            (mask, start) = unsafe { x86::reaching(values, bars, self.end) };
+        }
+        for (j, (value, bar)) in values.iter().zip(bars).enumerate().skip(start) {
+            let reaches = match self.end {
+                End::Top => value >= bar,
+                End::Bottom => value <= bar,
+            };
+            mask |= u64::from(reaches) << j;
+        }
+        mask
+    }
+
     /// Keeps an occurrence if it is among the first of its column.
     pub fn insert(&mut self, column: usize, occurrence: Occurrence) {
         let kept = &mut self.columns[column];
@@ -109,6 +130,30 @@ impl Extremes {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{_CMP_GE_OQ, _CMP_LE_OQ, _mm256_cmp_ps, _mm256_loadu_ps, _mm256_movemask_ps};
+
+    use super::End;
+
+    /// The bits of the leading columns, and how many those are: whole groups of eight.
+    #[target_feature(enable = "avx2")]
+    pub fn reaching(values: &[f32], bars: &[f32], end: End) -> (u64, usize) {
+        let mut mask = 0;
+        let (groups, bars) = (values.as_chunks::<8>().0, bars.as_chunks::<8>().0);
+        for (i, (values, bars)) in groups.iter().zip(bars).enumerate() {
+            // SAFETY: both are eight values.
+            let (x, bar) = unsafe { (_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(bars.as_ptr())) };
+            let reaches = match end {
+                End::Top => _mm256_cmp_ps::<_CMP_GE_OQ>(x, bar),
+                End::Bottom => _mm256_cmp_ps::<_CMP_LE_OQ>(x, bar),
+            };
+            mask |= u64::from(_mm256_movemask_ps(reaches) as u32) << (8 * i);
+        }
+        (mask, 8 * groups.len())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +179,28 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_bit_for_each_value_that_reaches_its_bar(
+            values in prop::collection::vec(-2_i8..3, 1..65),
+            first in prop::collection::vec(-2_i8..3, 64),
+        ) {
+            for end in [End::Top, End::Bottom] {
+                let mut extremes = Extremes::new(end, values.len(), 1);
+                let document = DocumentHash([1; 16]);
+                for (j, &value) in first.iter().take(values.len()).enumerate().filter(|&(j, _)| j % 3 > 0) {
+                    extremes.insert(j, Occurrence { value: f32::from(value), position: 0, document });
+                }
+                let row: Vec<f32> = values.iter().map(|&value| f32::from(value)).collect();
+                let mask = extremes.reaching(&row);
+                for (j, &value) in row.iter().enumerate() {
+                    let bar = f32::from(first[j]);
+                    let wanted = j % 3 == 0 || if end == End::Top { value >= bar } else { value <= bar };
+                    prop_assert_eq!(mask >> j & 1 == 1, wanted);
+                }
+                prop_assert_eq!(mask.checked_shr(row.len() as u32).unwrap_or(0), 0);
+            }
+        }
+
         #[test]
         fn keeps_the_first_of_a_full_sort(mut all in occurrences(), capacity in 0_usize..6, cut in 0_usize..40) {
             for end in [End::Top, End::Bottom] {

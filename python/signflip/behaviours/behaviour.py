@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from signflip.behaviours.prompts import ModelPrompt, Prompt, document_separator, insert, resolve
-from signflip.checks import integer, listed
+from signflip.checks import integer, listed, whole_text
 from signflip.edits import Edit
 from signflip.errors import ArgumentError, BehaviourError, FileError
 from signflip.files import write_text
@@ -301,19 +301,25 @@ def _checked(prompt: Prompt) -> str | tuple[int, ...]:
     """The text or ids of a prompt whose fields are of the right kinds; an `ArgumentError` else."""
     text: str | tuple[int, ...]
     if isinstance(prompt.text, str):
-        text = prompt.text
+        text = whole_text("text", prompt.text)
     else:
         text = tuple(integer("text", i, 0) for i in listed("text", prompt.text, "a text or a list of token ids"))
     for key in ("correct", "opposite"):
-        if not isinstance(getattr(prompt, key), str):
-            integer(key, getattr(prompt, key), 0)
-    if not isinstance(prompt.side, str):
+        answer = getattr(prompt, key)
+        if isinstance(answer, str):
+            whole_text(key, answer)
+        else:
+            integer(key, answer, 0)
+    if isinstance(prompt.side, str):
+        whole_text("side", prompt.side)
+    else:
         integer("side", prompt.side)
     if prompt.slot is not None:
         integer("slot", prompt.slot)
     for key in ("item", "template", "half", "prefill"):
         if not isinstance(getattr(prompt, key), str):
             raise ArgumentError(f"{key}: expected a text, found {getattr(prompt, key)!r}")
+        whole_text(key, getattr(prompt, key))
     return text
 
 
