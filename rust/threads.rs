@@ -48,6 +48,36 @@ impl Threads {
     }
 }
 
+/// Calls `f` for 0 to `n`, each once. The calling thread works too, at once: it need not wait for a worker to wake, nor
+/// sleep until the last one is done.
+pub(crate) fn each(pool: &ThreadPool, n: usize, f: impl Fn(usize) + Send + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= n {
+                break;
+            }
+            f(task);
+        }
+    };
+    pool.in_place_scope(|scope| {
+        for _ in 1..pool.current_num_threads().min(n) {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
+}
+
+/// What `f` gives for 0 to `n`, in order; computed as by [`each`].
+pub(crate) fn map<R: Send + Sync>(pool: &ThreadPool, n: usize, f: impl Fn(usize) -> R + Send + Sync) -> Vec<R> {
+    let cells: Vec<OnceLock<R>> = (0..n).map(|_| OnceLock::new()).collect();
+    each(pool, n, |i| {
+        cells[i].get_or_init(|| f(i));
+    });
+    cells.into_iter().filter_map(OnceLock::into_inner).collect()
+}
+
 fn build(threads: usize) -> Result<ThreadPool> {
     ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -22,7 +22,7 @@ from signflip.one_sided import OneSided, OneSidedList, find
 _CHECKPOINT = 20.0
 
 # Tokens an engine request.
-_BATCH = 1024
+_BATCH = 2048
 
 # Occurrences an end of a feature, at most: more do not fit in memory.
 _MAX_TOP = 10**4

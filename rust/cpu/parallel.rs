@@ -2,9 +2,9 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Cpu;
+use crate::threads;
 
 /// Work (in multiply-adds, or elements times [`ELEMENT`]) below which a region costs more than it saves.
 const SERIAL: usize = 200_000;
@@ -34,24 +34,7 @@ impl Cpu {
         if n <= 1 || !self.parallel(work) {
             (0..n).for_each(f);
         } else {
-            // The calling thread works too, at once: it need not wait for a worker to wake.
-            let next = AtomicUsize::new(0);
-            let work = || {
-                loop {
-                    let task = next.fetch_add(1, Ordering::Relaxed);
-                    if task >= n {
-                        break;
-                    }
-                    f(task);
-                }
-            };
-            let pool = self.threads.pool();
-            pool.in_place_scope(|scope| {
-                for _ in 1..pool.current_num_threads().min(n) {
-                    scope.spawn(|_| work());
-                }
-                work();
-            });
+            threads::each(self.threads.pool(), n, f);
         }
     }
 

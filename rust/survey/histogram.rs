@@ -127,12 +127,14 @@ impl Default for Scratch {
 }
 
 impl Scratch {
-    /// Counts the buckets `keys[offset]`, `keys[offset + stride]`, ... into a histogram.
-    pub fn count(&mut self, histogram: &mut Histogram, keys: &[u16], offset: usize, stride: usize) {
-        let mut left = 0;
-        for key in keys.iter().skip(offset).step_by(stride) {
-            self.counts[usize::from(*key) & (BUCKETS - 1)] += 1;
-            left += 1;
+    /// Counts buckets into a histogram.
+    pub fn count(&mut self, histogram: &mut Histogram, keys: &[u16]) {
+        let mut left = keys.len() as u32;
+        let (mut first, mut last) = (BUCKETS - 1, 0);
+        for key in keys {
+            let key = usize::from(*key) & (BUCKETS - 1);
+            self.counts[key] += 1;
+            (first, last) = (first.min(key), last.max(key));
         }
         for entry in &mut histogram.0 {
             let count = &mut self.counts[(*entry >> COUNT_BITS) as usize & (BUCKETS - 1)];
@@ -143,14 +145,19 @@ impl Scratch {
         if left == 0 {
             return;
         }
-        for key in keys.iter().skip(offset).step_by(stride) {
-            let count = &mut self.counts[usize::from(*key) & (BUCKETS - 1)];
+        // What is left are buckets new to the histogram, few of them once it has seen some batches.
+        let old = histogram.0.len();
+        for (key, count) in self.counts[first..=last].iter_mut().enumerate() {
             if *count > 0 {
-                histogram.0.push((u64::from(*key) << COUNT_BITS) | u64::from(*count));
+                histogram.0.push((((first + key) as u64) << COUNT_BITS) | u64::from(*count));
                 *count = 0;
             }
         }
-        histogram.0.sort_unstable();
+        if old > 0 {
+            // Two sorted runs, which the stable sort merges.
+            #[allow(clippy::stable_sort_primitive)]
+            histogram.0.sort();
+        }
     }
 }
 
@@ -162,7 +169,7 @@ mod tests {
     fn of(values: &[f32]) -> Histogram {
         let mut histogram = Histogram::default();
         let keys: Vec<u16> = values.iter().map(|&x| bucket(x)).collect();
-        Scratch::default().count(&mut histogram, &keys, 0, 1);
+        Scratch::default().count(&mut histogram, &keys);
         histogram
     }
 

@@ -51,9 +51,9 @@ impl Sums {
 
 /// A strip of a row-major matrix.
 #[derive(Clone, Copy)]
-pub struct Columns<'a> {
+pub struct Columns<'a, T = f32> {
     /// The matrix.
-    pub data: &'a [f32],
+    pub data: &'a [T],
     /// Its columns.
     pub width: usize,
     /// First column of the strip.
@@ -62,9 +62,9 @@ pub struct Columns<'a> {
     pub len: usize,
 }
 
-impl<'a> Columns<'a> {
+impl<'a, T> Columns<'a, T> {
     /// The strip's part of a row.
-    pub fn row(&self, row: u32) -> &'a [f32] {
+    pub fn row(&self, row: u32) -> &'a [T] {
         let start = row as usize * self.width + self.start;
         &self.data[start..start + self.len]
     }
@@ -86,10 +86,10 @@ pub fn accumulate(columns: Columns<'_>, rows: &[u32], moments: &mut Moments, sum
 }
 
 by_level! {
-    /// Extremes of the values beside which the gate is above zero.
+    /// Extremes of the values beside which the gate is open.
     pub fn open_extremes(
         columns: Columns<'_>,
-        gate: Columns<'_>,
+        gate: Columns<'_, bool>,
         rows: &[u32],
         min: &mut [f32; STRIP],
         max: &mut [f32; STRIP],
@@ -98,7 +98,7 @@ by_level! {
             let extremes = min.iter_mut().zip(max.iter_mut());
             for ((min, max), (&value, &gate)) in extremes.zip(columns.row(row).iter().zip(gate.row(row))) {
                 let value = value + 0.0;
-                let (low, high) = if gate > 0.0 { (value, value) } else { (f32::INFINITY, f32::NEG_INFINITY) };
+                let (low, high) = if gate { (value, value) } else { (f32::INFINITY, f32::NEG_INFINITY) };
                 *min = if low < *min { low } else { *min };
                 *max = if high > *max { high } else { *max };
             }
@@ -131,11 +131,14 @@ fn plain(row: &[f32], start: usize, moments: &mut Moments, sums: &mut Sums) {
     }
 }
 
-/// Histogram buckets of some rows, `[rows, len]`.
-pub fn buckets(columns: Columns<'_>, rows: impl Iterator<Item = u32>, keys: &mut Vec<u16>) {
+/// Histogram buckets of some rows, `[len, rows]`: a column's lie together, as they are counted.
+pub fn buckets(columns: Columns<'_>, rows: &[u32], keys: &mut Vec<u16>) {
     keys.clear();
-    for row in rows {
-        keys.extend(columns.row(row).iter().map(|&value| histogram::bucket(value)));
+    keys.resize(columns.len * rows.len(), 0);
+    for (at, &row) in rows.iter().enumerate() {
+        for (keys, &value) in keys.chunks_exact_mut(rows.len()).zip(columns.row(row)) {
+            keys[at] = histogram::bucket(value);
+        }
     }
 }
 

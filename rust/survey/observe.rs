@@ -1,6 +1,6 @@
 //! The host step of a survey: sorts a batch's rows into counted ones and those counted apart, and counts them.
 
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 use super::document::DocumentHash;
 use super::settings::Settings;
@@ -8,9 +8,13 @@ use super::stats::{SiteStats, UnitRows};
 use crate::engine::request::{Engine, Host, HostRows};
 use crate::engine::site::{Point, Site};
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// How many times the median norm of its context a residual's norm must exceed for its token to be a sink.
 pub const SINK_RATIO: f64 = 10.0;
+
+/// Values that a thread looks at at a time.
+const CHUNK: usize = 1 << 16;
 
 /// A context of a document, as it goes through the engine (behind the prefix).
 #[derive(Clone, Debug)]
@@ -41,8 +45,8 @@ pub struct Observer<'a> {
     n_rows: usize,
     /// Rows as the sites of a layer see them: that layer, and the units.
     layer: Option<(usize, Vec<UnitRows>)>,
-    /// A layer, and the gate's pre-activations there.
-    gate: Option<(usize, Vec<f32>)>,
+    /// A layer, and where its gates are open.
+    gate: Option<(usize, Vec<bool>)>,
     /// Statistics that have been fed.
     fed: usize,
 }
@@ -75,45 +79,49 @@ impl<'a> Observer<'a> {
         }
     }
 
-    /// Units with every row but BOS and sinks; `norms` are the rows' residual norms.
-    fn unit_rows(&self, norms: Option<&[f64]>) -> Vec<UnitRows> {
-        let rows = |(unit, &first): (&Unit, &usize)| {
-            let candidates = unit.n_bos as usize..unit.tokens.len();
-            let limit = norms.map_or(f64::INFINITY, |norms| {
-                SINK_RATIO * median(&norms[first + candidates.start..first + candidates.end])
-            });
-            let counted = |offset: &usize| norms.is_none_or(|norms| norms[first + offset] <= limit);
-            let offsets: Vec<usize> = candidates.clone().filter(counted).collect();
-            UnitRows {
-                document: unit.document,
-                rows: offsets.iter().map(|offset| (first + offset) as u32).collect(),
-                positions: offsets.iter().map(|&offset| unit.start + offset as u32).collect(),
-                last: unit.last,
-                sampled: unit.document.sampled(unit.index, self.settings.histogram_every),
-                n_sink: (candidates.len() - offsets.len()) as u32,
-                n_bos: unit.n_bos,
-                n_prefix: self.settings.prefix.len() as u32,
-            }
-        };
-        self.engine.pool().install(|| self.units.par_iter().zip(&self.first_row).map(rows).collect())
+    /// A unit with every row but BOS and sinks; `norms` are the residual norms of its rows.
+    fn unit_rows(&self, index: usize, norms: Option<&[f64]>) -> UnitRows {
+        let (unit, first) = (&self.units[index], self.first_row[index]);
+        let candidates = unit.n_bos as usize..unit.tokens.len();
+        let limit = norms.map_or(f64::INFINITY, |norms| SINK_RATIO * median(&norms[candidates.clone()]));
+        let counted = |offset: &usize| norms.is_none_or(|norms| norms[*offset] <= limit);
+        let offsets: Vec<usize> = candidates.clone().filter(counted).collect();
+        UnitRows {
+            document: unit.document,
+            rows: offsets.iter().map(|offset| (first + offset) as u32).collect(),
+            positions: offsets.iter().map(|&offset| unit.start + offset as u32).collect(),
+            last: unit.last,
+            sampled: unit.document.sampled(unit.index, self.settings.histogram_every),
+            n_sink: (candidates.len() - offsets.len()) as u32,
+            n_bos: unit.n_bos,
+            n_prefix: self.settings.prefix.len() as u32,
+        }
     }
 
     /// Learns from the residual that enters a layer which tokens are sinks there.
     fn find_sinks(&mut self, site: Site, layer: usize, width: usize, data: &[f32]) -> Result<()> {
-        let norms: Vec<f64> =
-            self.engine.pool().install(|| data.par_chunks(width).with_min_len(16).map(norm).collect());
-        if norms.iter().any(|norm| !norm.is_finite()) {
-            return Err(Error::Survey(format!("site {}: expected finite values, found NaN or infinity", site.name())));
+        let finite = |norms: &[f64]| norms.iter().all(|norm| norm.is_finite());
+        let norms_of = |first: usize, n: usize| -> Vec<f64> {
+            data[first * width..(first + n) * width].chunks_exact(width).map(norm).collect()
+        };
+        let units = threads::map(self.engine.pool(), self.units.len(), |i| {
+            let norms = norms_of(self.first_row[i], self.units[i].tokens.len());
+            finite(&norms).then(|| self.unit_rows(i, Some(&norms)))
+        });
+        match units.into_iter().collect::<Option<Vec<_>>>() {
+            Some(units) if finite(&norms_of(0, self.settings.prefix.len())) => {
+                self.layer = Some((layer, units));
+                Ok(())
+            }
+            _ => Err(Error::Survey(format!("site {}: expected finite values, found NaN or infinity", site.name()))),
         }
-        self.layer = Some((layer, self.unit_rows(Some(&norms))));
-        Ok(())
     }
 
     fn count(&mut self, site: Site, index: usize, width: usize, data: &[f32]) -> Result<()> {
-        let everything;
+        let everything: Vec<UnitRows>;
         let units = match &self.layer {
             _ if !judged(site) => {
-                everything = self.unit_rows(None);
+                everything = (0..self.units.len()).map(|i| self.unit_rows(i, None)).collect();
                 &everything
             }
             Some((layer, units)) if *layer == site.layer => units,
@@ -201,7 +209,15 @@ impl Host for Observer<'_> {
             self.find_sinks(site, layer, width, data)?;
         }
         if self.gates(site) {
-            self.gate = Some((site.layer, data.to_vec()));
+            let (layer, gate) = self.gate.get_or_insert_default();
+            *layer = site.layer;
+            // The memory of the layer before: new memory would have to be faulted in.
+            gate.resize(data.len(), false);
+            let parts: Vec<Mutex<&mut [bool]>> = gate.chunks_mut(CHUNK).map(Mutex::new).collect();
+            threads::each(self.engine.pool(), parts.len(), |i| {
+                let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
+                part.iter_mut().zip(&data[i * CHUNK..]).for_each(|(open, &x)| *open = x > 0.0);
+            });
         }
         if let Some(index) = self.sites.iter().position(|&other| other == site) {
             self.count(site, index, width, data)?;

@@ -1,6 +1,6 @@
 //! Statistics of every feature of a site: a commutative monoid, to the bit.
 
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 use super::document::DocumentHash;
 use super::fixed::{Fixed, mean_and_variance};
@@ -9,6 +9,10 @@ use super::moments::{self, Columns, Moments, STRIP, Sums};
 use super::topk::{End, Extremes, Occurrence};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
+use crate::threads;
+
+/// Pieces of work a thread.
+const TASKS: usize = 3;
 
 /// Tokens and units of a site, counted ones and those counted apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,38 +142,37 @@ impl Strip {
         }
     }
 
+    /// Counts a unit; its histograms are another matter.
     fn observe(
         &mut self,
         columns: Columns<'_>,
-        gate: Option<Columns<'_>>,
-        units: &[UnitRows],
-        tools: &mut Tools,
+        gate: Option<Columns<'_, bool>>,
+        unit: &UnitRows,
+        level: Level,
     ) -> Result<(), Refused> {
-        for unit in units {
-            if !unit.rows.is_empty() {
-                let mut seen = Moments::EMPTY;
-                moments::accumulate(columns, &unit.rows, &mut seen, &mut self.open);
-                if let Some(bad) = self.open.squares[..columns.len].iter().position(|x| !x.is_finite()) {
-                    return Err((bad, true));
-                }
-                self.fold(&seen);
-                self.extremes(columns, unit, &seen);
-                if let Some(gate) = gate {
-                    self.acting(columns, gate, unit, &seen);
-                }
+        if !unit.rows.is_empty() {
+            let mut seen = Moments::EMPTY;
+            moments::accumulate(columns, &unit.rows, &mut seen, &mut self.open);
+            if let Some(bad) = self.open.squares[..columns.len].iter().position(|x| !x.is_finite()) {
+                return Err((columns.start + bad, true));
             }
-            if unit.last {
-                self.close()?;
+            self.fold(&seen);
+            self.extremes(columns, unit, &seen);
+            if let Some(gate) = gate {
+                self.acting(columns, gate, unit, &seen, level);
             }
         }
-        if units.iter().any(|unit| unit.sampled && !unit.rows.is_empty()) {
-            let rows = units.iter().filter(|unit| unit.sampled).flat_map(|unit| unit.rows.iter().copied());
-            moments::buckets(columns, rows, &mut tools.keys);
-            for (j, histogram) in self.histograms.iter_mut().enumerate() {
-                tools.scratch.count(histogram, &tools.keys, j, columns.len);
-            }
+        if unit.last { self.close(columns.start) } else { Ok(()) }
+    }
+
+    fn count(&mut self, columns: Columns<'_>, rows: &[u32], tools: &mut Tools) {
+        if rows.is_empty() {
+            return;
         }
-        Ok(())
+        moments::buckets(columns, rows, &mut tools.keys);
+        for (histogram, keys) in self.histograms.iter_mut().zip(tools.keys.chunks_exact(rows.len())) {
+            tools.scratch.count(histogram, keys);
+        }
     }
 
     fn fold(&mut self, seen: &Moments) {
@@ -205,13 +208,13 @@ impl Strip {
     }
 
     /// Extremes where the gate is open, looked for only where an extreme of the unit goes beyond them.
-    fn acting(&mut self, columns: Columns<'_>, gate: Columns<'_>, unit: &UnitRows, seen: &Moments) {
+    fn acting(&mut self, columns: Columns<'_>, gate: Columns<'_, bool>, unit: &UnitRows, seen: &Moments, level: Level) {
         let beyond = |(j, f): (usize, &Feature)| seen.min[j] < f.acting_min || seen.max[j] > f.acting_max;
         if !self.features.iter().enumerate().any(beyond) {
             return;
         }
         let (mut min, mut max) = ([f32::INFINITY; STRIP], [f32::NEG_INFINITY; STRIP]);
-        moments::open_extremes(Level::detect(), columns, gate, &unit.rows, &mut min, &mut max);
+        moments::open_extremes(level, columns, gate, &unit.rows, &mut min, &mut max);
         for (j, feature) in self.features.iter_mut().enumerate() {
             feature.acting_min = feature.acting_min.min(min[j]);
             feature.acting_max = feature.acting_max.max(max[j]);
@@ -219,11 +222,11 @@ impl Strip {
     }
 
     /// Rounds the sums of the document in progress to fixed point and starts the next.
-    fn close(&mut self) -> Result<(), Refused> {
+    fn close(&mut self, start: usize) -> Result<(), Refused> {
         for (j, feature) in self.features.iter_mut().enumerate() {
-            let sum = Fixed::from_f64(self.open.sum[j]).ok_or((j, false))?;
+            let sum = Fixed::from_f64(self.open.sum[j]).ok_or((start + j, false))?;
             feature.sum.add(sum);
-            feature.squares.add(Fixed::from_f64(self.open.squares[j]).ok_or((j, false))?);
+            feature.squares.add(Fixed::from_f64(self.open.squares[j]).ok_or((start + j, false))?);
         }
         self.open = Sums::ZERO;
         Ok(())
@@ -271,24 +274,44 @@ impl SiteStats {
         Self { name, width, tally: Tally::default(), reach: None, gated, strips }
     }
 
-    /// Counts a batch, `data` being `[rows, width]`, and `gate` the gate's pre-activations of the same shape where the
-    /// site is gated. Units are in corpus order; a document's pieces are consecutive, in this batch or over several.
+    /// Counts a batch, `data` being `[rows, width]`, and `gate` of the same shape where the gate is open, if the site is
+    /// gated. Units are in corpus order; a document's pieces are consecutive, in this batch or over several.
     pub fn observe(
         &mut self,
         units: &[UnitRows],
         data: &[f32],
-        gate: Option<&[f32]>,
+        gate: Option<&[bool]>,
         pool: &rayon::ThreadPool,
     ) -> Result<()> {
-        let width = self.width;
-        let refused: Option<Refused> = pool.install(|| {
-            let found = self.strips.par_iter_mut().enumerate().map_init(Tools::default, |tools, (i, strip)| {
-                let columns = |data| Columns { data, width, start: i * STRIP, len: strip.features.len() };
-                let (columns, gate) = (columns(data), gate.map(columns));
-                strip.observe(columns, gate, units, tools).err().map(|(column, nan)| (i * STRIP + column, nan))
-            });
-            found.flatten().min()
+        let (width, level) = (self.width, Level::detect());
+        let sampled: Vec<u32> =
+            units.iter().filter(|unit| unit.sampled).flat_map(|unit| unit.rows.iter().copied()).collect();
+        // A thread's strips take a unit in turn, so that its rows are read through once while they are near.
+        let together = self.strips.len().div_ceil(TASKS * pool.current_num_threads()).max(1);
+        let parts: Vec<Mutex<&mut [Strip]>> = self.strips.chunks_mut(together).map(Mutex::new).collect();
+        let refused = threads::map(pool, parts.len(), |part| {
+            let mut strips = parts[part].lock().unwrap_or_else(PoisonError::into_inner);
+            let first = part * together * STRIP;
+            let of = |i: usize, len| (first + i * STRIP, len);
+            // The lowest, not the first met: that would depend on how the work was cut.
+            let mut lowest: Option<Refused> = None;
+            for unit in units {
+                for (i, strip) in strips.iter_mut().enumerate() {
+                    let (start, len) = of(i, strip.features.len());
+                    let gate = gate.map(|data| Columns { data, width, start, len });
+                    if let Err(refused) = strip.observe(Columns { data, width, start, len }, gate, unit, level) {
+                        lowest = Some(lowest.map_or(refused, |other| other.min(refused)));
+                    }
+                }
+            }
+            let mut tools = Tools::default();
+            for (i, strip) in strips.iter_mut().enumerate() {
+                let (start, len) = of(i, strip.features.len());
+                strip.count(Columns { data, width, start, len }, &sampled, &mut tools);
+            }
+            lowest
         });
+        let refused = refused.into_iter().flatten().min();
         if let Some((feature, not_finite)) = refused {
             let what = if not_finite {
                 "expected finite values, found NaN or infinity".to_owned()
