@@ -18,7 +18,7 @@ from scipy.stats import beta, binomtest
 import signflip as sf
 from signflip._core import num_threads
 from signflip.cli import main
-from signflip.errors import ArgumentError, CheckpointError, OrganismError, SiteError
+from signflip.errors import ArgumentError, CheckpointError, FileError, OrganismError, SiteError
 from signflip.organisms import KINDS, Room, Truth, base, disguise, make, open_suite, plant, score, train, verify
 from signflip.organisms.baseline import audit_model
 from signflip.organisms.language import Stories, behaviours, corpus, words
@@ -395,6 +395,10 @@ def test_a_suite_goes_on_where_it_was(suite: tuple[Path, Path]) -> None:
     stamp = (models / "M3-llama-hand" / "model.safetensors").stat().st_mtime_ns
     make("open", models, truth, kinds=["M1", "M3", "M6"], families=["llama"], base_steps=STEPS)
     assert (models / "M3-llama-hand" / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(OrganismError, match=r"M1-llama-hand\.json: .*of another suite"):
+        make("open", models, truth, kinds=["M1"], families=["llama"], base_steps=STEPS, seed=1)
+    with pytest.raises(FileError, match="cannot be made"):
+        make("open", models, truth / "suite.json" / "inside", kinds=["M1"], families=["llama"], base_steps=STEPS)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm.auto import tqdm
 
-from signflip.errors import ArgumentError, OrganismError
+from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import base
 from signflip.organisms.kinds import KINDS
 from signflip.organisms.language import behaviours, corpus
@@ -90,8 +90,10 @@ def make(
     ------
     ArgumentError
         If a kind or number makes no sense.
+    FileError
+        If a folder cannot be made.
     OrganismError
-        If an organism could not be made so that its truth holds.
+        If an organism could not be made so that its truth holds, or the folders hold those of another suite.
     """
     models, truth = Path(models), Path(truth)
     chosen = list(KINDS if kinds is None else kinds)
@@ -104,13 +106,16 @@ def make(
         orders = list(_open(chosen, families, planted, seed, bases))
     else:
         orders = list(_blind(chosen, families, planted, seed, bases, 120 if n is None else n))
-    models.mkdir(parents=True, exist_ok=True)
-    truth.mkdir(parents=True, exist_ok=True)
+    for folder in (models, truth):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{folder}: cannot be made: {error.strerror or error}") from error
     made = []
     for order in tqdm(orders, desc="organisms", unit="model", disable=None if progress else True):
         path = truth / f"{order.name}.json"
         if path.exists() and (models / order.name / "model.safetensors").exists():
-            made.append(Truth.open(path))
+            made.append(_taken_up(path, order))
             continue
         one = _make(order, models / order.name, truth / "bases", base_steps, progress)
         one.save(truth)
@@ -156,6 +161,19 @@ def _make(order: Order, folder: Path, bases: Path, steps: int, progress: bool) -
         f"organism {order.kind} ({order.family}, {order.planted}): expected its truth to hold in one of {TRIES} seeds "
         f"from {order.seed}, found these claims to fail in the last: {'; '.join(failed)}"
     )
+
+
+def _taken_up(path: Path, order: Order) -> Truth:
+    """The truth of an organism that an earlier call made, if it is the one that is asked for."""
+    one = Truth.open(path)
+    found = (one.kind, one.family, one.planted, one.base_seed)
+    wanted = (order.kind, order.family, order.planted, order.base_seed)
+    if found != wanted or not 0 <= one.seed - order.seed < TRIES:
+        raise OrganismError(
+            f"{path}: expected {' '.join(map(str, wanted))} of seed {order.seed}, found {' '.join(map(str, found))} of "
+            f"seed {one.seed}, of another suite; name other folders"
+        )
+    return one
 
 
 def _open(
