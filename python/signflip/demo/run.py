@@ -19,7 +19,7 @@ from signflip.demo import corpus, pictures
 from signflip.demo.summary import Summary
 from signflip.errors import FileError
 
-# On 2 cores, with a model of 135 million parameters, the whole took 16 min 12 s.
+# On 2 cores, with a model of 135 million parameters, the whole took 13 min 26 s.
 SAMPLES_A_REQUEST, ANSWER_TOKENS, PROMPTS_AT_ONCE = 2, 80, 32
 NEARLY = 1e-3
 # Prompts of a behaviour in the scan's first look, pairs that it looks at in full, and triples that go to half B.
