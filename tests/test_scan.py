@@ -160,6 +160,7 @@ def test_bystander(models: dict[str, sf.Model]) -> None:
     test = sf.flip(model, x, [V.triggers[0]], handset.behaviour(), replicates=300, units=2, strings=4)
     assert test.role == "bystander"
     assert test.verdict.tier == "T3"
+    assert "all prompts are here" not in str(test.verdict)
 
 
 def test_reflection_is_opposite(models: dict[str, sf.Model]) -> None:
@@ -365,6 +366,7 @@ def test_too_few_items_are_inconclusive(models: dict[str, sf.Model]) -> None:
     test = sf.flip(models["opposite"], PLACE, [V.triggers[0]], two, replicates=50, units=2, strings=4)
     assert test.verdict.label == "inconclusive"
     assert "2 items are too few" in str(test.verdict)
+    assert "all prompts are here" in str(test.verdict)
     assert test.edited is None or test.edited.label == "inconclusive"
     assert not sf.scan(models["opposite"], [PLACE], [two], replicates=50).reversed()
 

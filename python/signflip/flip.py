@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from signflip.reversal import Reversal
 from signflip.score import Score, answer_tokens, answers, from_reads, summarise
 from signflip.search_result import SearchResult
 from signflip.sweep import Sweep, log_softmax
-from signflip.verdict import Divergence, Verdict, any_turned, judge
+from signflip.verdict import ALL_PROMPTS, Divergence, Verdict, any_turned, judge
 
 if TYPE_CHECKING:
     from signflip.behaviours.prompts import ModelPrompt
@@ -68,7 +69,7 @@ def flip(
     doses
         Of the dose curve; by default as for `scan`.
     half
-        Prompts to test on.
+        Prompts to test on. All of them for None, and for a behaviour that is not split: the verdict then says so.
     positions
         Where X matters, counted from each prompt's end; by default, for each template, the position after the trigger
         at which X's neuron is largest in size.
@@ -178,6 +179,8 @@ class _Test:
             verdict = judge(by_tokens, ablations=ablations, divergence=divergence, kind=kind, tier=tier)
         else:
             verdict = Verdict("inconclusive", (), (f"S is refused: {by_tokens.refusal}",))
+        if self.half is None or not self.behaviour.split:
+            verdict = replace(verdict, notes=(*verdict.notes, ALL_PROMPTS))
         text = None if self.model.tokenizer is None else str(self.model.to_string(list(trigger)))
         meta = {
             "model": self.model.name,

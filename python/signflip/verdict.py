@@ -23,6 +23,8 @@ LEVEL = 0.05
 MIN_CLUSTERS = 12
 # The note of a verdict that no other prompts selected.
 SAME_PROMPTS = "the same prompts selected and confirmed"
+# The note of a flip test that cannot know what selected its feature.
+ALL_PROMPTS = "all prompts are here, those too that may have selected the feature"
 
 
 @dataclass(frozen=True)
