@@ -33,7 +33,8 @@ def peer(kind: str) -> Any:
         config: Any = transformers.LlamaConfig(
             vocab_size=VOCAB,
             hidden_size=24,
-            intermediate_size=37,
+            # Several strips of columns, the last one short.
+            intermediate_size=261,
             num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=2,

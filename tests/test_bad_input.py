@@ -145,6 +145,7 @@ def test_a_filter_by_function_that_takes_nothing_or_fails(model: Any) -> None:
         (SITE, {"op": "clamp", "value": 1.0}, "clamp"),
         (SITE, {"op": "clamp", "value": (1.0, -1.0)}, ""),
         (SITE, {"op": "set", "value": NAN}, "finite"),
+        (SITE, {"op": "add", "value": 1.0, "index": [3, 3]}, "3 twice"),
         (SITE, {"op": "set", "value": INF}, "finite"),
         (SITE, {"op": "set", "value": [1.0] * 44 + [NAN]}, "finite"),
         (SITE, {"op": "set", "value": 1e39}, "finite"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,16 @@ def test_a_tokenizers_bos_stands_before_raw_text_and_not_before_a_rendered_templ
 
 LINE = {"text": "x", "correct": "a", "opposite": "b", "side": "l"}
 LINES = [LINE, {"text": "y", "correct": "b", "opposite": "a", "side": "r"}]
+
+
+def test_a_template_that_writes_the_message_twice_is_refused(texted_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(texted_folder, tmp_path / "twice")
+    settings = json.loads((tmp_path / "twice" / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for m in messages %}{{ m['content'] }}|{{ m['content'] }}{% endfor %}"
+    (tmp_path / "twice" / "tokenizer_config.json").write_text(json.dumps(settings))
+    behaviour = sf.Behaviour("mine", [("the cat", "a", "b", "l"), ("the dog", "b", "a", "r")], chat=True)
+    with pytest.raises(BehaviourError, match="more than once"):
+        behaviour.prompts_for(sf.load(tmp_path / "twice"))
 
 
 @pytest.mark.parametrize("field", ["text", "correct", "side", "item"])

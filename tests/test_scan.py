@@ -14,7 +14,7 @@ import handset
 import signflip as sf
 from signflip._core import num_threads
 from signflip.dosing import Feature, Moves, Tiers, profiles
-from signflip.errors import ArgumentError, FileError, SiteError
+from signflip.errors import ArgumentError, FileError, SiteError, TokenError
 from signflip.sweep import RowEdit, Sweep
 from torch_model import TorchModel
 
@@ -80,6 +80,17 @@ def test_the_scan_tells_them_apart(scans: dict[str, tuple[list[Any], sf.Scan]], 
         assert not one.decisive
         assert one.positions == (-1,)
         assert one.verdict.constant == (kind == "constant")
+
+
+@pytest.mark.parametrize(("kind", "label"), [("inert", "inert"), ("zero", "incompetent")])
+def test_what_turns_nothing_is_told_apart_by_its_rows(
+    scans: dict[str, tuple[list[Any], sf.Scan]], models: dict[str, sf.Model], kind: str, label: str
+) -> None:
+    chosen = [one for one in scans[kind][0] if (one.site, one.index) == PLACE]
+    full = sf.scan(models[kind], chosen, [handset.behaviour()], screen=0, tiers=("T0",), confirm=0, replicates=300)
+    rows = [row for row in full.rows if row.dose.crosses]
+    assert rows
+    assert {row.verdict.label for row in rows} == {label}
 
 
 def test_a_rarely_crossing_feature_has_a_dose_that_decides(models: dict[str, sf.Model]) -> None:
@@ -159,8 +170,71 @@ def test_bystander(models: dict[str, sf.Model]) -> None:
     x = Feature(site, 7, side=1)
     test = sf.flip(model, x, [V.triggers[0]], handset.behaviour(), replicates=300, units=2, strings=4)
     assert test.role == "bystander"
-    assert test.verdict.tier == "T3"
     assert "all prompts are here" not in str(test.verdict)
+
+
+@pytest.mark.parametrize("place", [("blocks.0.mlp.hook_pre", 5), ("blocks.0.hook_resid_mid", 0)])
+def test_what_tokens_do_is_not_laid_to_a_feature_that_they_do_not_take_across(
+    models: dict[str, sf.Model], place: tuple[str, int]
+) -> None:
+    """The trigger reverses the behaviour, and this scalar stays positive in every prompt."""
+    test = sf.flip(models["opposite"], place, [V.triggers[0]], handset.behaviour(), replicates=300, units=2, strings=4)
+    assert test.row("tokens").score.s.value < -0.5
+    assert not test.reached.flipped.any()
+    assert test.verdict.label == "inconclusive"
+    assert "the tokens take X across" in {one.name for one in test.verdict.failed}
+
+
+def test_half_a_confirms_nothing_that_it_may_have_selected(models: dict[str, sf.Model]) -> None:
+    test = sf.flip(
+        models["opposite"], PLACE, [V.triggers[0]], handset.behaviour(), half="A", replicates=50, units=0, strings=0
+    )
+    assert "may have selected the feature" in str(test.verdict)
+
+
+def test_a_trigger_at_a_prompts_end(models: dict[str, sf.Model]) -> None:
+    """Nothing follows it: X can be held on the trigger alone."""
+    prompts = [replace(p, slot=len(p.text)) for p in handset.behaviour().prompts]
+    behaviour = sf.Behaviour("context", prompts)
+    test = sf.flip(models["opposite"], PLACE, [V.triggers[0]], behaviour, replicates=50, units=2, strings=4)
+    assert test.row("set to triggered").score.s.value == pytest.approx(test.row("clean").score.s.value)
+    assert test.verdict.label != "opposite"
+
+
+def test_another_unit_is_moved_as_far_as_the_trigger_moves_xs(models: dict[str, sf.Model]) -> None:
+    """Against reading the output vectors' norms and the neuron's own values back."""
+    from signflip.behaviours.prompts import insert
+    from signflip.matched import Layer
+    from signflip.sweep import Sweep
+
+    model = models["opposite"]
+    prompts = handset.behaviour().prompts_for(model, "A")[:3]
+    layer = Layer(model, Sweep(model, [one.ids for one in prompts], [one.n_leading for one in prompts]), 0)
+    put = [insert(model, one, [V.triggers[1]]) for one in prompts]
+    moved = [np.linspace(-1, 1, one.n_after).astype(np.float32) for one in put]
+    post, neuron = layer.sites["post"], 3
+    edit = layer.carry(Feature(*PLACE, side=1), moved, put, neuron)
+    ids = [list(one.ids) for one in put]
+    ((before,), (after,)) = model.read(ids, [sf.model.Values(post, None, [neuron])], [[], [edit]])
+    out = np.asarray(model._core.weight_matrix("out", 0))
+    ratio = np.linalg.norm(out[PLACE[1]]) / max(np.linalg.norm(out[neuron]), 1e-30)
+    for a, b, one, wanted in zip(before, after, put, moved, strict=True):
+        shift = (b - a)[:, 0]
+        assert (shift[: len(shift) - one.n_after] == 0).all()
+        np.testing.assert_allclose(shift[len(shift) - one.n_after :], wanted * ratio, rtol=1e-4, atol=1e-5)
+
+
+def test_a_behaviour_that_does_not_fit_is_left_out_beside_others(models: dict[str, sf.Model]) -> None:
+    """Its answers are no tokens of the model."""
+    prompts = [
+        replace(p, correct=p.correct + V.size, opposite=p.opposite + V.size) for p in handset.behaviour().prompts
+    ]
+    misfit = sf.Behaviour("misfit", prompts)
+    with pytest.raises(TokenError):
+        sf.scan(models["opposite"], [PLACE], [misfit], replicates=50)
+    found = sf.scan(models["opposite"], [PLACE], [misfit, handset.behaviour()], replicates=50)
+    assert found.behaviours == ("context",)
+    assert "misfit" in found.summary()
 
 
 def test_reflection_is_opposite(models: dict[str, sf.Model]) -> None:

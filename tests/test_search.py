@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
+import checkpoints
 import signflip as sf
 from reference import peer
 from reference.search_restated import Measure, epo, gcg
 from signflip import errors, search_result
 from signflip.objectives import Objective
 from signflip.search_result import Step
-from signflip.sequences import rendered_ids
+from signflip.sequences import Rendered, rendered_ids
 
 torch.set_num_threads(1)
 SITE = "blocks.1.mlp.hook_pre"
@@ -426,6 +428,65 @@ def test_prompts_come_back_whole_after_decode_and_encode(texted: Any, method: st
 def test_without_contexts_the_tokenizers_bos_comes_first(texted: Any) -> None:
     result = sf.search(texted, sf.objectives.neuron(SITE, 3), tokens=2, steps=2, progress=False)
     assert result.best.sequences == [[0, *result.best.tokens]]
+
+
+def test_contexts_of_a_rendered_template_get_no_bos(texted: Any) -> None:
+    whole = texted.to_chat("the cat")
+    before, _, after = whole.partition("cat")
+    given: dict[str, Any] = {"tokens": 2, "steps": 2, "width": 16, "progress": False}
+    found = sf.search(texted, sf.objectives.neuron(SITE, 3), contexts=[Rendered((before, after))], **given)
+    assert found.best.sequences[0] == texted.tokenizer.encode(f"{before}{found.best.text}{after}", False)
+    raw = sf.search(texted, sf.objectives.neuron(SITE, 3), contexts=[(before, after)], **given)
+    assert raw.best.sequences[0][0] == 0
+
+
+def test_an_eos_of_the_tokenizers_stands_nowhere_in_a_prompt(texted_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(texted_folder, tmp_path / "ends")
+    path = str(tmp_path / "ends" / "tokenizer.json")
+    made = tokenizers.Tokenizer.from_file(path)
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A <s>", special_tokens=[("<s>", 0)])
+    made.save(path)
+    model = sf.load(tmp_path / "ends")
+    assert model.to_tokens("the")[0][-1] == 0
+    found = sf.search(
+        model, sf.objectives.neuron(SITE, 3), tokens=2, contexts=[("the cat", " sat")], steps=2, width=16,
+        progress=False,
+    )  # fmt: skip
+    assert found.best.sequences[0].count(0) == 1
+    prompt = sf.Behaviour("mine", [("the cat", "a", "b", "l"), ("the dog", "b", "a", "r")]).prompts_for(model)[0]
+    assert prompt.ids.count(0) == 1
+
+
+@pytest.mark.parametrize("position", [0, -6])
+def test_an_objective_before_the_free_tokens_is_refused(texted: Any, position: int) -> None:
+    with pytest.raises(errors.ArgumentError, match="before them in all"):
+        sf.search(
+            texted, sf.objectives.neuron(SITE, 3, position), tokens=2, contexts=[([0, 5, 6], [7, 8])], progress=False
+        )
+
+
+def test_a_tokenizer_that_marks_a_texts_beginning_still_comes_back(tmp_path: Path) -> None:
+    """As Llama 2's: a mark is put before the text, also behind a BOS written out."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<s>"))
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=["<s>"])
+    tokenizer.train_from_iterator(["the cat sat on the mat and the dog ran to the other cat"] * 4, trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    checkpoints.llama(vocab_size=64).save_pretrained(tmp_path)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "tokenizer_class": "LlamaTokenizerFast"}')
+    model = sf.load(tmp_path)
+    found = sf.search(model, sf.objectives.neuron(SITE, 3), tokens=3, steps=3, width=32, progress=False)
+    assert model.to_tokens(found.best.text)[0].tolist() == list(found.best.sequences[0])
 
 
 @pytest.mark.parametrize("writes_bos", [False, True])

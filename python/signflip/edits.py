@@ -165,6 +165,9 @@ def core_values(
     """
     _, heads, width = model._core.site(edit.site)
     n = len(columns) if columns is not None else width
+    if columns is not None and len(set(columns)) < n:
+        twice = next(one for i, one in enumerate(columns) if one in columns[:i])
+        raise ArgumentError(f"index: expected each once, found {twice} twice at {edit.site}")
     if edit.op == "zero":
         return "set", [[0.0] for _ in places]
     if edit.op == "clamp":

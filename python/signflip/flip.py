@@ -26,7 +26,7 @@ from signflip.reversal import Reversal
 from signflip.score import Score, answer_tokens, answers, from_reads, summarise
 from signflip.search_result import SearchResult
 from signflip.sweep import Sweep, log_softmax
-from signflip.verdict import ALL_PROMPTS, Divergence, Verdict, any_turned, judge
+from signflip.verdict import ALL_PROMPTS, Divergence, Verdict, any_turned, judge, taken_across
 
 if TYPE_CHECKING:
     from signflip.behaviours.prompts import ModelPrompt
@@ -69,7 +69,8 @@ def flip(
     doses
         Of the dose curve; by default as for `scan`.
     half
-        Prompts to test on. All of them for None, and for a behaviour that is not split: the verdict then says so.
+        Prompts to test on. All of them for None, and for a behaviour that is not split. Where they may be those that
+        selected the feature, as half A's are, the verdict says so.
     positions
         Where X matters, counted from each prompt's end; by default, for each template, the position after the trigger
         at which X's neuron is largest in size.
@@ -179,7 +180,10 @@ class _Test:
             verdict = judge(by_tokens, ablations=ablations, divergence=divergence, kind=kind, tier=tier)
         else:
             verdict = Verdict("inconclusive", (), (f"S is refused: {by_tokens.refusal}",))
-        if self.half is None or not self.behaviour.split:
+        # Where X was across before, no tokens took it there.
+        taken = reached.flipped & (reached.clean * self.feature.side > 0)
+        verdict = taken_across(verdict, max(float(taken.mean()), reached.on_trigger))
+        if self.half != "B" or not self.behaviour.split:
             verdict = replace(verdict, notes=(*verdict.notes, ALL_PROMPTS))
         text = None if self.model.tokenizer is None else str(self.model.to_string(list(trigger)))
         meta = {
@@ -312,7 +316,9 @@ class _Test:
         held = PerSequence([x[len(x) - one.n_after :] for x, one in zip(x_clean, inserted, strict=True)])
         taken = PerSequence([x[len(x) - one.n_after :] for x, one in zip(x_found, inserted, strict=True)])
         spans = PerSequence([list(range(*one.span)) for one in inserted])
-        edits = [Edit(site, "set", held, index=index, positions=after)]
+        # Nothing may follow the trigger, where the slot is at the end.
+        follows = any(len(places) for places in after)
+        edits = [Edit(site, "set", held, index=index, positions=after)] if follows else []
         if any(len(span) for span in spans):
             # On the trigger there is no clean value to go back to: X is kept within its clean range.
             every = np.concatenate(x_clean)
@@ -321,7 +327,7 @@ class _Test:
         clamped = self.add(
             "clamped", "found tokens, X at its clean values", answers(self.model, self.prompts, edits, ids)
         )
-        back = [Edit(site, "set", taken, index=index, positions=after)]
+        back = [Edit(site, "set", taken, index=index, positions=after)] if follows else []
         reproduced = self.add(
             "set to triggered", "no tokens, X at its triggered values", answers(self.model, self.prompts, back)
         )
@@ -364,9 +370,9 @@ class _Test:
         others = []
         for k, (tokens, _) in enumerate(drawn):
             put = [insert(self.model, one, tokens) for one in prompts]
-            edits = (
-                [layer.carry(self.feature, moved, put, units[k % len(units)])] if layer is not None and units else []
-            )
+            edits = []
+            if layer is not None and units and any(one.n_after for one in put):
+                edits.append(layer.carry(self.feature, moved, put, units[k % len(units)]))
             others.append(_mean_kl(clean, self._other_tokens([one.ids for one in put], edits)))
         bound = float(np.quantile(others, 0.95))
         return Divergence(found, found, bound, bound, len(others))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from signflip.dosing import Feature
+from signflip.dosing import Feature, acting
 from signflip.edits import Edit, PerSequence
 from signflip.resample import Estimate, to_plain
 from signflip.sweep import RowEdit, Sweep
@@ -104,6 +104,14 @@ class Layer:
         nearest = np.argsort(distance, kind="stable")[: min(5 * n, len(distance) - 1)]
         rng = np.random.Generator(np.random.Philox(seed))
         return [int(i) for i in rng.permutation(nearest)[:n]]
+
+    def mean_acting(self, point: str, neuron: int) -> float:
+        """A neuron's mean at a point over the rows where it acts: where its gate is open, if it has one."""
+        x = np.concatenate([chunk[:, neuron] for chunk in self.clean[point]])
+        if point != "pre_linear":
+            return float(x.mean())
+        gate = np.concatenate([chunk[:, neuron] for chunk in self.clean["pre"]])
+        return float(x[acting(gate)].mean())
 
     def two_sided(self, point: str, n: int) -> list[int]:
         """The neurons with both signs at a point that write most, by the norm of what they add."""

@@ -26,8 +26,13 @@ def random_strings(
         Tokens, and their log-probability in nats.
     """
     rng = np.random.Generator(np.random.Philox(seed))
-    special = set(model.tokenizer.special_ids) if model.tokenizer is not None else set()
-    allowed = np.asarray([i for i in range(model.cfg.d_vocab) if i not in special])
+    tokenizer = model.tokenizer
+    # Rows of the vocabulary beyond the tokenizer are padding.
+    known = range(model.cfg.d_vocab) if tokenizer is None else range(min(model.cfg.d_vocab, tokenizer.vocab_size))
+    special: set[int] = set()
+    if tokenizer is not None:
+        special = {i for i in known if tokenizer.id_to_piece(i) is None} | set(tokenizer.special_ids)
+    allowed = np.asarray([i for i in known if i not in special])
     length = len(trigger)
     drawn = [tuple(int(i) for i in row) for row in rng.choice(allowed, (32, length))]
     before = list(prompt.ids[: prompt.n_before])
@@ -39,7 +44,7 @@ def random_strings(
             drawn += [tuple(int(i) for i in row[len(before) :]) for row in made]
     kept = []
     for tokens in dict.fromkeys(drawn):
-        if tokens == tuple(trigger) or special & set(tokens):
+        if tokens == tuple(trigger) or special & set(tokens) or max(tokens) not in known:
             continue
         if prompt.before is None or insert(model, prompt, tokens).survived:
             kept.append(tokens)

@@ -15,6 +15,7 @@ from signflip.dosing import Dose, Feature, Profile
 from signflip.matched import Layer, TwoSided
 from signflip.resample import to_plain
 from signflip.score import Score, from_reads
+from signflip.sequences import Rendered
 from signflip.sweep import RowEdit, Sweep
 from signflip.verdict import Condition, Divergence, Verdict
 
@@ -130,6 +131,7 @@ class Reversal:
         return {
             **{key: to_plain(getattr(self, key)) for key in (*keys, *more)},
             "failed": [condition.name for condition in self.failed],
+            "rendered": any(isinstance(context, Rendered) for context in self.contexts),
         }
 
     @classmethod
@@ -147,7 +149,7 @@ class Reversal:
             twins, plain["switch"], plain["divergence"] and Divergence(**plain["divergence"]),
             number(plain["plausibility"]), plain["p_holm"], tuple(plain["positions"]),
             {int(place): drop for place, drop in plain["drops"].items()},
-            [tuple(context) for context in plain["contexts"]],
+            [Rendered(context) if plain.get("rendered") else tuple(context) for context in plain["contexts"]],
         )  # fmt: skip
 
 
@@ -164,6 +166,8 @@ def carrying_positions(
     """
     sweep = Sweep(model, [one.ids for one in prompts], [one.n_leading for one in prompts], share=False)
     longest = max(len(one.ids) - one.n_leading for one in prompts)
+    # What lies before the slot, no trigger in it can change.
+    longest = min(longest, max(1, *(len(one.ids) - one.n_before for one in prompts)))
     places = list(range(-1, -1 - min(longest, MAX_POSITIONS), -1))
 
     def at(position: int) -> Callable[[int], NDArray[np.bool_]]:
@@ -173,7 +177,10 @@ def carrying_positions(
     logits, _ = sweep.ends([[one.correct, one.opposite] for one in prompts], variants)
     scale = float(np.mean(clean.margin))
     drop = np.stack([(clean.margin - from_reads(logits[v], None).margin) / scale for v in range(len(places))])
-    have = np.asarray([[len(one.ids) + place >= one.n_leading for one in prompts] for place in places])
+    begin = [max(one.n_leading, one.n_before) if one.n_before < len(one.ids) else one.n_leading for one in prompts]
+    have = np.asarray(
+        [[len(one.ids) + place >= at for one, at in zip(prompts, begin, strict=True)] for place in places]
+    )
     drop = np.where(have, drop, np.nan)
     groups: dict[str, list[int]] = {}
     for i, one in enumerate(prompts):
@@ -203,7 +210,7 @@ def contexts_of(prompts: Sequence[ModelPrompt], carried: dict[str, list[int]], p
         if one.before is None or one.after is None:
             context: Context = (list(one.ids[: one.n_before]), list(one.ids[one.n_before :]))
         else:
-            context = (one.before, one.after)
+            context = Rendered((one.before, one.after)) if one.chat else (one.before, one.after)
         if context not in kept and len(kept) < MAX_CONTEXTS:
             kept.append(context)
     return kept
@@ -239,9 +246,9 @@ def twins(
     near = [int(j) for j in order if abs(shares[j] - share) <= NEAR][:TWINS]
     if not near:
         return TwoSided((), (), (), len(looked))
-    x = np.concatenate(layer.clean[place[1]])
     neurons = [looked[j] for j in near]
-    found = s_of([-k * float(x[:, i].mean()) for i in neurons], neurons)
+    # k is of X's mean where it acts: so are theirs.
+    found = s_of([-k * layer.mean_acting(place[1], i) for i in neurons], neurons)
     return TwoSided(tuple(neurons), tuple(float(shares[j]) for j in near), tuple(found), len(looked))
 
 

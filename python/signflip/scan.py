@@ -29,7 +29,7 @@ from signflip.dosing import (
     profiles,
     tiers_of,
 )
-from signflip.errors import ArgumentError
+from signflip.errors import ArgumentError, TokenError, TokenizerError
 from signflip.matched import Layer, exceeds, text_divergences
 from signflip.resample import holm
 from signflip.reversal import Reversal, carrying_positions, twins
@@ -82,7 +82,8 @@ def scan(
     features
         `OneSided` features of a survey, or `(site, index)`: then extremes are those of the prompts.
     behaviours
-        What to look at. Those at which the clean model is at chance are left out, and said so.
+        What to look at. Those at which the clean model is at chance are left out, and said so; and, beside others,
+        those that do not fit it: an answer that is not one of its tokens, a chat template that it does not have.
     doses
         Numbers or names (see `Dose`); by default the clean mean, 0, the most extreme value seen on the other side
         where X acts, and, extrapolated, the survey's extreme, minus the mean, and the mirrored extreme.
@@ -201,10 +202,22 @@ class _Run:
         seed: int,
         progress: bool,
     ) -> None:
-        self.model, self.features, self.listed, self.asked = model, features, behaviours, asked
+        self.model, self.features, self.asked = model, features, asked
         self.tiers, self.replicates, self.seed, self.progress = tiers, replicates, seed, progress
         self.refused: dict[str, str] = {}
-        known = [one.ids for behaviour in behaviours for one in behaviour.prompts_for(model, "A")]
+        known = []
+        self.listed = []
+        for behaviour in behaviours:
+            try:
+                known += [one.ids for one in behaviour.prompts_for(model, "A")]
+                self.listed.append(behaviour)
+            except (TokenError, TokenizerError) as err:
+                # One that does not fit the model is left out beside others, as one at chance is.
+                if len(behaviours) == 1:
+                    raise
+                self.refused[behaviour.name] = str(err)
+        if not self.listed:
+            raise TokenError(f"behaviours: none fits {model.name}: {'; '.join(self.refused.values())}")
         self.text = Sweep(model, *plain_sequences(model, known))
         self.layers: dict[int, Layer] = {}
         self.carried: dict[tuple[str, str, float], tuple[dict[str, list[int]], dict[int, float]]] = {}
@@ -500,7 +513,8 @@ def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
         key = (row.feature.name, row.behaviour, row.tier, row.dose.extrapolated)
         if key not in best or row.score.mean_ratio.value < best[key].score.mean_ratio.value:
             best[key] = row
-    chosen = sorted(best.values(), key=turnedness)
+    # Extrapolated doses decide nothing: they take no place from those that were seen.
+    chosen = sorted(best.values(), key=lambda row: (row.dose.extrapolated, turnedness(row)))
     crossing = [row for row in rows if row.dose.crosses] or list(rows)
     if crossing and not chosen:
         chosen = [min(crossing, key=turnedness)]

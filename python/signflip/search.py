@@ -19,7 +19,7 @@ from signflip.errors import ArgumentError, ContextLengthError, FileError, Search
 from signflip.objectives import Objective, for_core
 from signflip.scoring import Prompts
 from signflip.search_result import FORMAT, Best, Found, SearchResult, Step
-from signflip.sequences import rendered_ids
+from signflip.sequences import Rendered, raw_ids, rendered_ids
 
 __all__ = ["Found", "SearchResult", "Step", "search"]
 
@@ -160,6 +160,7 @@ def search(
         filters = {"printable": False, "special_tokens": True, "retokenize": False}
     core_objective = for_core(model, objective)
     ids = _contexts(model, contexts, chat)
+    _check_read(objective, ids, n)
     allowed = _allowed(model, filters["printable"], filters["special_tokens"], allow, deny)
     given = None if start is None else _start(model, start, n)
     begin = (
@@ -288,16 +289,17 @@ def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> lis
                 raise TokenizerError(f"chat template: writes a user's message {len(parts) - 1} times, not once")
             ids.append((rendered_ids(model, parts[0]), rendered_ids(model, parts[1])))
         else:
-            ids.append((_encode(model, before, True), _encode(model, after, False)))
+            begin = rendered_ids if isinstance(context, Rendered) else raw_ids
+            ids.append((_encode(model, before, begin), _encode(model, after)))
     return ids
 
 
-def _encode(model: Any, part: str | Sequence[int], bos: bool) -> list[int]:
+def _encode(model: Any, part: str | Sequence[int], encode: Callable[[Any, str], list[int]] = rendered_ids) -> list[int]:
     if not isinstance(part, str):
         return _ids(model, part)
     if model.tokenizer is None:
         raise TokenizerError(f"tokenizer: {model.name} has none, so text cannot be used; give contexts as ids")
-    return [int(one) for one in model.tokenizer.encode(part, bos)]
+    return encode(model, part)
 
 
 def _ids(model: Any, ids: Any) -> list[int]:
@@ -317,8 +319,25 @@ def _ids(model: Any, ids: Any) -> list[int]:
     return checked
 
 
+def _check_read(objective: Objective, contexts: Sequence[tuple[list[int], list[int]]], n: int) -> None:
+    """Whether any term reads where the free tokens can change anything, in any context."""
+    for _, term in objective.terms:
+        position = dict(term.fields).get("position", -1)
+        if not isinstance(position, int):
+            return
+        for before, after in contexts:
+            length = len(before) + n + len(after)
+            if (position if position >= 0 else length + position) >= len(before):
+                return
+    if objective.terms:
+        raise ArgumentError(
+            "objective: expected a position at or after the free tokens in some context, found one before them in all: "
+            "nothing there can change"
+        )
+
+
 def _start(model: Any, start: str | Sequence[int], n: int) -> list[int]:
-    ids = _encode(model, start, False)
+    ids = _encode(model, start)
     if len(ids) != n:
         raise ArgumentError(f"start: expected {n} tokens, found {len(ids)}")
     return ids
@@ -370,7 +389,7 @@ def _listed(model: Any, name: str, tokens: Iterable[int | str]) -> list[int]:
         raise ArgumentError(f"{name}: expected a list of ids or texts, found {tokens!r}")
     for token in tokens:
         if isinstance(token, str):
-            found = _encode(model, token, False)
+            found = _encode(model, token)
             if len(found) != 1:
                 raise TokenError(f"tokens: expected texts of one token each in {name}, found {len(found)} in {token!r}")
             ids += found

@@ -47,6 +47,27 @@ def parse(model: Model, tokens: Any, check: bool = True) -> tuple[list[list[int]
     return sequences, single
 
 
+class Rendered(tuple[str, str]):
+    """`(before, after)` texts of a rendered chat template, which writes its own special tokens."""
+
+    __slots__ = ()
+
+
+def raw_ids(model: Model, text: str) -> list[int]:
+    """Ids of the beginning of a raw text: what the tokenizer puts in front, and the text's own.
+
+    A text that goes on has nothing behind it, even where the tokenizer would put an EOS there.
+
+    Raises
+    ------
+    TokenizerError
+        If the model has no tokenizer, or it refuses the text.
+    """
+    if model.tokenizer is None:
+        raise TokenizerError(f"tokenizer: {model.name} has none, so text cannot be used; give ids")
+    return [*model.tokenizer.prefix_ids, *(int(one) for one in model.tokenizer.encode(text, False))]
+
+
 def rendered_ids(model: Model, text: str) -> list[int]:
     """Ids of a rendered chat template, or a part of one.
 

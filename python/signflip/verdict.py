@@ -8,7 +8,7 @@ is never called inert. Fewer than 12 items are always inconclusive.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,10 @@ LEVEL = 0.05
 MIN_CLUSTERS = 12
 # The note of a verdict that no other prompts selected.
 SAME_PROMPTS = "the same prompts selected and confirmed"
+# The note of tokens that do not flip X.
+NOT_ACROSS = "the tokens do not take X across: what they do is not its flip"
+# The share of prompts in which tokens have to take X across.
+MOSTLY = 0.5
 # The note of a flip test that cannot know what selected its feature.
 ALL_PROMPTS = "all prompts are here, those too that may have selected the feature"
 
@@ -73,6 +77,19 @@ class Divergence:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {key: to_plain(getattr(self, key)) for key in ("text", "acts", "text_bound", "acts_bound", "n_matched")}
+
+
+def taken_across(verdict: Verdict, share: float) -> Verdict:
+    """A verdict on tokens, given the share of prompts in which they take X across.
+
+    Where that is less than half, what the tokens do is not what X's flip does, and nothing is said of it.
+    """
+    passed = share >= MOSTLY
+    found = f"in {share:.0%} of the prompts, must be at least {MOSTLY:.0%}"
+    conditions = (*verdict.conditions, Condition("the tokens take X across", passed, found))
+    if passed:
+        return replace(verdict, conditions=conditions)
+    return replace(verdict, label="inconclusive", conditions=conditions, notes=(*verdict.notes, NOT_ACROSS), tier="")
 
 
 @dataclass(frozen=True)

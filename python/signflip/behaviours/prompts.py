@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from signflip.errors import BehaviourError, TokenError
-from signflip.sequences import rendered_ids
+from signflip.sequences import raw_ids, rendered_ids
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -152,6 +152,8 @@ def resolve(model: Model, name: str, prompt: Prompt, separator: str, chat: bool)
         before, found, after = whole.partition(_SLOT)
         if not found:
             raise BehaviourError(f"behaviour {name!r}: the chat template leaves out the user's message {prompt.text!r}")
+        if _SLOT in after:
+            raise BehaviourError(f"behaviour {name!r}: the chat template writes the user's message more than once")
         n_leading = 1
     else:
         before, after = separator + prompt.text[:slot], prompt.text[slot:]
@@ -213,11 +215,9 @@ def insert(model: Model, prompt: ModelPrompt, trigger: str | Sequence[int]) -> T
 
 def _encode(model: Model, text: str, chat: bool = False) -> tuple[int, ...]:
     """Ids of raw text, with what the tokenizer puts before any, or of a rendered chat template."""
-    if chat:
-        return tuple(rendered_ids(model, text)) if text else ()
-    if not text:
-        return tuple(model.tokenizer.prefix_ids) if model.tokenizer is not None else ()
-    return tuple(int(i) for i in model.to_tokens(text)[0])
+    if model.tokenizer is None and not text:
+        return ()
+    return tuple(rendered_ids(model, text) if chat else raw_ids(model, text))
 
 
 def _common(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -35,7 +35,7 @@ impl Case {
 #[test]
 fn gemm_equals_the_plain_loop() {
     for (seed, (rows, outputs, inputs)) in
-        [(1, 1, 1), (1, 17, 5), (5, 16, 192), (6, 33, 193), (7, 40, 385), (100, 24, 50), (12, 100, 576)]
+        [(1, 1, 1), (1, 17, 5), (5, 16, 192), (6, 33, 193), (7, 40, 385), (100, 24, 50), (12, 100, 1800)]
             .into_iter()
             .enumerate()
     {
@@ -55,7 +55,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn gemm_rows_are_pure(seed: u64, rows in 1usize..40, outputs in 1usize..70, inputs in 1usize..420, bias: bool) {
+    fn gemm_rows_are_pure(seed: u64, rows in 1usize..40, outputs in 1usize..70, inputs in 1usize..1700, bias: bool) {
         let case = Case::new(seed, rows, outputs, inputs);
         let whole = case.run(&cpus()[0], 0..rows, bias, None);
         for cpu in &cpus()[1..] {
