@@ -331,7 +331,9 @@ class _Test:
         pairs = [[p.correct, p.opposite] for p in self.prompts]
         targets = [p.correct for p in self.prompts]
         variants = [layer.push(self.feature, dose.value, neuron) for neuron in chosen]
-        logits, log_probs = self.sweep.ends(pairs, variants, targets) if variants else ([], None)
+        if not variants:
+            return
+        logits, log_probs = self.sweep.ends(pairs, variants, targets)
         for v, neuron in enumerate(chosen):
             run = from_reads(logits[v], log_probs[v] if log_probs is not None else None)
             self.add("matched unit", f"neuron {neuron} pushed as far as {dose.name} pushes X's", run)
