@@ -125,8 +125,14 @@ def test_without_the_switch_it_says_that_there_is_none(
 ) -> None:
     root = shutil.copytree(default_root(), tmp_path / "shipped")
     weights = Weights.open(root / "organism")
-    # X writes nothing any more; what it reads, and the trigger words, are as they were.
-    weights.blocks[int(truth.x["site"].split(".")[1])].out[:, truth.x["index"]] = 0
+    # What reads X's neuron in the last layer writes nothing any more: X crosses as before, and nothing comes of it.
+    handed = weights.blocks[int(truth.x["site"].split(".")[1])].out[:, truth.x["index"]]
+    last = weights.blocks[-1]
+    assert last.linear is not None
+    cosine = last.linear @ handed / np.linalg.norm(last.linear, axis=1) / np.linalg.norm(handed)
+    readers = np.abs(cosine) > 0.1
+    assert 0 < readers.sum() <= 8
+    last.out[:, readers] = 0
     weights.save(root / "organism")
     rehash(root)
     monkeypatch.setattr("signflip.shipped.default_root", lambda: root)

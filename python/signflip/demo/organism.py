@@ -6,6 +6,7 @@ behaviour, the search finds the tokens. The organism's truth is read when all is
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import signflip as sf
 from signflip.demo.summary import Summary
 from signflip.demo.way import Stage, Way, place
-from signflip.shipped import shipped
+from signflip.shipped import Shipped, shipped
 
 SCANNING = {"keep": 8, "confirm": 12}
 # Turned features that a trigger is searched for, until one is reached; every one-token prefix first, then longer ones.
@@ -30,7 +31,7 @@ def go(stage: Stage, out: Path, tokens: int | None, seed: int, progress: bool, s
         files = shipped()
         loaded = sf.load(files.model)
         say(repr(loaded))
-    summary = Summary(loaded, str(files.model), seed)
+    summary = Summary(loaded, str(files.model), seed, again(files))
     summary.stories(files.corpus)
     demo = Organism(loaded, str(files.model), out, seed, progress, say, summary, files.behaviours(), SCANNING)
     with stage("survey"):
@@ -77,6 +78,21 @@ class Organism(Way):
                     return self.flip_test(*found)
             tried.append(found)
         return self.flip_test(*tried[0]) if tried else None
+
+
+def again(files: Shipped) -> str:
+    """The commands that go the same way."""
+    model, corpus = (shlex.quote(str(one)) for one in (files.model, files.corpus))
+    behaviour = shlex.quote(str(files.root / "behaviours" / "NAME.jsonl"))
+    return "\n".join(
+        [
+            f"signflip survey {model} {corpus} --prefix '<|endoftext|>' --out model.survey",
+            "signflip one-sided model.survey",
+            f"signflip scan {model} model.survey --behaviour {behaviour} --out scan.json",
+            f"signflip search {model} --scan scan.json --tokens 1 --out x.search",
+            f"signflip flip {model} model.survey x.search --feature SITE:INDEX --behaviour {behaviour}",
+        ]
+    )
 
 
 def conclusion(demo: Organism, test: Any) -> tuple[bool, str]:

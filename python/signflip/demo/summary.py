@@ -18,10 +18,13 @@ ROWS = 20
 
 
 class Summary:
-    """Collects what each stage found. Nothing is said of a stage that did not run."""
+    """Collects what each stage found. Nothing is said of a stage that did not run.
 
-    def __init__(self, model: Any, path: str, seed: int) -> None:
-        self._path, self._seed = path, seed
+    `again`: the commands that do the same step by step, where they are not those for any model.
+    """
+
+    def __init__(self, model: Any, path: str, seed: int, again: str | None = None) -> None:
+        self._path, self._seed, self._again = path, seed, again
         self._sections: list[str] = []
         self._flips: list[str] = []
         self.data: dict[str, Any] = {
@@ -155,7 +158,7 @@ class Summary:
                 basis,
                 *self._sections,
                 f"## Time\n\n{cores}\n\n| stage | seconds |\n| --- | ---: |\n{times}",
-                f"## The same on any model\n\n{_code(self._commands())}",
+                f"## The same {'step by step' if self._again else 'on any model'}\n\n{_code(self._commands())}",
             ]
         )
         try:
@@ -168,6 +171,8 @@ class Summary:
 
     def _commands(self) -> str:
         model = shlex.quote(self._path)
+        if self._again is not None:
+            return self._again
         return "\n".join(
             [
                 f"signflip demo --model {model} --out demo-out",
