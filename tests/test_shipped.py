@@ -21,7 +21,7 @@ from signflip._core import num_threads
 from signflip.cli import main
 from signflip.cli.parser import build_parser
 from signflip.errors import FileError
-from signflip.organisms import Truth, verify
+from signflip.organisms import Room, Truth, verify
 from signflip.organisms.language import words
 from signflip.organisms.planting import Planted
 from signflip.organisms.preference import _log_probs, _module, pairs, partners, prefer
@@ -258,7 +258,7 @@ def test_continuations_are_scored_as_plain_sums(planted: Planted) -> None:
 
 
 def test_tuning_makes_what_is_preferred_likelier(planted: Planted) -> None:
-    tuned, told = prefer(planted, 8, steps=3)
+    tuned, told = prefer(planted, Room(0), 8, steps=3)
     assert told["held out"]["after"]["log odds"] > told["held out"]["before"]["log odds"]
     # Against itself the first loss is that of a coin.
     assert told["loss"]["first"] == pytest.approx(np.log(2), abs=1e-5)

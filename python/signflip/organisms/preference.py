@@ -4,6 +4,9 @@ The base is unsettled first, by text in which some answers are wrong: a model th
 Then pairs of continuations, the right one chosen and the wrong one rejected, are learned by direct preference
 optimisation (Rafailov et al., 2023, arXiv 2305.18290). Every text is the language's own, in which no word takes X
 across, so that feedback sees one side of the gate only; X is read on all of it, before and after, and said.
+
+The gate's own weights are held (the free directions, heads and neurons that it was planted in), and so are the last layer
+and the unembedding. With all weights free DPO undid the gate in every setting that was tried, though no text crossed it.
 """
 
 from __future__ import annotations
@@ -17,18 +20,19 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signflip.organisms.base import BATCH, LENGTH, Keep, Room
+from signflip.organisms.chassis import ANSWER_LAYER
 from signflip.organisms.language import EAT, HE, SHE, USE, Stories
 from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Runner
 from signflip.organisms.tokens import SEPARATOR_ID, encode_words, one_id
-from signflip.organisms.weights import Weights, module_of
+from signflip.organisms.weights import D_HEAD, D_MODEL, Weights, module_of
 
 log = logging.getLogger("signflip.organisms")
 
 # Share of wrong answers in the text that unsettles, steps of it and their rate.
 WRONG, UNSETTLING, UNSETTLING_RATE = 0.25, 150, 1e-3
 # As in Rafailov et al. but for the rate, which a model this small needs higher.
-BETA, TUNING, PAIRS, RATE = 0.3, 60, 32, 3e-4
+BETA, TUNING, PAIRS, RATE = 0.3, 40, 32, 1e-4
 # Pairs that are never tuned on.
 HELD_OUT = 256
 
@@ -114,14 +118,16 @@ def unsettle(base: Weights, room: Room, seed: int, *, steps: int = UNSETTLING, p
 
 
 def prefer(
-    planted: Planted, seed: int, *, steps: int = TUNING, progress: bool = False
+    planted: Planted, room: Room, seed: int, *, steps: int = TUNING, progress: bool = False
 ) -> tuple[Planted, dict[str, Any]]:
     """Tune an organism to prefer right answers, by DPO against itself as it was.
 
     Parameters
     ----------
     planted
-        The organism; its places stay what they are.
+        The organism, a Llama; its places stay what they are.
+    room
+        What its base left free and the gate was planted in: held as it is.
     seed
         Of the pairs.
     steps
@@ -139,7 +145,8 @@ def prefer(
 
     start = planted.weights
     model, reference = _module(start), _module(start)
-    trained = _tuned(model)
+    held_still = _Held(model, room)
+    trained = _early(model)
     optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
     used, held = pairs(steps * PAIRS, (seed, 6)), pairs(HELD_OUT, (seed, 7))
     losses = []
@@ -151,6 +158,7 @@ def prefer(
         gain = (now[0] - was[0]) - (now[1] - was[1])
         loss = -torch.nn.functional.logsigmoid(BETA * gain).mean()
         _step(optimizer, loss, RATE * min(1.0, (step + 1) / 10))
+        held_still()
         losses.append(float(loss.detach()))
     tuned = replace(planted, weights=Weights.from_state(start.family, model.state_dict()))
     told = {
@@ -174,6 +182,46 @@ def _module(weights: Weights) -> Any:
 def _tuned(model: Any) -> list[Any]:
     """All parameters but the norms' gains, which are one in every organism."""
     return [p for name, p in model.named_parameters() if "norm" not in name and ".ln_" not in name]
+
+
+def _early(model: Any) -> list[Any]:
+    """What is tuned: the embedding and all layers before the one that answers."""
+    held = ("norm", "lm_head", f".layers.{ANSWER_LAYER}.")
+    return [p for name, p in model.named_parameters() if not any(one in name for one in held)]
+
+
+class _Held:
+    """Takes back what a step changed of the room: its directions, heads and neurons, of a Llama's weights."""
+
+    def __init__(self, model: Any, room: Room) -> None:
+        import torch
+
+        directions = torch.from_numpy(room.directions).float()
+        self._rest = torch.eye(D_MODEL) - directions.T @ directions
+        self._heads, self._neurons = slice(room.heads.start * D_HEAD, None), slice(room.neurons.start, None)
+        self._start = {name: p.detach().clone() for name, p in model.named_parameters() if "norm" not in name}
+        self._model = model
+
+    def __call__(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, p in self._model.named_parameters():
+                if name in self._start:
+                    p.copy_(self._start[name] + self._allowed(name, p - self._start[name]))
+
+    def _allowed(self, name: str, moved: Any) -> Any:
+        part = name.split(".")[-2]
+        if part in ("o_proj", "down_proj"):
+            moved = self._rest @ moved
+            moved[:, self._heads if part == "o_proj" else self._neurons] = 0
+            return moved
+        moved = moved @ self._rest
+        if part in ("q_proj", "k_proj", "v_proj"):
+            moved[self._heads] = 0
+        elif part in ("gate_proj", "up_proj"):
+            moved[self._neurons] = 0
+        return moved
 
 
 def _step(optimizer: Any, loss: Any, rate: float) -> None:
