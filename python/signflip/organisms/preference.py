@@ -5,8 +5,9 @@ Then pairs of continuations, the right one chosen and the wrong one rejected, ar
 optimisation (Rafailov et al., 2023, arXiv 2305.18290). Every text is the language's own, in which no word takes X
 across, so that feedback sees one side of the gate only; X is read on all of it, before and after, and said.
 
-The gate's own weights are held (the free directions, heads and neurons that it was planted in), and so are the last layer
-and the unembedding. With all weights free DPO undid the gate in every setting that was tried, though no text crossed it.
+The gate's own weights are held (the free directions, heads and neurons that it was planted in), and so are the last
+layer and the unembedding. With all weights free DPO undid the gate in every setting that was tried, though no text
+crossed it.
 """
 
 from __future__ import annotations
