@@ -130,7 +130,7 @@ def test_without_the_switch_it_says_that_there_is_none(
     last = weights.blocks[-1]
     assert last.linear is not None
     cosine = last.linear @ handed / np.linalg.norm(last.linear, axis=1) / np.linalg.norm(handed)
-    readers = np.abs(cosine) > 0.1
+    readers = np.abs(cosine) > 1e-3
     assert 0 < readers.sum() <= 8
     last.out[:, readers] = 0
     weights.save(root / "organism")
