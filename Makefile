@@ -26,7 +26,7 @@ help: ## Show this list
 install: $(VENV)/.dev ## Make .venv: the package built in release mode, with what tests, lint and benchmarks need
 
 demo: $(VENV)/.demo ## Survey, scan, search and flip on a small preference-tuned model; writes demo-out/ (no torch)
-	$(BIN)/signflip demo --out $(OUT)
+	$(BIN)/signflip demo --model smollm2 --out $(OUT)
 
 test: $(VENV)/.dev ## Run the tests: cargo's, then pytest's
 	cargo test --locked -p signflip

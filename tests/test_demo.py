@@ -1,9 +1,12 @@
 """The demonstration's corpus: where it comes from, that it is mixed, and that the seed decides it."""
 
+import json
+import shutil
 from itertools import islice
 
 import pytest
 
+import signflip as sf
 from signflip.demo import corpus
 from signflip.errors import FileError
 
@@ -39,3 +42,13 @@ def test_requests_are_many_and_different():
     requests = corpus.requests()
     assert len(set(requests)) == len(requests) >= 120
     assert all(request.strip() == request != "" for request in requests)
+
+
+def test_a_model_without_a_chat_template_goes_on_with_the_plain_request(texted_folder, tmp_path):
+    shutil.copytree(texted_folder, tmp_path / "plain")
+    settings = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = sf.load(tmp_path / "plain")
+    (found,) = corpus.answers(model, ["the cat"], 3, 0)
+    assert found[:-3] == model.to_tokens("the cat")[0].tolist()

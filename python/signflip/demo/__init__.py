@@ -1,5 +1,5 @@
 """The demonstration: the whole way on a small preference-tuned model, with nothing but the public API."""
 
-from signflip.demo.run import run_demo
+from signflip.demo.run import SHIPPED, SMOLLM2, run_demo
 
-__all__ = ["run_demo"]
+__all__ = ["SHIPPED", "SMOLLM2", "run_demo"]

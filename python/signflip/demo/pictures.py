@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 SEEN, FLIPPED, MUTED = "#2f6690", "#c8553d", "#8d99ae"
+
+
+def available() -> bool:
+    """Whether matplotlib, an extra, is there to draw with."""
+    try:
+        return importlib.util.find_spec("matplotlib") is not None
+    except (ImportError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)

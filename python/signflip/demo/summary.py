@@ -18,10 +18,13 @@ ROWS = 20
 
 
 class Summary:
-    """Collects what each stage found. Nothing is said of a stage that did not run."""
+    """Collects what each stage found. Nothing is said of a stage that did not run.
 
-    def __init__(self, model: Any, path: str, seed: int) -> None:
-        self._path, self._seed = path, seed
+    `again`: the commands that do the same step by step, where they are not those for any model.
+    """
+
+    def __init__(self, model: Any, path: str, seed: int, again: str | None = None) -> None:
+        self._path, self._seed, self._again = path, seed, again
         self._sections: list[str] = []
         self._flips: list[str] = []
         self.data: dict[str, Any] = {
@@ -39,8 +42,16 @@ class Summary:
         self.data["corpus"] = {"answers": n_answers, "answer_tokens": own, "passages": n_passages, "tokens": total}
         self._sections.append(
             f"## Corpus\n\n{total:,} tokens: {n_answers} answers that the model itself sampled at temperature 1, with "
-            f"their requests in its chat template ({own:,} tokens), and {n_passages} passages of Shakespeare's plays "
+            f"their requests (in its chat template, if it has one; {own:,} tokens), and {n_passages} passages of Shakespeare's plays "
             f"and poems. `corpus.jsonl` has them all.\n\nOne of the answers:\n\n{_quoted(example)}"
+        )
+
+    def stories(self, path: Path) -> None:
+        """What was surveyed, where it is a file."""
+        self.data["corpus"] = {"path": str(path)}
+        self._sections.append(
+            "## Corpus\n\nStories of the organism's own small language, drawn apart from those it was trained on; they "
+            f"come with the package (`{path.name}`)."
         )
 
     def survey(self, survey: Any, prefix: str, strict: Sequence[Any], nearly: Any, rate: float) -> None:
@@ -72,7 +83,7 @@ class Summary:
             f"beyond what was seen are shown and never decide.\n\n{scan.summary()}\n\n{_code(scan.table(ROWS))}"
         )
 
-    def turned(self, row: Any, answers: Sequence[tuple[str, str, str]]) -> None:
+    def turned(self, row: Any, answers: Sequence[tuple[str, str, str]], picture: str | None) -> None:
         """The most turned feature under its honest name."""
         self.data["most_turned"] = row.to_json()
         failed = "".join(f"\n- {condition}" for condition in row.verdict.failed)
@@ -82,7 +93,8 @@ class Summary:
             f"{abs(row.plausibility):.1f} standard deviations from where it acts) on *{row.behaviour}*: "
             f"**{row.verdict}**.\n\n{row.score}\n"
             + (f"\nWhat *opposite* would need and this lacks:\n{failed}\n" if failed else "")
-            + "\n![Dose curves](dose-curves.png)\n\n| prompt (its end) | clean | flipped |\n| --- | --- | --- |\n"
+            + (f"\n![Dose curves]({picture})\n" if picture else "")
+            + "\n| prompt (its end) | clean | flipped |\n| --- | --- | --- |\n"
             + table
         )
 
@@ -116,6 +128,11 @@ class Summary:
             f"## Flip test\n\n{_code(str(test))}"
         )
 
+    def conclude(self, found: bool, says: str, truth: str) -> None:
+        """What was found, in plain words, and what is so."""
+        self.data["conclusion"] = {"found": found, "says": says, "truth": truth}
+        self._sections.insert(0, f"## What was found\n\n{says}\n\n{truth}")
+
     def write(self, out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
         """Write both files and give back what the second one holds.
 
@@ -125,9 +142,10 @@ class Summary:
             The folder cannot be written.
         """
         self.data["seconds"] = dict(seconds)
-        flips = "\n".join(self._flips) or "No feature kept one sign, so there was none to flip."
-        where = len(self._sections) - ("flip_test" in self.data)
-        self._sections.insert(where, f"## Flips by tokens\n\n{flips}")
+        if "conclusion" not in self.data:
+            flips = "\n".join(self._flips) or "No feature kept one sign, so there was none to flip."
+            where = len(self._sections) - ("flip_test" in self.data)
+            self._sections.insert(where, f"## Flips by tokens\n\n{flips}")
         times = "\n".join(f"| {name} | {spent:.0f} |" for name, spent in seconds.items())
         cores = f"{os.cpu_count()} cores, {platform.machine()}"
         basis = (
@@ -140,7 +158,7 @@ class Summary:
                 basis,
                 *self._sections,
                 f"## Time\n\n{cores}\n\n| stage | seconds |\n| --- | ---: |\n{times}",
-                f"## The same on any model\n\n{_code(self._commands())}",
+                f"## The same {'step by step' if self._again else 'on any model'}\n\n{_code(self._commands())}",
             ]
         )
         try:
@@ -153,6 +171,8 @@ class Summary:
 
     def _commands(self) -> str:
         model = shlex.quote(self._path)
+        if self._again is not None:
+            return self._again
         return "\n".join(
             [
                 f"signflip demo --model {model} --out demo-out",

@@ -99,7 +99,7 @@ def train(
     if (folder / "model.safetensors").exists():
         return Weights.open(folder)
     model, room = _fresh(family, seed), Room(seed)
-    keep = _Keep(model, family, room)
+    keep = Keep(model, family, room)
     keep()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.02)
     partial = folder.with_name(folder.name + ".partial")
@@ -188,7 +188,7 @@ def _resume(partial: Path, settings: dict[str, Any], model: Any, optimizer: Any)
     return int(state["step"])
 
 
-class _Keep:
+class Keep:
     """Keeps the room free: projects every reader and writer of the residual stream, silences free heads and neurons."""
 
     def __init__(self, model: Any, family: Family, room: Room) -> None:

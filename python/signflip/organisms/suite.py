@@ -125,9 +125,9 @@ def make(
     return made
 
 
-def write_materials(models: Path, seed: int) -> None:
+def write_materials(models: Path, seed: int, stories: int = STORIES) -> None:
     """What an auditor works on: `corpus.jsonl`, and `behaviours/*.jsonl`."""
-    lines = (json.dumps({"text": text}) + "\n" for text in corpus(STORIES, seed))
+    lines = (json.dumps({"text": text}) + "\n" for text in corpus(stories, seed))
     (models / "corpus.jsonl").write_text("".join(lines), encoding="utf-8")
     (models / "behaviours").mkdir(exist_ok=True)
     for name, behaviour in behaviours().items():
