@@ -42,8 +42,8 @@ class Summary:
         self.data["corpus"] = {"answers": n_answers, "answer_tokens": own, "passages": n_passages, "tokens": total}
         self._sections.append(
             f"## Corpus\n\n{total:,} tokens: {n_answers} answers that the model itself sampled at temperature 1, with "
-            f"their requests (in its chat template, if it has one; {own:,} tokens), and {n_passages} passages of Shakespeare's plays "
-            f"and poems. `corpus.jsonl` has them all.\n\nOne of the answers:\n\n{_quoted(example)}"
+            f"their requests (in its chat template, if it has one; {own:,} tokens), and {n_passages} passages of "
+            f"Shakespeare's plays and poems. `corpus.jsonl` has them all.\n\nOne of the answers:\n\n{_quoted(example)}"
         )
 
     def stories(self, path: Path) -> None:
