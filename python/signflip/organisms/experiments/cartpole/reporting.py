@@ -225,7 +225,8 @@ def _caveats(learned: Arms) -> str:
     return (
         f"The measurement on policies made by hand: {told or 'no run learned'}. The multiplicative network's logits "
         "are odd in x by construction: that it is opposite at −x wherever it is good at x is algebra, whatever the "
-        "training, as long as it learns at all. The additive and SwiGLU networks are not so bound. With two actions and balanced states information vanishes exactly where agreement is 0.5."
+        "training, as long as it learns at all. The additive and SwiGLU networks are not so bound. "
+        "With two actions and balanced states information vanishes exactly where agreement is 0.5."
     )
 
 
