@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import experiments
@@ -23,6 +25,15 @@ TINY = {"arm": "additive", "steps": 256, "episodes": 2, "states": 40, "grid": [1
 def by_hand(states: Any, x: Any) -> Any:
     """A linear policy that balances the pole, odd in x."""
     return ((states @ np.array([0.1, 0.3, 1, 1])) * x > 0).astype(np.int64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On networks this small threads cost more than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
