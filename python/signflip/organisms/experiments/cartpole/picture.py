@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import FileError
+from signflip.organisms.experiments.cartpole.measuring import RANGE
+from signflip.organisms.experiments.cartpole.training import NOISE
 
 COLOURS = {"good": "#4d9f6f", "incompetent": "#8d99ae", "opposite": "#c8553d", "between": "#e6c86e"}
-LINE, TRAINED = "#22303c", (0.5, 1.5)
+LINE = "#22303c"
 
 
 def draw(learned: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -70,7 +72,8 @@ def _column(upper: Any, lower: Any, arm: str, runs: Sequence[Mapping[str, Any]])
         axes.spines[["top", "right"]].set_visible(False)
     for level in (0.9, 0.6, 0.4):
         upper.axhline(level, color=LINE, linewidth=0.5, linestyle=":")
-    upper.plot(_symlog(np.array(TRAINED)), (1.06, 1.06), color=LINE, linewidth=3, solid_capstyle="butt", clip_on=False)
+    trained = NOISE if arm.endswith("-noise") else RANGE
+    upper.plot(_symlog(np.array(trained)), (1.06, 1.06), color=LINE, linewidth=3, solid_capstyle="butt", clip_on=False)
     upper.set_ylim(-0.03, 1.09)
     lower.set_ylim(0, 515)
     upper.set_title(f"{arm} ({len(runs)} seeds)", fontsize=10)

@@ -110,11 +110,14 @@ def mark(found: Share, most: bool) -> str:
 
 
 def _answer(learned: Arms) -> str:
-    found = {arm: (share(runs, opposite_at(-1.0)), share(runs, ever_opposite)) for arm, runs in learned.items() if runs}
+    found = {
+        arm: (share(runs, opposite_at(-1.0)), share(runs, ever_opposite))
+        for arm, runs in learned.items()
+        if runs and not arm.endswith("-noise")
+    }
     told = [
         f"{arm}: {near.hits:g} of {near.of} at x = −1, {ever.hits:g} of {ever.of} at some x"
         for arm, (near, ever) in found.items()
-        if not arm.endswith("-noise")
     ]
     yes = [arm for arm, (_, ever) in found.items() if ever.hits]
     no = [arm for arm, (_, ever) in found.items() if not ever.hits]
@@ -182,12 +185,16 @@ def _points(learned: Arms) -> str:
                 _middle([point["information"] for point in points], 2),
                 _middle([point["return"] for point in points], 0),
             ]
-            rows.append(f"| {arm} | {x:+g} | " + " | ".join([*middle, *counts]) + " |")
+            rows.append(f"| {arm} | {_signed(x)} | " + " | ".join([*middle, *counts]) + " |")
     return "Median and range over seeds, and how many seeds have each verdict:\n\n" + "\n".join(rows)
 
 
 def _middle(values: Sequence[float], digits: int) -> str:
     return f"{np.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def _signed(x: float) -> str:
+    return f"{x:+g}".replace("-", "−") if x else "0"
 
 
 def _predictions(learned: Arms) -> str:
@@ -199,12 +206,12 @@ def _predictions(learned: Arms) -> str:
             rows.append(f"| {side} | {said} ({'most' if most else 'few'}) | {found} | {mark(found, most)} |")
 
     for x in (10.0, -10.0):
-        said = f"additive: incompetent at x = {x:+g}, return below {COLLAPSED:.0f}"
+        said = f"additive: incompetent at x = {_signed(x)}, return below {COLLAPSED:.0f}"
         add("known result", said, "additive", lost_at(x), True)
     for arm in MULTIPLIED:
         add("conjecture", f"{arm}: opposite at x = −1", arm, opposite_at(-1.0), True)
     for arm in MULTIPLIED:
-        said = f"{arm}: at x = −1 already opposite to what it will learn before training"
+        said = f"{arm}: before training, at x = −1, already opposite to what it will learn"
         add("conjecture", said, arm, lambda run: bool(run["untrained"]["verdict"] == "opposite"), False)
     for arm in ("additive", *MULTIPLIED):
         add("objection", f"{arm}: opposite at any x", arm, ever_opposite, False)
