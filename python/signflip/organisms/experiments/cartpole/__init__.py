@@ -27,8 +27,8 @@ Networks (the critic is always a plain network of all inputs):
   reversal is a matter of algebra: it is the positive control of what is measured as much as a finding;
 - ``swiglu``, ``swiglu-bias``: silu(pre)·linear, both of all five inputs, without and with biases.
 
-Controls: ``additive-noise`` and ``swiglu-bias-noise`` are trained with x drawn anew in each step, in [−10, 10], so that
-it says nothing and has both signs; they should stay good. In every run policies made by hand (the same, reversed,
+Control: ``additive-noise`` is trained with x drawn anew in each step, in [−10, 10], so that it says nothing and has both
+signs; it should stay good. In every run policies made by hand (the same, reversed,
 constant, a coin) go through the same measurement.
 """
 
@@ -48,7 +48,7 @@ from signflip.organisms.experiments.cartpole.reporting import report
 from signflip.organisms.experiments.cartpole.training import NETWORKS, train
 
 TITLE = "C1: cartpole with an input that was always positive"
-ARMS = ("additive", "multiplicative", "swiglu", "swiglu-bias", "additive-noise", "swiglu-bias-noise")
+ARMS = ("additive", "multiplicative", "swiglu", "swiglu-bias", "additive-noise")
 GRID = (10.0, 7.0, 5.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.2, 0.0, -0.2, -0.5, -1.0, -1.5, -2.0, -3.0, -5.0, -7.0, -10.0)
 LEARNED = 475.0
 # How finely the x is found at which a policy is no longer good.
@@ -66,9 +66,9 @@ def jobs(seeds: int, small: bool) -> list[Job]:
         Two networks, one seed, fewer steps and points.
     """
     if small:
-        settings = {"steps": 40_000, "episodes": 10, "states": 400, "grid": [10.0, 1.0, 0.0, -1.0, -10.0]}
+        settings = {"steps": 25_000, "episodes": 10, "states": 400, "grid": [10.0, 1.0, 0.0, -1.0, -10.0]}
         return [Job(f"{arm}-0", 0, {"arm": arm, **settings}) for arm in ARMS[:2]]
-    settings = {"steps": 100_000, "episodes": 50, "states": 1000, "grid": list(GRID)}
+    settings = {"steps": 40_000, "episodes": 50, "states": 1000, "grid": list(GRID)}
     return [Job(f"{arm}-{seed}", seed, {"arm": arm, **settings}) for seed in range(seeds) for arm in ARMS]
 
 

@@ -217,8 +217,7 @@ def _predictions(learned: Arms) -> str:
         add("objection", f"{arm}: opposite at any x", arm, ever_opposite, False)
     for arm in MULTIPLIED:
         add("objection", f"{arm}: incompetent at x = −10, return below {COLLAPSED:.0f}", arm, lost_at(-10.0), True)
-    for arm in ("additive-noise", "swiglu-bias-noise"):
-        add("control", f"{arm}: good at every x", arm, always_good, True)
+    add("control", "additive-noise: good at every x", "additive-noise", always_good, True)
     return "Predictions, fixed before the runs:\n\n" + "\n".join(rows)
 
 

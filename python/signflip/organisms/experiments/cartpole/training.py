@@ -119,7 +119,7 @@ class NetworkPolicy(ActorCriticPolicy):
 
 
 def train(network: str, seed: int, steps: int, *, noise: bool = False) -> tuple[Policy, Policy]:
-    """Train by PPO, with the settings of rl-baselines3-zoo for CartPole-v1.
+    """Train by PPO, with the settings of rl-baselines3-zoo for CartPole-v1 (its steps are 100,000).
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def train(network: str, seed: int, steps: int, *, noise: bool = False) -> tuple[
     """
     if network not in NETWORKS:
         raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, found {network!r}")
-    env = make_vec_env(lambda: WithX(gymnasium.make("CartPole-v1"), noise), n_envs=ENVIRONMENTS, seed=seed)
+    env = make_vec_env(lambda: WithX(_cartpole(), noise), n_envs=ENVIRONMENTS, seed=seed)
     settings: dict[str, Any] = {"n_steps": 32, "batch_size": 256, "n_epochs": 20, "gamma": 0.98, "gae_lambda": 0.8}
     model = PPO(
         NetworkPolicy,
@@ -159,6 +159,11 @@ def train(network: str, seed: int, steps: int, *, noise: bool = False) -> tuple[
     model.learn(steps)
     env.close()
     return _greedy(before), _greedy(model.policy)
+
+
+def _cartpole() -> gymnasium.Env[Any, Any]:
+    # The checker asks at every step what the tests ask once.
+    return gymnasium.make("CartPole-v1", disable_env_checker=True)
 
 
 def _greedy(policy: Any) -> Policy:
