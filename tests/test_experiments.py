@@ -260,7 +260,14 @@ def made_up(arm: str, seed: int, below: str) -> dict[str, Any]:
         verdict = below if x < 0 else "good"
         agreement, bits = known[verdict]
         score = 500.0 if verdict == "good" else 9.0
-        return {"x": x, "return": score, "agreement": agreement, "information": bits, "verdict": verdict}
+        return {
+            "x": x,
+            "return": score,
+            "agreement": agreement,
+            "high": agreement,
+            "information": bits,
+            "verdict": verdict,
+        }
 
     made = {name: {"verdict": name} for name in ("same", "reversed", "constant", "coin")}
     return {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import ArgumentError, OrganismError
+from signflip.organisms.experiments.cartpole.measuring import OPPOSITE
 from signflip.organisms.experiments.cartpole.picture import draw
 from signflip.organisms.scoring import Share
 
@@ -145,12 +146,21 @@ def _ran(arms: Arms, learned: Arms) -> str:
 
 
 def _summary(arms: Arms, learned: Arms) -> str:
-    heads = ["network", "learned", "opposite at −1", "opposite at some x", "incompetent at +10", "incompetent at −10"]
+    heads = [
+        "network",
+        "learned",
+        "opposite at −1",
+        "mostly reversed at −1",
+        "opposite at some x",
+        "incompetent at +10",
+        "incompetent at −10",
+    ]
     heads += ["no longer good below 1, at", "no longer good above 1, at"]
     rows = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for arm, runs in learned.items():
         cells = [
             share(runs, opposite_at(-1.0)),
+            share(runs, lambda run: bool(at(run, -1.0)["high"] < OPPOSITE)),
             share(runs, ever_opposite),
             share(runs, lambda run: bool(at(run, 10.0)["verdict"] == "incompetent")),
             share(runs, lambda run: bool(at(run, -10.0)["verdict"] == "incompetent")),
@@ -159,7 +169,9 @@ def _summary(arms: Arms, learned: Arms) -> str:
         rows.append(f"| {arm} | {len(runs)} of {len(arms[arm])} | " + " | ".join([*map(str, cells), *ways]) + " |")
     return (
         "Shares of the runs that learned, with exact 95% intervals; the x at which a policy is first no longer good, "
-        "median and range over seeds:\n\n" + "\n".join(rows)
+        "median and range over seeds. Mostly reversed: the upper limit of agreement is below 0.4, however little "
+        "is left of the information; it decides nothing and was added when the first runs had been seen.\n\n"
+        + "\n".join(rows)
     )
 
 
