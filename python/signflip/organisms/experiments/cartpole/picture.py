@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import FileError
-from signflip.organisms.experiments.cartpole.measuring import RANGE
+from signflip.organisms.experiments.cartpole.measuring import CHANCE, RANGE
 from signflip.organisms.experiments.cartpole.training import NOISE
 
-COLOURS = {"good": "#4d9f6f", "incompetent": "#8d99ae", "opposite": "#c8553d", "between": "#e6c86e"}
+# Strong where most seeds have the verdict, pale where the rules give none but agreement leans to it.
+COLOURS = {
+    "good": "#94c5a9",
+    "between, nearer good": "#dfeee5",
+    "incompetent": "#b4bccb",
+    "between": "#f2efe4",
+    "between, nearer opposite": "#f6dfd9",
+    "opposite": "#dc8f7e",
+}
 LINE = "#22303c"
 
 
@@ -45,7 +53,7 @@ def draw(learned: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None
         _column(upper, lower, arm, runs)
     axes[0, 0].set_ylabel("agreement with the good policy")
     axes[1, 0].set_ylabel("mean return")
-    patches = [Patch(color=colour, alpha=0.45, label=name) for name, colour in COLOURS.items()]
+    patches = [Patch(facecolor=colour, label=name) for name, colour in COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,9 +69,9 @@ def _column(upper: Any, lower: Any, arm: str, runs: Sequence[Mapping[str, Any]])
     drawn = _symlog(x)
     edges = np.concatenate([drawn[:1], (drawn[1:] + drawn[:-1]) / 2, drawn[-1:]])
     for i, place in enumerate(order):
-        verdict = Counter(run["points"][place]["verdict"] for run in runs).most_common(1)[0][0]
+        shade = COLOURS[_named([run["points"][place] for run in runs])]
         for axes in (upper, lower):
-            axes.axvspan(edges[i], edges[i + 1], color=COLOURS[verdict], alpha=0.35, linewidth=0)
+            axes.axvspan(edges[i], edges[i + 1], color=shade, linewidth=0)
     for axes, key in ((upper, "agreement"), (lower, "return")):
         lines = np.array([[run["points"][place][key] for place in order] for run in runs])
         axes.plot(drawn, lines.T, color=LINE, linewidth=0.7, alpha=0.45)
@@ -80,6 +88,16 @@ def _column(upper: Any, lower: Any, arm: str, runs: Sequence[Mapping[str, Any]])
     ticks = np.array([-10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0])
     lower.set_xticks(_symlog(ticks), [f"{tick:g}" for tick in ticks], fontsize=8)
     lower.set_xlabel("x (bar: as in training)", fontsize=9)
+
+
+def _named(points: Sequence[Mapping[str, Any]]) -> str:
+    verdict = str(Counter(point["verdict"] for point in points).most_common(1)[0][0])
+    if verdict != "between":
+        return verdict
+    middle = np.median([point["agreement"] for point in points])
+    if CHANCE[0] <= middle <= CHANCE[1]:
+        return verdict
+    return f"between, nearer {'good' if middle > CHANCE[1] else 'opposite'}"
 
 
 def _symlog(x: Any) -> Any:

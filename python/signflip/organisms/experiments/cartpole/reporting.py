@@ -135,14 +135,20 @@ def _ran(arms: Arms, learned: Arms) -> str:
     every = [run for runs in arms.values() for run in runs]
     steps = sorted({run["steps"] for run in every})
     failed = [f"{run['arm']} seed {run['seed']} ({run['return']:.0f})" for run in every if not run["learned"]]
+    some = {arm: sorted(run["seed"] for run in runs) for arm, runs in arms.items()}
+    partly = [f" Of {arm} only seeds {_listed(of)} were run." for arm, of in some.items() if of != seeds]
     chance = np.mean([run["chance_return"] for run in every])
     return (
-        f"Run by `{COMMAND.format(seeds=len(seeds))}`: {len(every)} runs, seeds {', '.join(map(str, seeds))}, "
+        f"Run by `{COMMAND.format(seeds=len(seeds))}`: {len(every)} runs, seeds {_listed(seeds)}, "
         f"PPO for {' or '.join(f'{n:,}' for n in steps)} steps, {every[0]['episodes']} episodes at each x. "
         f"{sum(map(len, learned.values()))} of {len(every)} learned (return of at least 475 at x = 1); not learned: "
-        f"{', '.join(failed) or 'none'}. A coin's return is {chance:.0f}. Rules and margins: "
+        f"{', '.join(failed) or 'none'}. A coin's return is {chance:.0f}.{''.join(partly)} Rules and margins: "
         "`signflip.organisms.experiments.cartpole`."
     )
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _summary(arms: Arms, learned: Arms) -> str:
