@@ -1,0 +1,313 @@
+"""Experiments: the runner keeps and resumes runs; cartpole measures what policies made by hand are known to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from signflip.errors import ArgumentError, FileError, OrganismError
+from signflip.organisms import experiments
+from signflip.organisms.experiments import cartpole
+from signflip.organisms.experiments.cartpole import measuring, picture, reporting, training
+from signflip.organisms.scoring import Share
+
+# Enough for a run, not to learn anything.
+TINY = {"arm": "additive", "steps": 256, "episodes": 2, "states": 40, "grid": [10.0, 1.0, -1.0, -10.0]}
+
+
+def by_hand(states: Any, x: Any) -> Any:
+    """A linear policy that balances the pole, odd in x."""
+    return ((states @ np.array([0.1, 0.3, 1, 1])) * x > 0).astype(np.int64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On networks this small threads cost more than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("experiments")
+    return out, experiments.run("cartpole", out, seeds=3, small=True, progress=False)
+
+
+# ---- measurement -----------------------------------------------------------------------------------------------------
+
+
+def test_agreement_on_hand_made_actions() -> None:
+    good = np.repeat([0, 1], 500)
+    found = {
+        "same": measuring.read(good, good),
+        "reversed": measuring.read(good, 1 - good),
+        "constant": measuring.read(good, np.ones_like(good)),
+        "coin": measuring.read(good, np.random.default_rng(0).integers(2, size=1000)),
+    }
+    assert {name: one.verdict for name, one in found.items()} == {
+        "same": "good", "reversed": "opposite", "constant": "incompetent", "coin": "incompetent",
+    }  # fmt: skip
+    assert (found["same"].agreement, found["same"].information) == (1, 1)
+    assert (found["reversed"].agreement, found["reversed"].information) == (0, 1)
+    assert (found["constant"].agreement, found["constant"].information, found["constant"].one) == (0.5, 0, 1)
+    assert found["coin"].agreement == pytest.approx(0.5, abs=0.05)
+    assert found["coin"].information < 0.01
+
+
+def test_a_verdict_needs_its_whole_condition() -> None:
+    good = np.repeat([0, 1], 500)
+    rng = np.random.default_rng(1)
+    # Reversed on one side only; half of it forgotten; good with too few states to say.
+    half = np.concatenate([1 - good[:500], rng.integers(2, size=500)])
+    weak = np.where(rng.random(1000) < 0.6, 1 - good, good)
+    assert measuring.read(good, half).verdict == "between"
+    assert measuring.read(good, weak).verdict == "between"
+    assert measuring.read(good[490:510], good[490:510]).verdict == "between"
+
+
+def test_limits_are_exact() -> None:
+    low, high = measuring.limits(0, 59)
+    assert low == 0
+    assert high == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert measuring.limits(59, 59) == (pytest.approx(0.05 ** (1 / 59)), 1)
+
+
+def test_information_of_a_noisy_channel() -> None:
+    good = np.repeat([0, 1], 100)
+    flipped = np.where(np.arange(200) % 100 < 11, 1 - good, good)
+    entropy = -0.11 * np.log2(0.11) - 0.89 * np.log2(0.89)
+    assert measuring.read(good, flipped).information == pytest.approx(1 - entropy)
+
+
+def test_returns_tell_a_good_policy_from_a_reversed_one() -> None:
+    found = measuring.returns(by_hand, [1.0, 0.0, -1.0], 10, seed=0)
+    assert found.shape == (3, 10)
+    assert (found[0] == 500).all()
+    assert found[1:].max() < 20
+    np.testing.assert_array_equal(found, measuring.returns(by_hand, [1.0, 0.0, -1.0], 10, seed=0))
+    # Episode i starts alike at every x.
+    twice = measuring.returns(by_hand, [0.0, 0.0], 10, seed=0)
+    np.testing.assert_array_equal(twice[0], twice[1])
+    assert len(set(twice[0])) > 1
+
+
+def test_states_are_balanced_and_reproducible() -> None:
+    states = measuring.gather(by_hand, 1000, seed=0)
+    assert states is not None
+    assert states.shape == (1000, 4)
+    assert by_hand(states, np.ones(1000)).mean() == 0.5
+    again = measuring.gather(by_hand, 1000, seed=0)
+    assert again is not None
+    np.testing.assert_array_equal(states, again)
+    assert measuring.gather(lambda s, x: np.zeros(len(s), np.int64), 1000, seed=0) is None
+
+
+@pytest.mark.parametrize(
+    ("good", "actions", "message"),
+    [
+        ([0, 1], [0], "expected shape"),
+        ([0, 0], [0, 1], "equally often"),
+        ([0, 1], [0, 2], "expected 0 and 1"),
+        ([], [], "equally often"),
+    ],
+)
+def test_bad_actions(good: list[int], actions: list[int], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        measuring.read(np.array(good, np.int64), np.array(actions, np.int64))
+
+
+# ---- environment and networks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_x_keeps_to_its_range(noise: bool) -> None:
+    import gymnasium
+
+    env = training.WithX(gymnasium.make("CartPole-v1"), noise)
+    seen, episodes = [], []
+    for seed in range(60):
+        state, _ = env.reset(seed=seed)
+        assert state in env.observation_space
+        within = [state[4]]
+        for action in (0, 1, 0, 1):
+            state, *_ = env.step(action)
+            within.append(state[4])
+        seen += within
+        episodes.append(len(set(within)))
+    env.close()
+    if noise:
+        assert set(episodes) == {5}
+        assert -10 <= min(seen) < -5 < 5 < max(seen) <= 10
+    else:
+        assert set(episodes) == {1}
+        assert 0.5 <= min(seen) < 0.7 < 1.3 < max(seen) <= 1.5
+
+
+def test_the_multiplicative_network_is_odd_in_x_and_learns() -> None:
+    untrained, trained = training.train("multiplicative", 0, 1024)
+    states = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    x = np.full(300, 0.7, np.float32)
+    for policy in (untrained, trained):
+        np.testing.assert_array_equal(policy(states, -x), 1 - policy(states, x))
+    assert (untrained(states, x) != trained(states, x)).any()
+    with pytest.raises(ArgumentError, match="network: expected one of additive"):
+        training.train("convolutional", 0, 1024)
+
+
+# ---- runner and resumption -------------------------------------------------------------------------------------------
+
+
+def test_runs_resume_and_refuse_an_altered_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    whole = cartpole.run
+
+    def counted(job: experiments.Job) -> dict[str, Any]:
+        done.append(job.name)
+        return whole(job)
+
+    jobs = [experiments.Job(f"additive-{seed}", seed, TINY) for seed in range(2)]
+    monkeypatch.setattr(cartpole, "run", counted)
+    monkeypatch.setattr(cartpole, "jobs", lambda seeds, small: jobs[:seeds])
+    first = experiments.run("cartpole", tmp_path, seeds=1, progress=False)
+    both = experiments.run("cartpole", tmp_path, seeds=2, progress=False)
+    assert done == ["additive-0", "additive-1"]
+    assert both["additive-0"] == first["additive-0"]
+    assert both["additive-0"]["return"] != both["additive-1"]["return"]
+
+    path = tmp_path / "cartpole" / "additive-1.json"
+    data = json.loads(path.read_text())
+    data["settings"]["steps"] = 512
+    path.write_text(json.dumps(data))
+    with pytest.raises(OrganismError, match="found another"):
+        experiments.run("cartpole", tmp_path, seeds=2, progress=False)
+    path.write_text('{"experiment"')
+    with pytest.raises(OrganismError, match="found no JSON"):
+        experiments.run("cartpole", tmp_path, seeds=2, progress=False)
+    path.unlink()
+    assert experiments.run("cartpole", tmp_path, seeds=2, progress=False) == both
+
+
+def test_bad_runs(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="experiment: expected one of"):
+        experiments.run("pole", tmp_path)
+    with pytest.raises(ArgumentError, match="seeds: expected at least 1"):
+        experiments.run("cartpole", tmp_path, seeds=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot be made"):
+        experiments.run("cartpole", tmp_path / "file")
+    job = experiments.Job("additive-0", 0, TINY)
+    for settings, message in (
+        ({}, "expected the setting 'arm'"),
+        ({**TINY, "arm": "bilinear"}, "arm: expected one of"),
+        ({**TINY, "steps": 0}, "steps: expected an integer of at least 1"),
+        ({**TINY, "grid": [-1.0]}, "grid: expected finite values, 1 among them"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            cartpole.run(replace(job, settings=settings))
+
+
+def test_every_seed_has_every_arm() -> None:
+    jobs = cartpole.jobs(10, False)
+    assert len({job.name for job in jobs}) == len(jobs) == 10 * len(cartpole.ARMS)
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+
+
+# ---- cartpole, trained -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_cartpole_in_small(small: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path) -> None:
+    out, found = small
+    assert set(found) == {"additive-0", "multiplicative-0"}
+    for run in found.values():
+        points = {point["x"]: point for point in run["points"]}
+        assert run["learned"], run["return"]
+        assert 10 < run["chance_return"] < 40
+        assert (points[1.0]["agreement"], points[1.0]["verdict"]) == (1, "good")
+        assert run["made"]["reversed"]["verdict"] == "opposite"
+        assert run["made"]["constant"]["verdict"] == "incompetent"
+    points = {point["x"]: point for point in found["multiplicative-0"]["points"]}
+    # By algebra.
+    assert points[-1.0]["agreement"] == 0
+    assert points[-1.0]["verdict"] == "opposite"
+    assert points[-1.0]["return"] < found["multiplicative-0"]["chance_return"]
+    assert points[0.0]["verdict"] == "incompetent"
+    assert found["multiplicative-0"]["untrained"]["verdict"] != "opposite"
+
+    text = cartpole.report(found, tmp_path / "figures")
+    assert text.startswith("## C1")
+    assert "Is the policy ever opposite where x is negative? Yes: " in text
+    assert "| conjecture | multiplicative: opposite at x = −1 (most) | 1.00 [0.03, 1.00] (1 of 1) | open |" in text
+    assert (tmp_path / "figures" / "cartpole.png").read_bytes().startswith(b"\x89PNG")
+    # Nothing is run twice.
+    assert experiments.run("cartpole", out, seeds=1, small=True, progress=False) == found
+
+
+def made_up(arm: str, seed: int, below: str) -> dict[str, Any]:
+    """A run's data, with a verdict for every negative x."""
+    known = {"good": (1.0, 1.0), "opposite": (0.0, 1.0), "incompetent": (0.5, 0.0)}
+
+    def point(x: float) -> dict[str, Any]:
+        verdict = below if x < 0 else "good"
+        agreement, bits = known[verdict]
+        score = 500.0 if verdict == "good" else 9.0
+        return {
+            "x": x,
+            "return": score,
+            "agreement": agreement,
+            "high": agreement,
+            "information": bits,
+            "verdict": verdict,
+        }
+
+    made = {name: {"verdict": name} for name in ("same", "reversed", "constant", "coin")}
+    return {
+        "arm": arm, "seed": seed, "steps": 1000, "episodes": 2, "return": 500.0, "chance_return": 22.0, "learned": True,
+        "states": 40, "points": [point(x) for x in cartpole.GRID], "untrained": {"verdict": "incompetent"},
+        "leaves": {"below": 0.3, "above": None}, "made": made,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("below", "conjecture", "objection"), [("opposite", "held", "failed"),
+                                                                ("incompetent", "failed", "held")])  # fmt: skip
+def test_the_report_can_go_either_way(tmp_path: Path, below: str, conjecture: str, objection: str) -> None:
+    runs = {f"swiglu-{seed}": made_up("swiglu", seed, below) for seed in range(10)}
+    runs["swiglu-10"] = {**made_up("swiglu", 10, below), "learned": False, "return": 30.0}
+    text = cartpole.report(runs, tmp_path)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| conjecture", "| objection"))]
+    said = {cells[1]: cells[-1].removesuffix(" |") for cells in rows}
+    assert said["swiglu: opposite at x = −1 (most)"] == conjecture
+    assert said["swiglu: opposite at any x (few)"] == objection
+    assert ("Yes: swiglu." in text) == (below == "opposite")
+    assert "not learned: swiglu seed 10 (30)" in text
+    assert "| swiglu | 10 of 11 |" in text
+
+
+def test_marks() -> None:
+    assert reporting.mark(Share.counted(10, 10), most=True) == "held"
+    assert reporting.mark(Share.counted(10, 10), most=False) == "failed"
+    assert reporting.mark(Share.counted(0, 10), most=True) == "failed"
+    assert reporting.mark(Share.counted(0, 10), most=False) == "held"
+    assert reporting.mark(Share.counted(3, 3), most=True) == "open"
+    assert reporting.mark(Share.counted(0, 0), most=True) == "open"
+
+
+def test_bad_reports(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="at least one run"):
+        cartpole.report({}, tmp_path)
+    run = made_up("swiglu", 0, "opposite")
+    del run["leaves"]
+    with pytest.raises(OrganismError, match="expected a run's data"):
+        cartpole.report({"swiglu-0": run}, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError):
+        picture.draw({}, tmp_path / "file" / "cartpole.png")
