@@ -44,7 +44,7 @@ import torch
 from signflip.errors import ArgumentError
 from signflip.organisms.experiments import Job
 from signflip.organisms.experiments.cartpole.measuring import Floats, Ints, Policy, gather, read, returns
-from signflip.organisms.experiments.cartpole.reporting import report
+from signflip.organisms.experiments.cartpole.reporting import answer, report
 from signflip.organisms.experiments.cartpole.training import NETWORKS, train
 
 TITLE = "C1: cartpole with an input that was always positive"
@@ -158,4 +158,4 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-__all__ = ["ARMS", "GRID", "NETWORKS", "TITLE", "jobs", "report", "run"]
+__all__ = ["ARMS", "GRID", "NETWORKS", "TITLE", "answer", "jobs", "report", "run"]

@@ -41,14 +41,8 @@ def report(results: Mapping[str, Run], figures: Path) -> str:
     OrganismError
         If a run lacks something.
     """
-    if not results:
-        raise ArgumentError("cartpole: expected at least one run to report on, found none")
-    arms: dict[str, list[Run]] = {}
     try:
-        for run in results.values():
-            arms.setdefault(run["arm"], []).append(run)
-        # A run without both actions has no good policy to compare with, hence no readings.
-        learned = {arm: [r for r in runs if r["learned"] and r["states"]] for arm, runs in arms.items()}
+        arms, learned = _by_arm(results)
         picture = figures / "cartpole.png"
         draw(learned, picture)
         parts = [
@@ -64,6 +58,22 @@ def report(results: Mapping[str, Run], figures: Path) -> str:
     except (KeyError, TypeError, StopIteration) as error:
         raise OrganismError(f"cartpole: expected a run's data, found none of {error!r}") from error
     return "\n\n".join(parts) + "\n"
+
+
+def answer(results: Mapping[str, Run]) -> str:
+    """What the runs say of the question, in two sentences."""
+    return _answer(_by_arm(results)[1])
+
+
+def _by_arm(results: Mapping[str, Run]) -> tuple[dict[str, list[Run]], dict[str, list[Run]]]:
+    """All runs by arm, and those that learned."""
+    if not results:
+        raise ArgumentError("cartpole: expected at least one run to report on, found none")
+    arms: dict[str, list[Run]] = {}
+    for run in results.values():
+        arms.setdefault(run["arm"], []).append(run)
+    # A run without both actions has no good policy to compare with, hence no readings.
+    return arms, {arm: [r for r in runs if r["learned"] and r["states"]] for arm, runs in arms.items()}
 
 
 # ---- counting --------------------------------------------------------------------------------------------------------
