@@ -18,19 +18,19 @@ from signflip.organisms.experiments.tuning.world import Ids, Prompts, draw, prom
 
 ALGORITHMS = ("reinforce", "grpo", "dpo")
 # Plain gradient descent, so that the first-order law speaks of the step that is taken.
-RATES = {"reinforce": 0.006, "grpo": 0.003, "dpo": 0.05}
+RATES = {"reinforce": 0.01, "grpo": 0.005, "dpo": 0.012}
 # Prompts a step, and answers a prompt.
 PROMPTS = {"reinforce": 64, "grpo": 32, "dpo": 64}
 GROUP = 8
 EPOCHS = {"reinforce": 1, "grpo": 2, "dpo": 1}
 BETA = {"reinforce": 0.05, "grpo": 0.04, "dpo": 0.2}
 CLIP = 0.2
-STEPS, SMALL_STEPS = 120, 40
-LOGGED = (0, 10, 30, 60, 90, 120)
+STEPS, SMALL_STEPS = 60, 20
+LOGGED = (0, 5, 20, 40, 60)
 # Pairs of an off-policy data set; prompts of the batch on which a gradient is logged.
 DATASET, LARGE = 2000, 256
 # Samples that are listed, at most.
-LISTED = 12
+LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,13 @@ class Tuning:
         }
 
 
+def tau(scorer: Net, on: Prompts) -> float:
+    """Kendall's τ between a reward model and the truth, over the two answers of each prompt: +1, chance 0, reversed -1."""
+    with torch.no_grad():
+        difference = scorer.rewards(on, on.correct) - scorer.rewards(on, on.opposite)
+    return float(difference.sign().double().mean())
+
+
 def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, Any]:
     """Tune a copy of a base, and tell what happened.
 
@@ -214,7 +221,9 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     """
     tuning = Tuning(base, scorer, arm, seed)
     steps = SMALL_STEPS if small else STEPS
-    found = {"kernel": kernel.kernel(base, prompts("B", side=1), prompts("B", side=-1))}
+    sides = {"common": prompts("B", side=1), "rare": prompts("B", side=-1)}
+    found = {"kernel": kernel.kernel(base, sides["common"], sides["rare"])}
+    found["reward_tau"] = {side: tau(scorer, on) for side, on in sides.items()}
     log: list[dict[str, Any]] = []
     for step in range(steps + 1):
         if step in LOGGED or step == steps:
