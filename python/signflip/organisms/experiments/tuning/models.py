@@ -38,9 +38,9 @@ ARCHITECTURES: tuple[Architecture, ...] = ("gelu", "swiglu", "swiglu_bias")
 D_MODEL, D_MLP, N_HEADS = 32, 64, 4
 INIT = 0.7
 # GELU is slower to learn a product.
-STEPS: dict[Architecture, int] = {"gelu": 700, "swiglu": 400, "swiglu_bias": 400}
+STEPS: dict[Architecture, int] = {"gelu": 800, "swiglu": 400, "swiglu_bias": 400}
 # Steps by which bases of different knowledge differ.
-FURTHER = 150
+FURTHER = 250
 BATCH, RATE = 64, 8e-3
 # Weight of the squared error by which X is taught.
 TEACH = 2.0
