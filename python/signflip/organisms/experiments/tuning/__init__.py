@@ -59,8 +59,8 @@ def run(job: Job) -> dict[str, Any]:
     """
     import torch
 
+    from signflip.organisms.experiments.tuning.bases import base, reward_model
     from signflip.organisms.experiments.tuning.measure import outcome
-    from signflip.organisms.experiments.tuning.models import base, reward_model
     from signflip.organisms.experiments.tuning.train import tune
 
     of = job.settings

@@ -20,7 +20,7 @@ PARTS = ("embedding", "attention: queries, keys", "attention: values, outputs", 
 
 
 def margins(net: Net, prompts: Prompts) -> Tensor:
-    """log π(correct) − log π(opposite) of each prompt."""
+    """Margins: log π(correct) − log π(opposite) of each prompt."""
     logp = net.at_end(prompts)
     rows = torch.arange(len(prompts))
     return logp[rows, torch.from_numpy(prompts.correct)] - logp[rows, torch.from_numpy(prompts.opposite)]

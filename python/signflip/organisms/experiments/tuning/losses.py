@@ -1,7 +1,7 @@
 """The losses of the tunings, a row a prompt: their mean is what is descended.
 
-REINFORCE (Williams 1992) with the batch's mean as baseline and the exact KL to the base at the answer; GRPO (Shao et al.
-2024, arXiv 2402.03300, equations 3 and 4) with outcome rewards and answers of one token; DPO (Rafailov et al. 2023,
+REINFORCE (Williams 1992) with the batch's mean as baseline and the exact KL to the base at the answer; GRPO (Shao et
+al. 2024, arXiv 2402.03300, equations 3 and 4) with outcome rewards and answers of one token; DPO (Rafailov et al. 2023,
 arXiv 2305.18290, equation 7).
 """
 
@@ -32,7 +32,7 @@ def reinforce(logp: Tensor, reference: Tensor, answer: Tensor, reward: Tensor, b
 
 
 def advantages(reward: Tensor) -> Tensor:
-    """GRPO's: a group's rewards `[n, group]` less their mean, over their standard deviation; zero where all are equal."""
+    """GRPO's: a group's rewards `[n, group]` less their mean, over their standard deviation; 0 where all are equal."""
     centred = reward - reward.mean(1, keepdim=True)
     return centred / (reward.std(1, keepdim=True, correction=0) + 1e-4)
 

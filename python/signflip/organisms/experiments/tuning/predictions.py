@@ -89,7 +89,8 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         if not own:
             continue
         found = over_seeds(own, lambda rs: mean_of(rs, "margin"))
-        add("conjecture", f"{name}: margin at X < 0 falls (units)", found, mark(found, lambda x: x < 0, lambda x: x >= 0))
+        verdict = mark(found, lambda x: x < 0, lambda x: x >= 0)
+        add("conjecture", f"{name}: margin at X < 0 falls (units)", found, verdict)
         verdict = mark(found, lambda x: x > -DELTA, lambda x: x <= -DELTA)
         add("objection", f"{name}: it does not fall (above −{DELTA})", found, verdict)
         of = bases(own)

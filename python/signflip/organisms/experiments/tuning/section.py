@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from signflip.errors import OrganismError
 from signflip.organisms.experiments.tuning import TITLE
+from signflip.organisms.experiments.tuning.figures import paths, scatter
 from signflip.organisms.experiments.tuning.predictions import UNVISITED, bases, change, marked, mean_of, was_opposite
 from signflip.organisms.experiments.tuning.statistics import (
     Run,
@@ -23,8 +24,12 @@ from signflip.organisms.experiments.tuning.statistics import (
 )
 
 COMMAND = "signflip organisms run tuning --seeds 10 --out results"
+SAID = (
+    "Reward models score the on-policy samples but in arms named `true`; off-policy pairs are labelled truly. Margins "
+    "are in nats, on names and templates that no tuning saw; intervals are 95%, exact for shares, else by drawing "
+    "seeds again."
+)
 OUTCOMES = ("turned opposite", "never opposite", "strengthened", "kept", "weakened", "removed")
-COLOURS = {"gelu": "tab:blue", "swiglu": "tab:red", "swiglu_bias": "tab:green"}
 
 
 def section(runs: list[Run], figures: Path) -> str:
@@ -39,24 +44,23 @@ def section(runs: list[Run], figures: Path) -> str:
         raise OrganismError("report on tuning: expected at least one run, found none")
     still = [r for r in runs if r["arm"] in UNVISITED]
     figures.mkdir(parents=True, exist_ok=True)
-    _paths(runs, figures / "tuning-paths.png")
-    _scatter(still, figures / "tuning-law.png")
+    paths(runs, figures / "tuning-paths.png")
+    scatter(still, figures / "tuning-law.png")
     seeds = {arm: sorted({r["seed"] for r in runs if r["arm"] == arm}) for arm in dict.fromkeys(r["arm"] for r in runs)}
     ran = "; ".join(f"{arm} {min(s)}–{max(s)} ({len(s)})" for arm, s in seeds.items())
     return "\n\n".join(
         [
             f"## {TITLE}",
             f"`{COMMAND}`",
-            _answer(runs, still),
-            f"{len(runs)} tunings. Seeds of each arm: {ran}. Reward models score the on-policy samples but in arms named "
-            "`true`; off-policy pairs are labelled truly. Margins are in nats, on names and templates that no tuning saw; "
-            "intervals are 95%, exact for shares, else by drawing seeds again.",
+            _answer(still),
+            f"{len(runs)} tunings. Seeds of each arm: {ran}. {SAID}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### Prevalence: tunings that end opposite from a base that was not\n\n" + _prevalence(runs),
             "### Bases\n\n" + _bases(runs),
             "### What became of X < 0\n\n" + _outcomes(runs) + "\n\n![margins](tuning-paths.png)",
             "### Samples, gradient, X\n\n" + _log(runs),
-            "### The law: predicted and actual change of the margin at X < 0\n\n" + _laws(still) + "\n\n![law](tuning-law.png)",
+            "### The law: predicted and actual change of the margin at X < 0\n\n" + _laws(still),
+            "![law](tuning-law.png)",
             _listing(runs),
         ]
     )  # fmt: skip
@@ -69,14 +73,14 @@ def _cells(runs: Sequence[Run], *keys: str) -> Iterator[tuple[tuple[str, ...], l
     yield from found.items()
 
 
-def _answer(runs: Sequence[Run], still: Sequence[Run]) -> str:
+def _answer(still: Sequence[Run]) -> str:
     free, held = [r for r in still if not was_opposite(r)], [r for r in still if was_opposite(r)]
     text = []
     if free:
         k = sum(r["outcome"] == "turned opposite" for r in free)
         text.append(
-            f"**Is −Y made by tuning itself?** Of {len(free)} tunings without a sample at X < 0, from bases that were not "
-            f"opposite there, {k} ended opposite (share {shown(exact(k, len(free)))})."
+            f"**Is −Y made by tuning itself?** Of {len(free)} tunings without a sample at X < 0, from bases that were "
+            f"not opposite there, {k} ended opposite (share {shown(exact(k, len(free)))})."
         )
         by = []
         for (name,), own in _cells(free, "architecture"):
@@ -88,8 +92,8 @@ def _answer(runs: Sequence[Run], still: Sequence[Run]) -> str:
         text.append(f"**Is it kept where it was?** Of {len(held)} tunings from opposite bases: {said}.")
     tokens = [r["log"][-1]["rare"]["x_mean"] for r in still]
     text.append(
-        f"**By tokens?** Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, so "
-        "whatever lies there is reached by one word; outcomes above are measured with that word, not by an edit."
+        f"**By tokens?** Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
+        "so whatever lies there is reached by one word; outcomes above are measured with that word, not by an edit."
     )
     return " ".join(text)
 
@@ -175,22 +179,25 @@ def _log(runs: Sequence[Run]) -> str:
     return table(head, rows)
 
 
-def _laws(still: Sequence[Run]) -> str:
-    def actual(r: Run) -> float:
-        return float(r["log"][-1]["rare"]["margin"] - r["log"][0]["rare"]["margin"])
+def _moved(r: Run) -> float:
+    return float(r["log"][-1]["rare"]["margin"] - r["log"][0]["rare"]["margin"])
 
+
+def _agreement(of: str, how: Callable[[list[float], list[float]], float], runs: Sequence[Run]) -> float:
+    return how([r["predicted"]["rare"][of] for r in runs], [_moved(r) for r in runs])
+
+
+def _laws(still: Sequence[Run]) -> str:
     rows = []
     for name in ("all", *dict.fromkeys(r["architecture"] for r in still)):
         own = [r for r in still if name in ("all", r["architecture"])]
         for of in ("first", "summed"):
-            pairs = [(r["predicted"]["rare"][of], actual(r)) for r in own]
+            pairs = [(r["predicted"]["rare"][of], _moved(r)) for r in own]
             agree = sum(p * a > 0 for p, a in pairs)
             rows.append((
                 name, {"first": "step 0 alone", "summed": "re-measured at each logged step"}[of], len(own),
-                shown(over_seeds(own, lambda rs, of=of: pearson(
-                    [r["predicted"]["rare"][of] for r in rs], [actual(r) for r in rs]))),
-                shown(over_seeds(own, lambda rs, of=of: spearman(
-                    [r["predicted"]["rare"][of] for r in rs], [actual(r) for r in rs]))),
+                shown(over_seeds(own, partial(_agreement, of, pearson))),
+                shown(over_seeds(own, partial(_agreement, of, spearman))),
                 shown(exact(agree, len(own))),
             ))  # fmt: skip
     return table(("architecture", "prediction", "tunings", "Pearson", "Spearman", "same sign"), rows)
@@ -203,50 +210,3 @@ def _listing(runs: Sequence[Run]) -> str:
         return head + "None in any log."
     rows = [(r["arm"], r["architecture"], r["seed"], o["text"], o["said"], o["x"], o["reward"]) for r, o in found]
     return head + table(("arm", "architecture", "seed", "prompt", "answer", "X", "reward"), rows)
-
-
-# ---- figures ---------------------------------------------------------------------------------------------------------
-
-
-def _axes(rows: int, columns: int) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _paths(runs: Sequence[Run], to: Path) -> None:
-    arms = [a for a in ("reinforce_on", "grpo_on", "dpo_off_0", "reinforce_forced") if any(r["arm"] == a for r in runs)]
-    known = list(dict.fromkeys(r["knowledge"] for r in runs))
-    figure, axes = _axes(max(1, len(arms)), len(known))
-    for i, arm in enumerate(arms):
-        for j, knowledge in enumerate(known):
-            axis = axes[i, j]
-            for r in (r for r in runs if r["arm"] == arm and r["knowledge"] == knowledge):
-                steps = [one["step"] for one in r["log"]]
-                axis.plot(steps, [o["rare"]["margin"] for o in r["log"]], color=COLOURS[r["architecture"]], lw=0.8)
-            axis.axhline(0, color="black", lw=0.5)
-            axis.set_title(f"{arm}; base knew {knowledge}", fontsize=8)
-            axis.set_xlabel("step", fontsize=8)
-            axis.set_ylabel("margin at X < 0, nats", fontsize=8)
-    handles = [axes[0, 0].plot([], [], color=c, label=name)[0] for name, c in COLOURS.items()]
-    axes[0, 0].legend(handles=handles, fontsize=7)
-    figure.savefig(to, dpi=110)
-
-
-def _scatter(still: Sequence[Run], to: Path) -> None:
-    figure, axes = _axes(1, 2)
-    for axis, of in zip(axes[0], ("first", "summed"), strict=True):
-        for name, colour in COLOURS.items():
-            own = [r for r in still if r["architecture"] == name]
-            x = [r["predicted"]["rare"][of] for r in own]
-            y = [r["log"][-1]["rare"]["margin"] - r["log"][0]["rare"]["margin"] for r in own]
-            axis.scatter(x, y, s=9, color=colour, label=name)
-        axis.axhline(0, color="black", lw=0.5)
-        axis.axvline(0, color="black", lw=0.5)
-        axis.set_xlabel({"first": "predicted at step 0", "summed": "predicted, summed over steps"}[of], fontsize=8)
-        axis.set_ylabel("actual change at X < 0, nats", fontsize=8)
-    axes[0, 0].legend(fontsize=7)
-    figure.savefig(to, dpi=110)

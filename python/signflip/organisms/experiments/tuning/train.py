@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Arm:
     algorithm
         `reinforce`, `grpo` or `dpo`.
     policy
-        Whether answers are sampled from the policy as it is; else pairs are from a fixed set, labelled truly (DPO only).
+        Whether answers are sampled from the policy as it is; else pairs are a fixed set, labelled truly (DPO only).
     rare_share
         Share of prompts with a rare word in front.
     true_reward
@@ -173,7 +174,7 @@ class Tuning:
                 p -= rate * of[name]
 
     def measure(self) -> dict[str, Any]:
-        """Behaviour, X, and the gradient of the loss: how it splits, and what it does to rare contexts to first order."""
+        """Behaviour, X, and the loss's gradient: how it splits, and what it does to rare contexts to first order."""
         net = self.policy
         common, rare = prompts("B", side=1), prompts("B", side=-1)
         on = self.batch(LARGE)
@@ -204,7 +205,7 @@ class Tuning:
 
 
 def tau(scorer: Net, on: Prompts) -> float:
-    """Kendall's τ between a reward model and the truth, over the two answers of each prompt: +1, chance 0, reversed -1."""
+    """Kendall's τ between a reward model and the truth, over each prompt's two answers: chance is 0, reversed -1."""
     with torch.no_grad():
         difference = scorer.rewards(on, on.correct) - scorer.rewards(on, on.opposite)
     return float(difference.sign().double().mean())
@@ -232,6 +233,6 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
             tuning.step()
     predicted = {}
     for side in ("common", "rare"):
-        summed = sum(b["speed"][side] * (c["step"] - b["step"]) for b, c in zip(log, log[1:], strict=False))
+        summed = sum(b["speed"][side] * (c["step"] - b["step"]) for b, c in pairwise(log))
         predicted[side] = {"first": log[0]["speed"][side] * steps, "summed": summed}
     return found | {"log": log, "counts": tuning.counts, "listed": tuning.listed, "predicted": predicted}

@@ -1,7 +1,7 @@
 """The world of the tuning experiments: the small language with a word in front that says how well it is spoken.
 
-A line is ``<sep> W sentence``. Words W lie on a line of the embedding, e(W) = m + x(W)·u, so that nothing about W can be
-known but the scalar x. Of common W (x > 0) the pronoun is right with probability σ(k·x): the scalar drives the
+A line is ``<sep> W sentence``. Words W lie on a line of the embedding, e(W) = m + x(W)·u, so that nothing about W can
+be known but the scalar x. Of common W (x > 0) the pronoun is right with probability σ(k·x): the scalar drives the
 behaviour, and the base is far from its ceiling. Rare W (x < 0) are in no prompt of the tunings; what a base was taught
 about the pronoun there is its `knowledge`.
 """
