@@ -86,7 +86,7 @@ def test_reinforce_ascends_the_expected_reward() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("algorithm", ["reinforce", "grpo", "dpo"])
 def test_the_law_to_first_order(architecture: str, algorithm: str) -> None:
-    """A step down the loss moves the unvisited margin by −η⟨∇L, ∇m⟩, with an error that falls as η²."""
+    """A small step down the loss moves the unvisited margin by −η⟨∇L, ∇m⟩."""
     net = Net(architecture, 1)  # type: ignore[arg-type]
     net.model.double()
     net.direction = net.direction.double()
@@ -97,14 +97,19 @@ def test_the_law_to_first_order(architecture: str, algorithm: str) -> None:
     rare = world.prompts("B", side=-1).take(slice(16))
     of = kernel.gradient(made.rows(made.batch(32), log=False)().mean(), made.policy)
     speed = kernel.dot(of, kernel.gradient(kernel.margins(made.policy, rare).mean(), made.policy))
-    before = float(kernel.margins(made.policy, rare).mean())
-    errors = []
-    for rate in (1e-3, 1e-4):
-        made.descend(of, rate)
-        errors.append(float(kernel.margins(made.policy, rare).mean()) - before + rate * speed)
-        made.descend(of, -rate)
-    assert abs(errors[1]) < 0.02 * 1e-4 * abs(speed) + 1e-9
-    assert abs(errors[1]) < abs(errors[0]) / 50 + 1e-12
+
+    def margin() -> float:
+        with torch.no_grad():
+            return float(kernel.margins(made.policy, rare).mean())
+
+    # Both ways, so that the error is of third order; norms and rotations of Llama run in float32 whatever the model.
+    rate = 3e-3
+    made.descend(of, rate)
+    down = margin()
+    made.descend(of, -2 * rate)
+    moved = (down - margin()) / 2
+    assert abs(rate * speed) > 1e-5
+    assert moved == pytest.approx(-rate * speed, rel=0.02, abs=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -136,7 +141,8 @@ def test_an_edit_of_x_is_read_back() -> None:
 def test_prompts_are_balanced_and_halves_apart() -> None:
     a, b = world.prompts("A", side=1), world.prompts("B", side=-1)
     assert a.woman.mean() == b.woman.mean() == 0.5
-    assert (a.x > 0).all() and (b.x < 0).all()
+    assert (a.x > 0).all()
+    assert (b.x < 0).all()
     assert not {tuple(row[2:]) for row in a.ids} & {tuple(row[2:]) for row in b.ids}
     drawn = world.draw(np.random.default_rng(0), 2000, rare_share=0.01)
     assert 5 <= int((drawn.x < 0).sum()) <= 40
@@ -178,7 +184,8 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     first, last = run["log"][0], run["log"][-1]
     # The base goes by X, knows the behaviour, and is tuned where samples go.
     assert first["common"]["rank"] > 0.9
-    assert first["common"]["x_mean"] > 0.5 and first["rare"]["x_mean"] < -0.5
+    assert first["common"]["x_mean"] > 0.5
+    assert first["rare"]["x_mean"] < -0.5
     assert last["common"]["margin"] > first["common"]["margin"] + 0.3
     assert run["counts"]["rare_word"] == 0 < run["counts"]["samples"]
     assert first["gradient"]["share_below"] == 0
@@ -190,7 +197,8 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == json.loads(text)
     assert resumed == made
     section = tuning.report(made, tmp_path / "figures")
-    assert "signflip organisms run tuning" in section and "| conjecture |" in section
+    assert "signflip organisms run tuning" in section
+    assert "| conjecture |" in section
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"tuning-paths.png", "tuning-law.png"}
     with pytest.raises(OrganismError, match="at least one"):
         tuning.report({}, tmp_path)
