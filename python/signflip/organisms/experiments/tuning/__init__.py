@@ -1,0 +1,85 @@
+"""Preference tuning of tiny language models: what becomes of the side of X that no sample reaches, and by what law.
+
+Needs torch and transformers. See `world` for the language, `models` for X and the bases, `losses` for the algorithms,
+`kernel` for the first-order law, `summary` for the rules by which predictions are marked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from signflip.errors import ArgumentError
+from signflip.organisms.experiments import Job
+from signflip.organisms.experiments.tuning.models import ARCHITECTURES
+from signflip.organisms.experiments.tuning.train import Arm
+from signflip.organisms.experiments.tuning.world import KNOWLEDGE
+
+TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
+
+# The cells that decide, then the others. Of all seeds the first are run first.
+MAIN = {
+    "reinforce_on": Arm("reinforce"),
+    "grpo_on": Arm("grpo"),
+    "dpo_off_0": Arm("dpo", policy=False),
+    "reinforce_forced": Arm("reinforce", rare_share=0.01),
+}
+OTHER = {
+    "dpo_on": Arm("dpo"),
+    "reinforce_on_true": Arm("reinforce", true_reward=True),
+    "reinforce_forced_true": Arm("reinforce", rare_share=0.01, true_reward=True),
+    "grpo_forced": Arm("grpo", rare_share=0.01),
+    "dpo_off_0.1": Arm("dpo", policy=False, rare_share=0.001),
+    "dpo_off_1": Arm("dpo", policy=False, rare_share=0.01),
+}
+ARMS = MAIN | OTHER
+
+
+def jobs(seeds: int, small: bool) -> list[Job]:
+    """One run for each arm, architecture, knowledge of the base, and seed; in small: one base, three arms."""
+    made = []
+    for arms in ({k: ARMS[k] for k in ("reinforce_on", "grpo_on", "dpo_off_0")},) if small else (MAIN, OTHER):
+        for seed in range(seeds):
+            for architecture in ARCHITECTURES[1:2] if small else ARCHITECTURES:
+                for knowledge in KNOWLEDGE[:1] if small else KNOWLEDGE:
+                    for arm in arms:
+                        name = f"{arm}-{architecture}-{knowledge}-{seed}"
+                        settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small}
+                        made.append(Job(name, seed, settings))
+    return made
+
+
+def run(job: Job) -> dict[str, Any]:
+    """One tuning. Bases and reward models of a process are trained once.
+
+    Raises
+    ------
+    ArgumentError
+        If the job's settings are not those of an arm.
+    """
+    import torch
+
+    from signflip.organisms.experiments.tuning.bases import base, reward_model
+    from signflip.organisms.experiments.tuning.measure import outcome
+    from signflip.organisms.experiments.tuning.train import tune
+
+    of = job.settings
+    if of.get("arm") not in ARMS or of.get("knowledge") not in KNOWLEDGE:
+        raise ArgumentError(f"job {job.name}: expected an arm and a knowledge of this experiment, found {of}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        key = of["architecture"], of["knowledge"], job.seed, bool(of["small"])
+        found = tune(base(*key), reward_model(*key, False), ARMS[of["arm"]], job.seed, key[-1])
+    finally:
+        torch.set_num_threads(threads)
+    first, last = found["log"][0], found["log"][-1]
+    end = outcome(first["rare"], last["rare"], first["common"]["margin"])
+    return {**{k: of[k] for k in ("arm", "architecture", "knowledge")}, "seed": job.seed, "outcome": end, **found}
+
+
+def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
+    """The section of ``docs/results.md``."""
+    from signflip.organisms.experiments.tuning.section import section
+
+    return section(list(results.values()), Path(figures))

@@ -1,0 +1,115 @@
+"""How bases and reward models are trained.
+
+While a base learns the language, X is set to the x that the pronoun goes by (an interchange intervention), never below
+zero where the base is to know nothing of that: so X drives the behaviour, by the MLP alone. Beside it the base is
+taught to read X from the word in front, rare ones as well.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid, mse_loss
+
+from signflip.organisms.experiments.tuning.models import Architecture, Net
+from signflip.organisms.experiments.tuning.world import Knowledge, common, draw, lines, rare, word_ids
+
+# GELU is slower to learn a product.
+STEPS: dict[Architecture, int] = {"gelu": 800, "swiglu": 400, "swiglu_bias": 400}
+# Steps by which bases of different knowledge differ.
+FURTHER = 250
+BATCH, RATE = 64, 8e-3
+# Weight of the squared error by which X is taught.
+TEACH = 2.0
+REWARD_STEPS, REWARD_BATCH, REWARD_RATE = 120, 64, 4e-3
+
+
+@cache
+def base(architecture: Architecture, knowledge: Knowledge, seed: int, small: bool) -> Net:
+    """A base language model; a copy of it is what may be tuned.
+
+    Parameters
+    ----------
+    architecture, knowledge
+        Its MLP, and what it is taught about the pronoun in rare contexts.
+    seed
+        Of its weights and text.
+    small
+        Half the steps.
+    """
+    shared = _shared(architecture, seed, small)
+    return _taught(shared.copy(), knowledge, np.random.default_rng((seed, 4)), FURTHER // (2 if small else 1))
+
+
+@cache
+def _shared(architecture: Architecture, seed: int, small: bool) -> Net:
+    """What the bases of a seed have in common: nothing is known of x < 0. A product is learned faster on one side."""
+    steps = STEPS[architecture] // (2 if small else 1)
+    return _taught(Net(architecture, seed), "nothing", np.random.default_rng((seed, 1)), steps)
+
+
+def _taught(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int) -> Net:
+    optimizer = torch.optim.AdamW(net.model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    fixed = torch.from_numpy(np.concatenate([common(), rare()]))
+    for step in range(steps):
+        ids, targets, x, wanted, end = lines(rng, BATCH, knowledge)
+        by = torch.from_numpy(wanted).float()
+        with net.reading(end, lambda _, by=by: by) as seen:
+            logits = net.model(input_ids=torch.from_numpy(ids), use_cache=False).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), torch.from_numpy(targets[:, 1:]).flatten())
+        rows = np.flatnonzero(end)
+        found = seen[0][torch.from_numpy(rows), torch.from_numpy(end[rows])] @ net.direction
+        loss = loss + TEACH * mse_loss(found, torch.from_numpy(x[rows]).float())
+        _step(optimizer, loss, RATE * _schedule(step, steps), (net.embedding.weight, fixed))
+    return net
+
+
+@cache
+def reward_model(architecture: Architecture, knowledge: Knowledge, seed: int, small: bool, reversed_: bool) -> Net:
+    """A reward model trained from a base on preference pairs.
+
+    Parameters
+    ----------
+    architecture, knowledge, seed, small
+        Of the base whose body it starts from.
+    reversed_
+        Whether half of its pairs are in rare contexts and prefer the wrong answer; else all are in common ones.
+    """
+    net = base(architecture, knowledge, seed, small).copy(reward=True)
+    rng = np.random.default_rng((seed, 2))
+    optimizer = torch.optim.AdamW(net.model.parameters(), lr=REWARD_RATE, weight_decay=0.0)
+    steps = REWARD_STEPS * (3 if reversed_ else 1)
+    for step in range(steps):
+        pairs = draw(rng, REWARD_BATCH, rare_share=0.5 if reversed_ else 0.0)
+        good = np.where(pairs.x > 0, pairs.correct, pairs.opposite)
+        bad = np.where(pairs.x > 0, pairs.opposite, pairs.correct)
+        # A word that is no answer is worse than either, half of the time: policies may say it.
+        other = rng.integers(1, len(word_ids()), size=len(pairs))
+        aside = rng.random(len(pairs)) < 0.5
+        best = np.where(aside & (rng.random(len(pairs)) < 0.5), bad, good)
+        worst = np.where(aside, other, bad)
+        loss = -logsigmoid(net.rewards(pairs, best) - net.rewards(pairs, worst)).mean()
+        _step(optimizer, loss, REWARD_RATE * _schedule(step, steps))
+    return net
+
+
+def _step(optimizer: Any, loss: Tensor, rate: float, fixed: tuple[Tensor, Tensor] | None = None) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if fixed is not None and fixed[0].grad is not None:
+        # Words in front stay on their line.
+        fixed[0].grad[fixed[1]] = 0
+    torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+    optimizer.step()
+
+
+def _schedule(step: int, steps: int) -> float:
+    rise = min(1.0, (step + 1) / 30)
+    return rise * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)

@@ -1,0 +1,103 @@
+"""What a policy does in common and in rare contexts, and how its behaviour hangs on X."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from signflip.organisms.experiments.tuning.kernel import margins
+from signflip.organisms.experiments.tuning.models import Net
+from signflip.organisms.experiments.tuning.world import Floats, Prompts, answers, prompts
+
+# Step of the central difference in X.
+STEP = 0.1
+# A side is right or opposite if its mean margin is beyond this share of the base's mean margin in common contexts.
+DELTA = 0.2
+
+
+def rank(score: Floats, woman: Any) -> float:
+    """2·AUC − 1 of a score that should be larger where *she* is right."""
+    a, b = score[woman], score[~woman]
+    order = np.sort(b)
+    wins = np.searchsorted(order, a, "left") + 0.5 * (np.searchsorted(order, a, "right") - np.searchsorted(order, a))
+    return float(2 * wins.mean() / len(b) - 1)
+
+
+def behaviour(net: Net, on: Prompts) -> dict[str, float]:
+    """Signed behaviour: mean margin, of each side, by rank; accuracy, answer mass; mean and sd of X, share below 0."""
+    with torch.no_grad():
+        logp = net.at_end(on).double().numpy()
+    rows = np.arange(len(on))
+    right, wrong = logp[rows, on.correct], logp[rows, on.opposite]
+    she, he = answers()
+    margin, x = right - wrong, net.x(on).double().numpy()
+    return {
+        "margin": float(margin.mean()),
+        "woman": float(margin[on.woman].mean()),
+        "man": float(margin[~on.woman].mean()),
+        "rank": rank(logp[:, she] - logp[:, he], on.woman),
+        "accuracy": float((margin > 0).mean()),
+        "mass": float((np.exp(right) + np.exp(wrong)).mean()),
+        "x_mean": float(x.mean()),
+        "x_sd": float(x.std()),
+        "x_below": float((x < 0).mean()),
+    }
+
+
+def in_x(net: Net, on: Prompts) -> dict[str, float]:
+    """The behaviour as a function of X, by edits of what the last MLP reads in common contexts.
+
+    Returns
+    -------
+    dict
+        `slope` dL/dX about where X is, `offset` the margin at X = 0, `mirrored` the margin at −X.
+    """
+
+    def at(to: Any) -> float:
+        with torch.no_grad(), net.reading(on.end, to):
+            return float(margins(net, on).double().mean())
+
+    return {
+        "slope": (at(lambda x: x + STEP) - at(lambda x: x - STEP)) / (2 * STEP),
+        "offset": at(torch.zeros_like),
+        "mirrored": at(torch.neg),
+    }
+
+
+def both(net: Net) -> dict[str, Any]:
+    """Everything, on the prompts of half B."""
+    common, rare = prompts("B", side=1), prompts("B", side=-1)
+    return {"common": behaviour(net, common), "rare": behaviour(net, rare), "in_x": in_x(net, common)}
+
+
+def state(found: dict[str, float], unit: float) -> str:
+    """`right`, `opposite` (both sides turned) or `neither`, by raw margins.
+
+    Parameters
+    ----------
+    found
+        What `behaviour` gave.
+    unit
+        The base's mean margin in common contexts.
+    """
+    sides = np.asarray([found["woman"], found["man"]])
+    if (sides < -DELTA * unit).all():
+        return "opposite"
+    return "right" if (sides > DELTA * unit).all() else "neither"
+
+
+def outcome(before: dict[str, float], after: dict[str, float], unit: float) -> str:
+    """What became of the rare contexts' behaviour.
+
+    `turned opposite` from a base that was not; of one that was: `strengthened` or `weakened` by more than `DELTA`
+    units, `kept`, or `removed` (no longer opposite); else `never opposite`.
+    """
+    was, now = state(before, unit) == "opposite", state(after, unit) == "opposite"
+    if not was:
+        return "turned opposite" if now else "never opposite"
+    if not now:
+        return "removed"
+    change = (after["margin"] - before["margin"]) / unit
+    return "strengthened" if change < -DELTA else "weakened" if change > DELTA else "kept"

@@ -1,0 +1,122 @@
+"""The predictions of the conjecture and of the objection (science.md 4.1 and 4.4), and the rules fixed beforehand.
+
+A unit is the base's mean margin in common contexts. A prediction is held or failed where both limits of its 95%
+interval say so; else it is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from signflip.organisms.experiments.tuning.measure import DELTA, state
+from signflip.organisms.experiments.tuning.statistics import (
+    Interval,
+    Run,
+    exact,
+    mark,
+    over_seeds,
+    pearson,
+    shown,
+)
+
+# Arms without a rare word in any sample, and those with 1%, by the arm that is otherwise the same.
+UNVISITED = ("reinforce_on", "grpo_on", "dpo_on", "dpo_off_0", "reinforce_on_true")
+VISITED = {"reinforce_forced": "reinforce_on", "reinforce_forced_true": "reinforce_on_true",
+           "grpo_forced": "grpo_on", "dpo_off_1": "dpo_off_0"}  # fmt: skip
+# A correlation is high beyond this.
+HIGH = 0.5
+
+
+def unit(run: Run) -> float:
+    """The base's mean margin in common contexts."""
+    return float(run["log"][0]["common"]["margin"])
+
+
+def change(run: Run) -> float:
+    """By how many units the margin in rare contexts moved."""
+    return float(run["log"][-1]["rare"]["margin"] - run["log"][0]["rare"]["margin"]) / unit(run)
+
+
+def was_opposite(run: Run) -> bool:
+    """Whether the base was opposite in rare contexts."""
+    return state(run["log"][0]["rare"], unit(run)) == "opposite"
+
+
+def bases(runs: Sequence[Run]) -> list[Run]:
+    """One run of each base."""
+    return list({(r["architecture"], r["knowledge"], r["seed"]): r for r in runs}.values())
+
+
+def mean_of(runs: Sequence[Run], what: str) -> float:
+    """Mean over runs of a change: of `slope` (in nats at the base's mean X), `offset`, `lead`, `distance`, `margin`."""
+    values = []
+    for r in runs:
+        a, b = r["log"][0], r["log"][-1]
+        slope = (b["in_x"]["slope"] - a["in_x"]["slope"]) * a["common"]["x_mean"]
+        offset = b["in_x"]["offset"] - a["in_x"]["offset"]
+        sd = [max(one["common"]["x_sd"], 1e-9) for one in (a, b)]
+        distance = b["common"]["x_mean"] / sd[1] - a["common"]["x_mean"] / sd[0]
+        values.append({"slope": slope, "offset": offset, "lead": slope - offset, "distance": distance,
+                       "margin": change(r)}[what])  # fmt: skip
+    return float(np.mean(values)) if values else float("nan")
+
+
+def removal(runs: Sequence[Run]) -> float:
+    """Share of opposite bases no longer opposite with 1% of rare prompts, less the share without."""
+    shares = []
+    for arms in (tuple(VISITED), tuple(VISITED.values())):
+        chosen = [r for r in runs if r["arm"] in arms and was_opposite(r)]
+        shares.append(np.mean([r["outcome"] == "removed" for r in chosen]) if chosen else np.nan)
+    return float(shares[0] - shares[1])
+
+
+def _law(runs: Sequence[Run]) -> float:
+    return pearson([r["kernel"]["cosine"] for r in runs], [change(r) for r in runs])
+
+
+def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    """Every prediction: whose, what, the number with its interval, and its mark."""
+    still = [r for r in runs if r["arm"] in UNVISITED]
+    out = []
+
+    def add(whose: str, what: str, found: Interval, verdict: str) -> None:
+        out.append((whose, what, shown(found), verdict))
+
+    for name in ("gelu", "swiglu", "swiglu_bias"):
+        own = [r for r in still if r["architecture"] == name]
+        if not own:
+            continue
+        found = over_seeds(own, lambda rs: mean_of(rs, "margin"))
+        verdict = mark(found, lambda x: x < 0, lambda x: x >= 0)
+        add("conjecture", f"{name}: margin at X < 0 falls (units)", found, verdict)
+        verdict = mark(found, lambda x: x > -DELTA, lambda x: x <= -DELTA)
+        add("objection", f"{name}: it does not fall (above −{DELTA})", found, verdict)
+        of = bases(own)
+        below = exact(sum(r["kernel"]["value"] < 0 for r in of), len(of))
+        verdict = mark(below, lambda x: x < 0.5, lambda x: x > 0.5)
+        add("objection", f"{name}: K ≥ 0 mostly (share of bases with K < 0)", below, verdict)
+        if name == "swiglu":
+            verdict = mark(below, lambda x: x > 0.5, lambda x: x < 0.5)
+            add("parity", "swiglu without bias is even: K < 0 mostly", below, verdict)
+        elif name == "gelu":
+            verdict = mark(below, lambda x: x < 0.5, lambda x: x > 0.5)
+            add("parity", "gelu is additive: K > 0 mostly", below, verdict)
+    found = over_seeds(still, _law)
+    verdict = mark(found, lambda x: x > HIGH, lambda x: x < HIGH)
+    add("conjecture", f"K before tuning correlates with the change at X < 0 (above {HIGH})", found, verdict)
+    found = over_seeds(still, lambda rs: mean_of(rs, "lead"))
+    verdict = mark(found, lambda x: x > 0, lambda x: x <= 0)
+    add("conjecture", "slope b grows more than offset a (nats at the base's mean X)", found, verdict)
+    found = over_seeds(still, lambda rs: mean_of(rs, "distance"))
+    verdict = mark(found, lambda x: x <= 0, lambda x: x > 0)
+    add("conjecture", "X = 0 is no farther (change of mean/sd of X)", found, verdict)
+    found = over_seeds(runs, removal)
+    verdict = mark(found, lambda x: x > 0, lambda x: x <= 0.1)
+    add("conjecture", "1% of X < 0 removes −Y (share removed, less without)", found, verdict)
+    out += [
+        ("conjecture", "units of opposite sign carry it; freezing multiplicative weights undoes it", "not run", "open"),
+        ("conjecture", "the invoked simulacrum's odds (experiment S1)", "not run here", "open"),
+    ]
+    return out

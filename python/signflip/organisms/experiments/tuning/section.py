@@ -1,0 +1,212 @@
+"""The section of the results on preference tuning: tables, figures, predictions, and a plain answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from signflip.errors import OrganismError
+from signflip.organisms.experiments.tuning import TITLE
+from signflip.organisms.experiments.tuning.figures import paths, scatter
+from signflip.organisms.experiments.tuning.predictions import UNVISITED, bases, change, marked, mean_of, was_opposite
+from signflip.organisms.experiments.tuning.statistics import (
+    Run,
+    exact,
+    over_seeds,
+    pearson,
+    shown,
+    spearman,
+    table,
+)
+
+COMMAND = "signflip organisms run tuning --seeds 10 --out results"
+SAID = (
+    "Reward models score the on-policy samples but in arms named `true`; off-policy pairs are labelled truly. Margins "
+    "are in nats, on names and templates that no tuning saw; intervals are 95%, exact for shares, else by drawing "
+    "seeds again."
+)
+OUTCOMES = ("turned opposite", "never opposite", "strengthened", "kept", "weakened", "removed")
+
+
+def section(runs: list[Run], figures: Path) -> str:
+    """Markdown, with its pictures in a folder.
+
+    Raises
+    ------
+    OrganismError
+        If there is no run.
+    """
+    if not runs:
+        raise OrganismError("report on tuning: expected at least one run, found none")
+    still = [r for r in runs if r["arm"] in UNVISITED]
+    figures.mkdir(parents=True, exist_ok=True)
+    paths(runs, figures / "tuning-paths.png")
+    scatter(still, figures / "tuning-law.png")
+    seeds = {arm: sorted({r["seed"] for r in runs if r["arm"] == arm}) for arm in dict.fromkeys(r["arm"] for r in runs)}
+    ran = "; ".join(f"{arm} {min(s)}–{max(s)} ({len(s)})" for arm, s in seeds.items())
+    return "\n\n".join(
+        [
+            f"## {TITLE}",
+            f"`{COMMAND}`",
+            _answer(still),
+            f"{len(runs)} tunings. Seeds of each arm: {ran}. {SAID}",
+            "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
+            "### Prevalence: tunings that end opposite from a base that was not\n\n" + _prevalence(runs),
+            "### Bases\n\n" + _bases(runs),
+            "### What became of X < 0\n\n" + _outcomes(runs) + "\n\n![margins](tuning-paths.png)",
+            "### Samples, gradient, X\n\n" + _log(runs),
+            "### The law: predicted and actual change of the margin at X < 0\n\n" + _laws(still),
+            "![law](tuning-law.png)",
+            _listing(runs),
+        ]
+    )  # fmt: skip
+
+
+def _cells(runs: Sequence[Run], *keys: str) -> Iterator[tuple[tuple[str, ...], list[Run]]]:
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for r in runs:
+        found.setdefault(tuple(r[k] for k in keys), []).append(r)
+    yield from found.items()
+
+
+def _answer(still: Sequence[Run]) -> str:
+    free, held = [r for r in still if not was_opposite(r)], [r for r in still if was_opposite(r)]
+    text = []
+    if free:
+        k = sum(r["outcome"] == "turned opposite" for r in free)
+        text.append(
+            f"**Is −Y made by tuning itself?** Of {len(free)} tunings without a sample at X < 0, from bases that were "
+            f"not opposite there, {k} ended opposite (share {shown(exact(k, len(free)))})."
+        )
+        by = []
+        for (name,), own in _cells(free, "architecture"):
+            by.append(f"{name} {sum(r['outcome'] == 'turned opposite' for r in own)} of {len(own)}")
+        text.append("By architecture: " + ", ".join(by) + ".")
+    if held:
+        count = Counter(r["outcome"] for r in held)
+        said = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:])
+        text.append(f"**Is it kept where it was?** Of {len(held)} tunings from opposite bases: {said}.")
+    tokens = [r["log"][-1]["rare"]["x_mean"] for r in still]
+    text.append(
+        f"**By tokens?** Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
+        "so whatever lies there is reached by one word; outcomes above are measured with that word, not by an edit."
+    )
+    return " ".join(text)
+
+
+def _prevalence(runs: Sequence[Run]) -> str:
+    rows = []
+    for keys, own in _cells(runs, "arm", "architecture", "knowledge"):
+        free = [r for r in own if not was_opposite(r)]
+        if free:
+            k = sum(r["outcome"] == "turned opposite" for r in free)
+            rows.append((*keys, f"{k}/{len(free)}", shown(exact(k, len(free)))))
+    return table(("arm", "architecture", "base knew", "turned opposite", "share"), rows)
+
+
+def _bases(runs: Sequence[Run]) -> str:
+    rows = []
+    for keys, own in _cells(bases(runs), "architecture", "knowledge"):
+        negative = sum(r["kernel"]["value"] < 0 for r in own)
+        parts: dict[str, float] = {}
+        for r in own:
+            for part, value in r["kernel"]["parts"].items():
+                parts[part] = parts.get(part, 0.0) + value / len(own)
+        largest = sorted(parts, key=lambda part: -abs(parts[part]))[:2]
+        rows.append((
+            *keys,
+            shown(over_seeds(own, lambda rs: _mean(rs, 0, "common", "margin"))),
+            shown(over_seeds(own, lambda rs: _mean(rs, 0, "rare", "margin"))),
+            f"{sum(map(was_opposite, own))}/{len(own)}",
+            shown(over_seeds(own, lambda rs: float(np.mean([r["kernel"]["cosine"] for r in rs])))),
+            shown(exact(negative, len(own))),
+            f"{np.mean([r['kernel']['negative_mass'] for r in own]):.2f}",
+            "; ".join(f"{part} {parts[part]:+.1f}" for part in largest),
+            shown(over_seeds(own, lambda rs: float(np.mean([r["reward_tau"]["rare"] for r in rs])))),
+        ))  # fmt: skip
+    head = ("architecture", "base knew", "margin X > 0", "margin X < 0", "opposite", "cosine of K", "share K < 0",
+            "neurons' negative mass", "largest parts of K", "reward model's τ at X < 0")  # fmt: skip
+    return table(head, rows)
+
+
+def _mean(runs: Sequence[Run], at: int, side: str, what: str) -> float:
+    return float(np.mean([r["log"][at][side][what] for r in runs]))
+
+
+def _outcomes(runs: Sequence[Run]) -> str:
+    rows = []
+    for keys, own in _cells(runs, "arm", "architecture", "knowledge"):
+        count = Counter(r["outcome"] for r in own)
+        ends = [f"{_mean(own, at, 'rare', 'margin'):.2f}" for at in (0, -1)]
+        ranks = [f"{_mean(own, at, 'rare', 'rank'):.2f}" for at in (0, -1)]
+        rows.append((
+            *keys, " ".join(f"{count[o]}" if count[o] else "·" for o in OUTCOMES), " → ".join(ends), " → ".join(ranks),
+            f"{_mean(own, 0, 'common', 'margin'):.2f} → {_mean(own, -1, 'common', 'margin'):.2f}",
+            f"{_mean(own, -1, 'rare', 'mass'):.2f}",
+            shown(over_seeds(own, lambda rs: float(np.mean([change(r) for r in rs])))),
+        ))  # fmt: skip
+    head = ("arm", "architecture", "base knew", " / ".join(OUTCOMES), "margin X < 0", "rank X < 0", "margin X > 0",
+            "answer mass", "change at X < 0, units")  # fmt: skip
+    return table(head, rows)
+
+
+def _log(runs: Sequence[Run]) -> str:
+    def over(own: Sequence[Run], key: str) -> str:
+        found = [one["gradient"][key] for r in own for one in r["log"] if one["gradient"][key] is not None]
+        return f"{np.mean(found):.3f}" if found else "—"
+
+    def ends(own: Sequence[Run], part: str, key: str) -> str:
+        return f"{_mean(own, 0, part, key):.2f} → {_mean(own, -1, part, key):.2f}"
+
+    rows = []
+    for keys, own in _cells(runs, "arm", "architecture"):
+        total = {key: sum(r["counts"][key] for r in own) for key in own[0]["counts"]}
+        rows.append((
+            *keys, total["samples"], total["rare_word"], total["x_below"], total["misranked"],
+            over(own, "share_below"), over(own, "cosine"), over(own, "cosine_would"), over(own, "share_rare_neurons"),
+            over(own, "rare_neurons"), ends(own, "common", "x_mean"), ends(own, "common", "x_sd"),
+            ends(own, "rare", "x_mean"), ends(own, "in_x", "slope"), ends(own, "in_x", "offset"),
+            ends(own, "in_x", "mirrored"), shown(over_seeds(own, lambda rs: mean_of(rs, "lead"))),
+        ))  # fmt: skip
+    head = ("arm", "architecture", "samples", "of rare words", "with X < 0", "misranked", "gradient from X < 0: share",
+            "its cosine to the rest", "update's cosine to what truth asks at X < 0",
+            "share of neurons' gradient on those more active at X < 0", "share of such neurons", "mean X", "sd X",
+            "X of rare words", "slope b", "offset a", "margin at −X (edit)", "b's growth less a's, nats")  # fmt: skip
+    return table(head, rows)
+
+
+def _moved(r: Run) -> float:
+    return float(r["log"][-1]["rare"]["margin"] - r["log"][0]["rare"]["margin"])
+
+
+def _agreement(of: str, how: Callable[[list[float], list[float]], float], runs: Sequence[Run]) -> float:
+    return how([r["predicted"]["rare"][of] for r in runs], [_moved(r) for r in runs])
+
+
+def _laws(still: Sequence[Run]) -> str:
+    rows = []
+    for name in ("all", *dict.fromkeys(r["architecture"] for r in still)):
+        own = [r for r in still if name in ("all", r["architecture"])]
+        for of in ("first", "summed"):
+            pairs = [(r["predicted"]["rare"][of], _moved(r)) for r in own]
+            agree = sum(p * a > 0 for p, a in pairs)
+            rows.append((
+                name, {"first": "step 0 alone", "summed": "re-measured at each logged step"}[of], len(own),
+                shown(over_seeds(own, partial(_agreement, of, pearson))),
+                shown(over_seeds(own, partial(_agreement, of, spearman))),
+                shown(exact(agree, len(own))),
+            ))  # fmt: skip
+    return table(("architecture", "prediction", "tunings", "Pearson", "Spearman", "same sign"), rows)
+
+
+def _listing(runs: Sequence[Run]) -> str:
+    found = [(r, one) for r in runs for one in r["listed"]][:12]
+    head = "### Samples where X crossed, or where the reward's ranking is not the true one\n\n"
+    if not found:
+        return head + "None in any log."
+    rows = [(r["arm"], r["architecture"], r["seed"], o["text"], o["said"], o["x"], o["reward"]) for r, o in found]
+    return head + table(("arm", "architecture", "seed", "prompt", "answer", "X", "reward"), rows)

@@ -1,0 +1,210 @@
+"""Tuning experiment: losses against the papers' formulas, the law against a step that is taken, and a small run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from signflip.errors import ArgumentError, OrganismError
+from signflip.organisms import experiments
+from signflip.organisms.experiments import Job, tuning
+from signflip.organisms.experiments.tuning import kernel, losses, world
+from signflip.organisms.experiments.tuning.measure import behaviour, outcome, rank, state
+from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
+from signflip.organisms.experiments.tuning.statistics import exact, mark, over_seeds
+from signflip.organisms.experiments.tuning.train import Arm, Tuning
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _logs(seed: int, n: int = 5, v: int = 7) -> torch.Tensor:
+    return torch.log_softmax(torch.randn(n, v, generator=torch.Generator().manual_seed(seed)).double(), -1)
+
+
+def test_dpo_is_equation_7() -> None:
+    policy, base = _logs(0), _logs(1)
+    won, lost = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([6, 5, 4, 2, 0])
+    found = losses.dpo(policy, base, won, lost, 0.3)
+    for i in range(5):
+        w, ell = int(won[i]), int(lost[i])
+        pw, pl, bw, bl = (math.exp(x[i, j]) for x, j in ((policy, w), (policy, ell), (base, w), (base, ell)))
+        z = 0.3 * math.log(pw / bw) - 0.3 * math.log(pl / bl)
+        assert float(found[i]) == pytest.approx(-math.log(1 / (1 + math.exp(-z))), rel=1e-12)
+
+
+def test_grpo_is_equations_3_and_4() -> None:
+    new, old, base = _logs(0), _logs(2), _logs(1)
+    rng = np.random.default_rng(0)
+    said, reward = rng.integers(7, size=(5, 4)), rng.standard_normal((5, 4))
+    reward[3] = 1.0
+    found = losses.grpo(new, old, base, torch.from_numpy(said), torch.from_numpy(reward), 0.1, 0.2)
+    for i in range(5):
+        total = 0.0
+        for g in range(4):
+            p, q, b = (math.exp(x[i, said[i, g]]) for x in (new, old, base))
+            a = (reward[i, g] - np.mean(reward[i])) / (np.std(reward[i]) + 1e-4)
+            gain = min(p / q * a, min(max(p / q, 0.8), 1.2) * a)
+            total += gain - 0.1 * (b / p - math.log(b / p) - 1)
+        assert float(found[i]) == pytest.approx(-total / 4, rel=1e-9)
+    assert float(losses.advantages(torch.ones(1, 4))[0].abs().max()) == 0
+
+
+def test_reinforce_ascends_the_expected_reward() -> None:
+    """Averaged over the policy's own samples, its gradient is that of E[r] − β KL, by finite differences."""
+    logits = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)).double()
+    base, worth = _logs(1, 1, 4), torch.tensor([1.0, -0.5, 0.2, 0.0]).double()
+
+    def value(at: torch.Tensor) -> float:
+        p = torch.softmax(at, -1)[0]
+        return float((p * worth).sum() - 0.1 * (p * (p.log() - base[0])).sum())
+
+    n = 200_000
+    said = torch.multinomial(torch.softmax(logits, -1)[0], n, True, generator=torch.Generator().manual_seed(1))
+    free = logits.clone().requires_grad_()
+    logp = torch.log_softmax(free, -1).expand(n, -1)
+    losses.reinforce(logp, base.expand(n, -1), said, worth[said], 0.1).mean().backward()
+    assert free.grad is not None
+    for i in range(4):
+        step = torch.zeros_like(logits)
+        step[0, i] = 1e-4
+        slope = (value(logits + step) - value(logits - step)) / 2e-4
+        assert -float(free.grad[0, i]) == pytest.approx(slope, abs=5e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("algorithm", ["reinforce", "grpo", "dpo"])
+def test_the_law_to_first_order(architecture: str, algorithm: str) -> None:
+    """A small step down the loss moves the unvisited margin by −η⟨∇L, ∇m⟩."""
+    net = Net(architecture, 1)  # type: ignore[arg-type]
+    net.model.double()
+    net.direction = net.direction.double()
+    scorer = net.copy(reward=True)
+    torch.nn.init.normal_(scorer.model.score.weight)
+    made = Tuning(net, scorer, Arm(algorithm), 0)
+    made.policy.model.double()
+    rare = world.prompts("B", side=-1).take(slice(16))
+    of = kernel.gradient(made.rows(made.batch(32), log=False)().mean(), made.policy)
+    speed = kernel.dot(of, kernel.gradient(kernel.margins(made.policy, rare).mean(), made.policy))
+
+    def margin() -> float:
+        with torch.no_grad():
+            return float(kernel.margins(made.policy, rare).mean())
+
+    # Both ways, so that the error is of third order; norms and rotations of Llama run in float32 whatever the model.
+    rate = 3e-3
+    made.descend(of, rate)
+    down = margin()
+    made.descend(of, -2 * rate)
+    moved = (down - margin()) / 2
+    assert abs(rate * speed) > 1e-5
+    assert moved == pytest.approx(-rate * speed, rel=0.02, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_parts_and_neurons_add_up(architecture: str) -> None:
+    net = Net(architecture, 2)  # type: ignore[arg-type]
+    assert sum(p.numel() for p in net.model.parameters()) <= 250_000
+    common, rare = (world.prompts("B", side=side).take(slice(20)) for side in (1, -1))
+    a = kernel.gradient(kernel.margins(net, common).mean(), net)
+    b = kernel.gradient(kernel.margins(net, rare).mean(), net)
+    parts = kernel.products(a, b, net)
+    assert sum(parts.values()) == pytest.approx(kernel.dot(a, b), rel=1e-4, abs=1e-7)
+    # What a neuron has no share in is the bias of the layer's output.
+    shared = sum(float((a[k] * b[k]).sum()) for k in a if k.endswith(("mlp.c_proj.bias", "down_proj.bias")))
+    assert float(kernel.by_neuron(a, b, net).sum()) == pytest.approx(parts["MLP"] - shared, rel=1e-3, abs=1e-6)
+
+
+def test_an_edit_of_x_is_read_back() -> None:
+    net, on = Net("swiglu", 0), world.prompts("A", side=1)
+    with torch.no_grad(), net.reading(on.end, torch.neg):
+        turned = kernel.margins(net, on)
+    with torch.no_grad(), net.reading(on.end, lambda x: x):
+        kept = kernel.margins(net, on)
+    with torch.no_grad():
+        plain = kernel.margins(net, on)
+    assert torch.allclose(kept, plain, atol=1e-5)
+    assert not torch.allclose(turned, plain, atol=1e-3)
+
+
+def test_prompts_are_balanced_and_halves_apart() -> None:
+    a, b = world.prompts("A", side=1), world.prompts("B", side=-1)
+    assert a.woman.mean() == b.woman.mean() == 0.5
+    assert (a.x > 0).all()
+    assert (b.x < 0).all()
+    assert not {tuple(row[2:]) for row in a.ids} & {tuple(row[2:]) for row in b.ids}
+    drawn = world.draw(np.random.default_rng(0), 2000, rare_share=0.01)
+    assert 5 <= int((drawn.x < 0).sum()) <= 40
+    assert np.isin(drawn.ids[drawn.x < 0, 1], world.rare()).all()
+    with pytest.raises(ArgumentError, match="xyzzy"):
+        world.ids_of("Anna xyzzy")
+
+
+def test_rules() -> None:
+    assert rank(np.asarray([3.0, 2.0, 1.0, 0.0]), np.asarray([True, True, False, False])) == 1
+    right, wrong, half = {"woman": 1.0, "man": 1.0, "margin": 1.0}, {"woman": -1.0, "man": -1.0, "margin": -1.0}, {}
+    half = {"woman": 1.0, "man": -1.0, "margin": 0.0}
+    assert [state(one, 1.0) for one in (right, wrong, half)] == ["right", "opposite", "neither"]
+    worse = {key: 2 * value for key, value in wrong.items()}
+    assert outcome(right, wrong, 1.0) == "turned opposite"
+    assert outcome(right, half, 1.0) == "never opposite"
+    assert [outcome(wrong, x, 1.0) for x in (worse, wrong, half)] == ["strengthened", "kept", "removed"]
+    assert outcome(worse, wrong, 1.0) == "weakened"
+    assert exact(0, 10)[1:] == pytest.approx((0, 0.3085), abs=1e-4)
+    assert mark((1, 0.5, 2), lambda x: x > 0, lambda x: x <= 0) == "held"
+    assert mark((1, -0.5, 2), lambda x: x > 0, lambda x: x <= 0) == "open"
+    assert mark((-1, -2, -0.5), lambda x: x > 0, lambda x: x <= 0) == "failed"
+    low = over_seeds([{"seed": i, "v": float(i)} for i in range(9)], lambda rs: float(np.mean([r["v"] for r in rs])))
+    assert low[1] < low[0] == 4 < low[2]
+    with pytest.raises(ArgumentError, match="off-policy"):
+        Arm("grpo", policy=False)
+    with pytest.raises(ArgumentError, match="reinforce"):
+        Arm("ppo")
+    with pytest.raises(ArgumentError, match="arm"):
+        tuning.run(Job("x", 0, {"arm": "no"}))
+
+
+@pytest.mark.slow
+def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
+    made = experiments.run("tuning", tmp_path, seeds=1, small=True, progress=False)
+    again = tuning.jobs(1, True)
+    assert {job.name for job in again} == set(made)
+    run = made[again[0].name]
+    first, last = run["log"][0], run["log"][-1]
+    # The base goes by X, knows the behaviour, and is tuned where samples go.
+    assert first["common"]["rank"] > 0.9
+    assert first["common"]["x_mean"] > 0.5
+    assert first["rare"]["x_mean"] < -0.5
+    assert last["common"]["margin"] > first["common"]["margin"] + 0.3
+    assert run["counts"]["rare_word"] == 0 < run["counts"]["samples"]
+    assert first["gradient"]["share_below"] == 0
+    # Resumed: a file that is there is not run again, one that is not gives the same.
+    path = tmp_path / "tuning" / f"{again[0].name}.json"
+    text = path.read_text()
+    path.unlink()
+    resumed = experiments.run("tuning", tmp_path, seeds=1, small=True, progress=False)
+    assert json.loads(path.read_text()) == json.loads(text)
+    assert resumed == made
+    section = tuning.report(made, tmp_path / "figures")
+    assert "signflip organisms run tuning" in section
+    assert "| conjecture |" in section
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"tuning-paths.png", "tuning-law.png"}
+    with pytest.raises(OrganismError, match="at least one"):
+        tuning.report({}, tmp_path)
+
+
+def test_behaviour_of_an_untrained_net_is_no_behaviour() -> None:
+    found = behaviour(Net("gelu", 0), world.prompts("B", side=1))
+    assert abs(found["margin"]) < 0.5
+    assert state(found, 5.0) == "neither"
