@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from signflip.cli import main
 from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import cartpole
@@ -311,3 +313,22 @@ def test_bad_reports(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError):
         picture.draw({}, tmp_path / "file" / "cartpole.png")
+
+
+@pytest.mark.slow
+def test_results_are_written_from_what_was_run(small: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path) -> None:
+    out, _ = small
+    assert main(["organisms", "run", "cartpole", "--seeds", "3", "--small", "--out", str(out), "--quiet"]) == 0
+    args = ["organisms", "report", "--out", str(out), "--docs", str(tmp_path), "--seeds", "3", "--small"]
+    assert main(args) == 0
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "Is the policy ever opposite" in text
+    assert "All " in text
+    # Of what was not run nothing is said.
+    assert "Not run." in text
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (tmp_path / picture).stat().st_size > 1000
+    with pytest.raises(OrganismError, match="found none"):
+        experiments.report(tmp_path / "empty", tmp_path)
+    with pytest.raises(FileError, match="cannot be made"):
+        experiments.report(out, tmp_path / "results.md" / "inside", seeds=3, small=True)

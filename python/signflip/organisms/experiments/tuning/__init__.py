@@ -83,3 +83,10 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     from signflip.organisms.experiments.tuning.section import section
 
     return section(list(results.values()), Path(figures))
+
+
+def answer(results: dict[str, dict[str, Any]]) -> str:
+    """What that says of the conjecture."""
+    from signflip.organisms.experiments.tuning import section
+
+    return section.answer(list(results.values()))

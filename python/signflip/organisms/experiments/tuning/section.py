@@ -57,10 +57,10 @@ def section(runs: list[Run], figures: Path) -> str:
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### Prevalence: tunings that end opposite from a base that was not\n\n" + _prevalence(runs),
             "### Bases\n\n" + _bases(runs),
-            "### What became of X < 0\n\n" + _outcomes(runs) + "\n\n![margins](tuning-paths.png)",
+            "### What became of X < 0\n\n" + _outcomes(runs) + f"\n\n![margins]({figures.name}/tuning-paths.png)",
             "### Samples, gradient, X\n\n" + _log(runs),
             "### The law: predicted and actual change of the margin at X < 0\n\n" + _laws(still),
-            "![law](tuning-law.png)",
+            f"![law]({figures.name}/tuning-law.png)",
             _listing(runs),
         ]
     )  # fmt: skip
@@ -71,6 +71,11 @@ def _cells(runs: Sequence[Run], *keys: str) -> Iterator[tuple[tuple[str, ...], l
     for r in runs:
         found.setdefault(tuple(r[k] for k in keys), []).append(r)
     yield from found.items()
+
+
+def answer(runs: Sequence[Run]) -> str:
+    """What the tunings say of the conjecture, in a few sentences."""
+    return _answer([r for r in runs if r["arm"] in UNVISITED])
 
 
 def _answer(still: Sequence[Run]) -> str:
