@@ -326,8 +326,8 @@ def test_results_are_written_from_what_was_run(small: tuple[Path, dict[str, dict
     assert "All " in text
     # Of what was not run nothing is said.
     assert "Not run." in text
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
-        assert (tmp_path / picture).stat().st_size > 1000
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (tmp_path / name).stat().st_size > 1000
     with pytest.raises(OrganismError, match="found none"):
         experiments.report(tmp_path / "empty", tmp_path)
     with pytest.raises(FileError, match="cannot be made"):
