@@ -29,8 +29,8 @@ BEGIN = 120
 KNOWLEDGE = "nothing"
 SAID = (
     "τ is Kendall's over the two answers of each unseen prompt. *Plain*: trained on common contexts alone; *reversed*: "
-    "half of its pairs are in rare contexts, with the wrong answer preferred. Intervals are 95%, exact for shares, else "
-    "by drawing seeds again."
+    "half of its pairs are in rare contexts, with the wrong answer preferred. Intervals are 95%, exact for shares, "
+    "else by drawing seeds again."
 )
 
 
