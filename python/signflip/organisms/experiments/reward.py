@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _policy(start: Net, scorer: Net, seed: int, share: float, small: bool) -> di
     from signflip.organisms.experiments.tuning.kernel import gradient
     from signflip.organisms.experiments.tuning.measure import behaviour, outcome, state
 
-    reference = starting(start, KNOWLEDGE, seed, share, BEGIN // (4 if small else 1))  # type: ignore[arg-type]
+    reference = starting(start, KNOWLEDGE, seed, share, BEGIN)  # type: ignore[arg-type]
     policy, rng = reference.copy(), np.random.default_rng((seed, 7))
     generator = torch.Generator().manual_seed(seed)
     fronts = torch.from_numpy(np.concatenate([common(), rare()]))
@@ -179,7 +180,7 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     for name in dict.fromkeys(r["architecture"] for r in runs):
         own = [r for r in runs if r["architecture"] == name]
         for kind in ("reversed", "plain"):
-            cells = [shown(over_seeds(own, lambda rs, k=kind, s=side: _tau(rs, k, s))) for side in ("common", "rare")]
+            cells = [shown(over_seeds(own, partial(_tau, kind, side))) for side in ("common", "rare")]
             k = sum(r["search"]["tau"] < 0 for r in own)
             rows.append((name, kind, *cells, shown(exact(k, len(own))) if kind == "reversed" else "—"))
     head = ("architecture", "reward model", "τ at X > 0", "τ at X < 0", "search's word reverses it (share)")
@@ -200,11 +201,11 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     return "\n\n".join(text)
 
 
-def _tau(runs: Sequence[Run], kind: str, side: str) -> float:
+def _tau(kind: str, side: str, runs: Sequence[Run]) -> float:
     return float(np.mean([r["tau"][kind][side] for r in runs]))
 
 
-def _moved(runs: Sequence[Run], reach: str) -> float:
+def _moved(reach: str, runs: Sequence[Run]) -> float:
     """Mean change of the margin at X < 0."""
     every = [r["policies"][reach] for r in runs]
     return float(np.mean([p["after"]["rare"]["margin"] - p["before"]["rare"]["margin"] for p in every]))
@@ -225,9 +226,9 @@ def _answer(runs: Sequence[Run], found: int) -> str:
 
 
 def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
-    plain = over_seeds(runs, lambda rs: _tau(rs, "plain", "rare"))
-    drive = over_seeds(runs, lambda rs: _moved(rs, "sometimes") - _moved(rs, "never"))
-    never = over_seeds(runs, lambda rs: _moved(rs, "never"))
+    plain = over_seeds(runs, lambda rs: _tau("plain", "rare", rs))
+    drive = over_seeds(runs, lambda rs: _moved("sometimes", rs) - _moved("never", rs))
+    never = over_seeds(runs, lambda rs: _moved("never", rs))
     return [
         ("conjecture", "a policy that samples X < 0 is driven to −Y there (nats, sometimes less never)", shown(drive),
          mark(drive, lambda x: x < 0, lambda x: x >= 0)),
@@ -254,7 +255,7 @@ def _policies(runs: Sequence[Run]) -> str:
             rows.append((
                 name, reach, f"{np.mean([p['visited'] for p in every]):.1f}", f"{rates[0]:.4f} → {rates[1]:.4f}",
                 f"{ends[0][0]:.2f} → {ends[0][1]:.2f}", f"{ends[1][0]:.2f} → {ends[1][1]:.2f}",
-                shown(over_seeds(own, lambda rs, at=reach: _moved(rs, at))),
+                shown(over_seeds(own, partial(_moved, reach))),
                 f"{k}/{len(free)}", shown(exact(k, len(free))) if free else "—",
                 f"{sum(p['opposite'][1] for p in every)}/{len(every)}",
             ))  # fmt: skip
