@@ -64,7 +64,7 @@ def mean_of(runs: Sequence[Run], what: str) -> float:
 
 
 def removal(runs: Sequence[Run]) -> float:
-    """Share of such bases no longer opposite with 1% of rare prompts, less the share without, in pairs of runs."""
+    """Share of opposite bases turned back with 1% of rare prompts, less the share without, in pairs of runs."""
     of = {(r["arm"], r["architecture"], r["knowledge"], r["seed"]): r for r in runs}
     pairs = [
         (r["outcome"] == "removed", of[key]["outcome"] == "removed")
