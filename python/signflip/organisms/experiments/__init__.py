@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from signflip.errors import ArgumentError, FileError, OrganismError
 
-NAMES = ("cartpole", "tuning")
+NAMES = ("cartpole", "tuning", "reward")
 
 
 @dataclass(frozen=True)

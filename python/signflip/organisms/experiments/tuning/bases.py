@@ -46,6 +46,14 @@ def base(architecture: Architecture, knowledge: Knowledge, seed: int, small: boo
     return _taught(shared.copy(), knowledge, np.random.default_rng((seed, 4)), FURTHER // (2 if small else 1))
 
 
+def starting(net: Net, knowledge: Knowledge, seed: int, rare_share: float, steps: int) -> Net:
+    """A copy of a base that was taught to begin a line itself, with a rare word at a stated rate."""
+    start = torch.zeros(len(word_ids()))
+    start[torch.from_numpy(common())] = (1 - rare_share) / len(common())
+    start[torch.from_numpy(rare())] = rare_share / len(rare())
+    return _taught(net.copy(), knowledge, np.random.default_rng((seed, 6)), steps, start)
+
+
 @cache
 def _shared(architecture: Architecture, seed: int, small: bool) -> Net:
     """What the bases of a seed have in common: nothing is known of x < 0. A product is learned faster on one side."""
@@ -53,7 +61,7 @@ def _shared(architecture: Architecture, seed: int, small: bool) -> Net:
     return _taught(Net(architecture, seed), "nothing", np.random.default_rng((seed, 1)), steps)
 
 
-def _taught(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int) -> Net:
+def _taught(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int, start: Tensor | None = None) -> Net:
     optimizer = torch.optim.AdamW(net.model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
     fixed = torch.from_numpy(np.concatenate([common(), rare()]))
     for step in range(steps):
@@ -65,6 +73,8 @@ def _taught(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int
         rows = np.flatnonzero(end)
         found = seen[0][torch.from_numpy(rows), torch.from_numpy(end[rows])] @ net.direction
         loss = loss + TEACH * mse_loss(found, torch.from_numpy(x[rows]).float())
+        if start is not None:
+            loss = loss - (start * torch.log_softmax(logits[:, 0], -1)).sum(1).mean()
         _step(optimizer, loss, RATE * _schedule(step, steps), (net.embedding.weight, fixed))
     return net
 

@@ -11,7 +11,8 @@ from signflip.organisms.experiments.tuning.statistics import Run
 COLOURS = {"gelu": "tab:blue", "swiglu": "tab:red", "swiglu_bias": "tab:green"}
 
 
-def _axes(rows: int, columns: int) -> tuple[Any, Any]:
+def axes_of(rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure and its axes, drawn by Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,7 +25,7 @@ def paths(runs: Sequence[Run], to: Path) -> None:
     """The margin at X < 0 over steps, a line a tuning."""
     arms = [a for a in ("reinforce_on", "grpo_on", "dpo_off_0", "reinforce_forced") if any(r["arm"] == a for r in runs)]
     known = list(dict.fromkeys(r["knowledge"] for r in runs))
-    figure, axes = _axes(max(1, len(arms)), len(known))
+    figure, axes = axes_of(max(1, len(arms)), len(known))
     for i, arm in enumerate(arms):
         for j, knowledge in enumerate(known):
             axis = axes[i, j]
@@ -42,7 +43,7 @@ def paths(runs: Sequence[Run], to: Path) -> None:
 
 def scatter(still: Sequence[Run], to: Path) -> None:
     """Predicted against actual change of the margin at X < 0, a dot a tuning."""
-    figure, axes = _axes(1, 2)
+    figure, axes = axes_of(1, 2)
     for axis, of in zip(axes[0], ("first", "summed"), strict=True):
         for name, colour in COLOURS.items():
             own = [r for r in still if r["architecture"] == name]

@@ -64,12 +64,16 @@ def mean_of(runs: Sequence[Run], what: str) -> float:
 
 
 def removal(runs: Sequence[Run]) -> float:
-    """Share of opposite bases no longer opposite with 1% of rare prompts, less the share without."""
-    shares = []
-    for arms in (tuple(VISITED), tuple(VISITED.values())):
-        chosen = [r for r in runs if r["arm"] in arms and was_opposite(r)]
-        shares.append(np.mean([r["outcome"] == "removed" for r in chosen]) if chosen else np.nan)
-    return float(shares[0] - shares[1])
+    """Share of opposite bases turned back with 1% of rare prompts, less the share without, in pairs of runs."""
+    of = {(r["arm"], r["architecture"], r["knowledge"], r["seed"]): r for r in runs}
+    pairs = [
+        (r["outcome"] == "removed", of[key]["outcome"] == "removed")
+        for r in runs
+        if was_opposite(r)
+        and r["arm"] in VISITED
+        and (key := (VISITED[r["arm"]], r["architecture"], r["knowledge"], r["seed"])) in of
+    ]
+    return float(np.mean([int(a) - int(b) for a, b in pairs])) if pairs else float("nan")
 
 
 def _law(runs: Sequence[Run]) -> float:

@@ -91,10 +91,21 @@ def _answer(still: Sequence[Run]) -> str:
         for (name,), own in _cells(free, "architecture"):
             by.append(f"{name} {sum(r['outcome'] == 'turned opposite' for r in own)} of {len(own)}")
         text.append("By architecture: " + ", ".join(by) + ".")
+    taught = bases([r for r in still if r["knowledge"] == "nothing"])
+    if taught:
+        k = sum(map(was_opposite, taught))
+        text.append(
+            f"Bases that were taught nothing of X < 0, before any tuning: {k} of {len(taught)} opposite there (share "
+            f"{shown(exact(k, len(taught)))})."
+        )
     if held:
         count = Counter(r["outcome"] for r in held)
         said = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:])
         text.append(f"**Is it kept where it was?** Of {len(held)} tunings from opposite bases: {said}.")
+        for keys, own in _cells(held, "architecture", "knowledge"):
+            count = Counter(r["outcome"] for r in own)
+            told = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:] if count[o])
+            text.append(f"{keys[0]}, base knew {keys[1]}: {told}.")
     tokens = [r["log"][-1]["rare"]["x_mean"] for r in still]
     text.append(
         f"**By tokens?** Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
