@@ -513,8 +513,7 @@ def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
         key = (row.feature.name, row.behaviour, row.tier, row.dose.extrapolated)
         if key not in best or row.score.mean_ratio.value < best[key].score.mean_ratio.value:
             best[key] = row
-    # Extrapolated doses decide nothing: they take no place from those that were seen.
-    chosen = sorted(best.values(), key=lambda row: (row.dose.extrapolated, turnedness(row)))
+    chosen = sorted(best.values(), key=turnedness)
     crossing = [row for row in rows if row.dose.crosses] or list(rows)
     if crossing and not chosen:
         chosen = [min(crossing, key=turnedness)]
