@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+import torch
 
 import checkpoints
 import signflip as sf
+from signflip._core import num_threads
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On models this small threads cost more than they do."""
+    before, torchs = num_threads(), torch.get_num_threads()
+    sf.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    sf.set_num_threads(before)
+    torch.set_num_threads(torchs)
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from signflip.cli import main
 from signflip.errors import ArgumentError, FileError, OrganismError
@@ -29,13 +27,7 @@ def by_hand(states: Any, x: Any) -> Any:
     return ((states @ np.array([0.1, 0.3, 1, 1])) * x > 0).astype(np.int64)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On networks this small threads cost more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import torch
 from scipy.stats import beta, binomtest
 
 import signflip as sf
-from signflip._core import num_threads
 from signflip.cli import main
 from signflip.errors import ArgumentError, CheckpointError, FileError, OrganismError, SiteError
 from signflip.organisms import KINDS, Room, Truth, base, disguise, make, open_suite, plant, score, train, verify
@@ -34,15 +33,7 @@ SEED = 3
 STEPS = 400
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On models this small threads cost more than they do."""
-    before, torchs = num_threads(), torch.get_num_threads()
-    sf.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    sf.set_num_threads(before)
-    torch.set_num_threads(torchs)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 
 import handset
 import signflip as sf
-from signflip._core import num_threads
 from signflip.dosing import Feature, Moves, Tiers, profiles
 from signflip.errors import ArgumentError, FileError, SiteError, TokenError
 from signflip.sweep import RowEdit, Sweep
@@ -22,13 +20,7 @@ V = handset.V
 PLACE = (handset.SITE, handset.FEATURE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On models this small threads cost more than they do."""
-    before = num_threads()
-    sf.set_num_threads(1)
-    yield
-    sf.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pytest
 import torch
 
 import signflip as sf
-from signflip._core import num_threads
 from signflip.cli import main
 from signflip.cli.parser import build_parser
 from signflip.errors import FileError
@@ -52,15 +50,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On models this small threads cost more than they do."""
-    before, torchs = num_threads(), torch.get_num_threads()
-    sf.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    sf.set_num_threads(before)
-    torch.set_num_threads(torchs)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,7 @@ from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.experiments.tuning.statistics import exact, mark, over_seeds
 from signflip.organisms.experiments.tuning.train import Arm, Tuning
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _logs(seed: int, n: int = 5, v: int = 7) -> torch.Tensor:

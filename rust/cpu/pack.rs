@@ -67,11 +67,10 @@ fn pack_with(
     cpu.tasks(panels, outputs * inputs, |panel| {
         // SAFETY: each panel has its own range, and is one task's.
         let part = unsafe { data.part(panel * inputs * PANEL..(panel + 1) * inputs * PANEL) };
-        for rows in part.chunks_mut(BLOCK * PANEL).enumerate() {
-            let (start, rows) = (rows.0 * BLOCK, rows.1.as_chunks_mut::<PANEL>().0);
+        for (block, rows) in part.chunks_mut(BLOCK * PANEL).enumerate() {
             for lane in 0..PANEL.min(outputs - panel * PANEL) {
-                for (i, row) in rows.iter_mut().enumerate() {
-                    row[lane] = at(panel * PANEL + lane, start + i);
+                for (i, row) in rows.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+                    row[lane] = at(panel * PANEL + lane, block * BLOCK + i);
                 }
             }
         }
