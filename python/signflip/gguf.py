@@ -1,4 +1,4 @@
-"""GGUF files: weights dequantised a tensor at a time, config and tokenizer rebuilt from the metadata.
+"""GGUF files: weights dequantised a tensor at a time, config rebuilt from the metadata.
 
 Names and layouts of GGUF are turned into those of Hugging Face checkpoints, which the families of the core read:
 matrices of GPT-2 back to ``[in, out]``, query and key rows of Llama back from interleaved to half-split rotary order.
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from signflip import _core
-from signflip.errors import CheckpointError, FileError, TokenizerError, UnsupportedModelError
+from signflip.errors import CheckpointError, FileError, UnsupportedModelError
 
 Array = npt.NDArray[np.float32]
 
@@ -63,8 +63,6 @@ _REFUSED = (
     "residual_scale",
     "use_parallel_residual",
 )
-# tokenizer.ggml.token_type
-_CONTROL, _USER_DEFINED = 3, 4
 
 
 class _Reader(gguf.GGUFReader):
@@ -138,7 +136,14 @@ class GgufFile:
             )
         return found
 
-    def _required(self, key: str, kind: type | tuple[type, ...]) -> Any:
+    def required(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        """One entry of the metadata.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none, or it is not of the given kind.
+        """
         found = self.value(key, kind)
         if found is None:
             raise CheckpointError(f"checkpoint {self.path}: expected metadata {key}, found none")
@@ -160,7 +165,7 @@ class GgufFile:
                 raise UnsupportedModelError(f"unsupported model: GGUF {arch}.{key} = {found}; supported: without it")
         if self.value(f"{arch}.attention.causal", bool, True) is False:
             raise UnsupportedModelError("unsupported model: attention that is not causal; supported: causal attention")
-        width = self._required(f"{arch}.embedding_length", int)
+        width = self.required(f"{arch}.embedding_length", int)
         heads = self._per_model(f"{arch}.attention.head_count")
         if "token_embd.weight" not in self._tensors:
             raise CheckpointError(f"checkpoint {self.path}: expected a tensor token_embd.weight, found none")
@@ -175,10 +180,10 @@ class GgufFile:
             return common | {
                 "n_embd": width,
                 "n_head": heads,
-                "n_layer": self._required("gpt2.block_count", int),
-                "n_positions": self._required("gpt2.context_length", int),
+                "n_layer": self.required("gpt2.block_count", int),
+                "n_positions": self.required("gpt2.context_length", int),
                 "n_inner": self.value("gpt2.feed_forward_length", int),
-                "layer_norm_epsilon": self._required("gpt2.attention.layer_norm_epsilon", float),
+                "layer_norm_epsilon": self.required("gpt2.attention.layer_norm_epsilon", float),
                 "activation_function": "gelu_new",
             }
         head_dim = self.value("llama.attention.key_length", int)
@@ -197,12 +202,12 @@ class GgufFile:
         return common | {
             "hidden_size": width,
             "intermediate_size": self._per_model("llama.feed_forward_length"),
-            "num_hidden_layers": self._required("llama.block_count", int),
+            "num_hidden_layers": self.required("llama.block_count", int),
             "num_attention_heads": heads,
             "num_key_value_heads": self._per_model("llama.attention.head_count_kv", heads),
             "head_dim": head_dim,
-            "max_position_embeddings": self._required("llama.context_length", int),
-            "rms_norm_eps": self._required("llama.attention.layer_norm_rms_epsilon", float),
+            "max_position_embeddings": self.required("llama.context_length", int),
+            "rms_norm_eps": self.required("llama.attention.layer_norm_rms_epsilon", float),
             "hidden_act": "silu",
             "attention_bias": "blk.0.attn_q.bias" in self._tensors,
             "mlp_bias": "blk.0.ffn_up.bias" in self._tensors,
@@ -225,7 +230,7 @@ class GgufFile:
             raise UnsupportedModelError(
                 f"unsupported model: GGUF llama.rope.scaling.type = {kind!r}; supported: none, linear"
             )
-        factor = self._required("llama.rope.scaling.factor", float) if kind == "linear" else 1.0
+        factor = self.required("llama.rope.scaling.factor", float) if kind == "linear" else 1.0
         rotary: dict[str, Any] = {"rope_theta": self.value("llama.rope.freq_base", float, 10_000.0)}
         if "rope_freqs.weight" in self._tensors:
             # How GGUF stores Llama 3's scaling: one divisor for each frequency.
@@ -300,104 +305,6 @@ class GgufFile:
                     f"unsupported model: GGUF tensor {tensor.name!r} of type {kind.name}; supported: the types that "
                     f"the gguf package dequantises"
                 ) from err
-
-    def tokenizer_json(self) -> str | None:
-        """The ``tokenizer.json`` rebuilt from the metadata, None where the file holds no tokenizer.
-
-        Raises
-        ------
-        TokenizerError
-            If the tokenizer is of a kind that is not supported, or its entries do not fit together.
-        """
-        model = self.value("tokenizer.ggml.model", str)
-        if model is None:
-            return None
-        before = self.value("tokenizer.ggml.pre", str, "gpt-2" if self.architecture == "gpt2" else None)
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-        digits = {"type": "Digits", "individual_digits": True}
-        pre_tokenizers = {
-            ("gpt2", "gpt-2"): byte_level,
-            ("gpt2", "smollm"): {"type": "Sequence", "pretokenizers": [digits, byte_level]},
-        }
-        if (model, before) not in pre_tokenizers:
-            raise TokenizerError(
-                f"tokenizer: GGUF tokenizer.ggml.model {model!r} with tokenizer.ggml.pre {before!r}; supported: model "
-                "'gpt2' with pre 'gpt-2' or 'smollm'"
-            )
-        tokens = self._required("tokenizer.ggml.tokens", list)
-        kinds = self.value("tokenizer.ggml.token_type", list, [1] * len(tokens))
-        merges = self._required("tokenizer.ggml.merges", list)
-        vocabulary = {token: i for i, token in enumerate(tokens)}
-        if len(kinds) != len(tokens) or len(vocabulary) != len(tokens):
-            raise TokenizerError(
-                f"tokenizer: expected as many types as tokens and no token twice, found {len(kinds)} types, "
-                f"{len(tokens)} tokens, {len(vocabulary)} of them different"
-            )
-        pairs = [str(merge).split(" ") for merge in merges]
-        if any(len(pair) != 2 for pair in pairs):
-            raise TokenizerError("tokenizer: expected merges of two tokens, found others")
-        added = [
-            {
-                "id": i,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": kind == _CONTROL,
-            }
-            for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-            if kind in (_CONTROL, _USER_DEFINED)
-        ]
-        return json.dumps(
-            {
-                "version": "1.0",
-                "truncation": None,
-                "padding": None,
-                "added_tokens": added,
-                "normalizer": None,
-                "pre_tokenizer": pre_tokenizers[model, before],
-                "post_processor": self._post_processor(tokens, byte_level),
-                "decoder": byte_level,
-                "model": {
-                    "type": "BPE",
-                    "dropout": None,
-                    "unk_token": None,
-                    "continuing_subword_prefix": None,
-                    "end_of_word_suffix": None,
-                    "fuse_unk": False,
-                    "byte_fallback": False,
-                    "ignore_merges": False,
-                    "vocab": vocabulary,
-                    "merges": pairs,
-                },
-            },
-            ensure_ascii=False,
-        )
-
-    def _post_processor(self, tokens: list[str], byte_level: dict[str, Any]) -> dict[str, Any]:
-        """Adds the begin and end tokens that the metadata asks for."""
-        ids = {
-            which: self.special(which)
-            for which in ("bos", "eos")
-            if self.value(f"tokenizer.ggml.add_{which}_token", bool)
-        }
-        if not ids:
-            return byte_level
-        known = {which: (i, tokens[i]) for which, i in ids.items() if i is not None}
-        if len(known) != len(ids):
-            raise TokenizerError("tokenizer: expected the id of a token that is to be added, found none")
-
-        def pieces(which: str) -> list[dict[str, Any]]:
-            return [{"SpecialToken": {"id": known[which][1], "type_id": 0}}] if which in known else []
-
-        single = [*pieces("bos"), {"Sequence": {"id": "A", "type_id": 0}}, *pieces("eos")]
-        return {
-            "type": "TemplateProcessing",
-            "single": single,
-            "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]} for i, token in known.values()},
-        }
 
     def special(self, which: str) -> int | None:
         """Id of the ``bos`` or ``eos`` token, None where the metadata names none that exists."""

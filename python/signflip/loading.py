@@ -16,6 +16,7 @@ import huggingface_hub
 from signflip import _core, chat
 from signflip.errors import ArgumentError, CheckpointError, FileError
 from signflip.gguf import GgufFile
+from signflip.gguf_tokenizer import tokenizer_json
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -202,8 +203,8 @@ def _load_folder(folder: Path, name: str) -> Loaded:
 
 def _load_gguf(path: Path) -> Loaded:
     file = GgufFile(path)
-    tokenizer_json = file.tokenizer_json()
-    tokenizer = None if tokenizer_json is None else _core.Tokenizer.from_json(tokenizer_json)
+    described = tokenizer_json(file)
+    tokenizer = None if described is None else _core.Tokenizer.from_json(described)
     bos_id, eos_id = file.special("bos"), file.special("eos")
     return Loaded(
         checkpoint=file.checkpoint(),
