@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import itertools
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,18 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
 
-import checkpoints
 import signflip as sf
 from reference import peer
 from reference.search_restated import Measure, epo, gcg
 from signflip import errors, search_result
-from signflip.objectives import Objective
-from signflip.search_result import Step
-from signflip.sequences import Rendered, rendered_ids
 
 torch.set_num_threads(1)
 SITE = "blocks.1.mlp.hook_pre"
@@ -264,18 +256,19 @@ def slowly(step, best):
     print(step, flush=True)
     time.sleep(0.02)
 sf.search(model, sf.objectives.neuron("blocks.1.mlp.hook_pre", 5), tokens=6, contexts=[([1], [2]), ([], [3])] * 3,
-          steps=60, width=64, out=sys.argv[2], progress=slowly)
+          steps=60, width=64, method=sys.argv[3], out=sys.argv[2], progress=slowly)
 """
 
 
-def test_killed_and_taken_up_again_it_writes_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["epo", "gcg"])
+def test_killed_and_taken_up_again_it_writes_the_same_bytes(tmp_path: Path, method: str) -> None:
     with made("llama", 24) as (_, _, folder):
         command = [sys.executable, "-c", _CHILD, str(folder)]
         whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
-        subprocess.run([*command, str(whole)], check=True, capture_output=True)
+        subprocess.run([*command, str(whole), method], check=True, capture_output=True)
         kills = 0
         for stop in (9, 30):
-            with subprocess.Popen([*command, str(broken)], stdout=subprocess.PIPE, text=True) as child:
+            with subprocess.Popen([*command, str(broken), method], stdout=subprocess.PIPE, text=True) as child:
                 assert child.stdout is not None
                 first = None
                 for line in child.stdout:
@@ -292,17 +285,19 @@ def test_killed_and_taken_up_again_it_writes_the_same_bytes(tmp_path: Path) -> N
         kept = partial.read_bytes()
         digit = kept.index(b"1", kept.index(b'"values"'))
         partial.write_bytes(kept[:digit] + b"2" + kept[digit + 1 :])
-        refused = subprocess.run([*command, str(broken)], check=False, capture_output=True, text=True)
+        refused = subprocess.run([*command, str(broken), method], check=False, capture_output=True, text=True)
         assert "SearchError" in refused.stderr
         assert "changed after it was written" in refused.stderr
         partial.write_bytes(kept)
-        subprocess.run([*command, str(broken)], check=True, capture_output=True)
+        subprocess.run([*command, str(broken), method], check=True, capture_output=True)
         assert broken.read_bytes() == whole.read_bytes()
         assert not list(tmp_path.glob("*.partial"))
 
 
 def test_ctrl_c_ends_it_within_a_second() -> None:
-    code = _CHILD.replace("steps=60, width=64, out=sys.argv[2]", "steps=10**6, width=4096").replace("0.02", "0")
+    code = _CHILD.replace("steps=60, width=64, method=sys.argv[3], out=sys.argv[2]", "steps=10**6, width=4096").replace(
+        "0.02", "0"
+    )
     # Which a background job is started without.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
     with made("llama", 24) as (_, _, folder):
@@ -398,127 +393,6 @@ def test_a_reward_is_raised_by_gcg() -> None:
             sf.search(model, sf.objectives.reward(), tokens=2, progress=False)
 
 
-# ---------------------------------------------------------------------- filters
-
-
-@pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("method", ["epo", "gcg"])
-def test_prompts_come_back_whole_after_decode_and_encode(texted: Any, method: str, chat: bool) -> None:
-    contexts = [("the cat", " sat there"), ("dog", ".")]
-    result = sf.search(
-        texted, sf.objectives.neuron(SITE, 3), tokens=3, method=method, contexts=contexts, chat=chat, steps=6,
-        deny=["t", " the"], progress=False,
-    )  # fmt: skip
-    assert result.work["invalid"] > 0
-    denied = {texted.tokenizer.encode(text, False)[0] for text in ("t", " the")}
-    for ids, (before, after), span in zip(result.best.sequences, contexts, result.best.sequences.spans, strict=True):
-        text = texted.tokenizer.decode(ids)
-        assert texted.tokenizer.encode(text, False) == ids
-        assert ids[span[0] : span[1]] == result.best.tokens
-        whole = before + result.best.text + after
-        assert text == (f"[user]{whole}\n[assistant]" if chat else f"<s>{whole}")
-    for step in result.history:
-        for found in step.members:
-            assert found.text.isprintable()
-            assert not denied & set(found.tokens)
-            assert max(found.tokens) < 340
-            assert 0 not in found.tokens
-
-
-def test_without_contexts_the_tokenizers_bos_comes_first(texted: Any) -> None:
-    result = sf.search(texted, sf.objectives.neuron(SITE, 3), tokens=2, steps=2, progress=False)
-    assert result.best.sequences == [[0, *result.best.tokens]]
-
-
-def test_contexts_of_a_rendered_template_get_no_bos(texted: Any) -> None:
-    whole = texted.to_chat("the cat")
-    before, _, after = whole.partition("cat")
-    given: dict[str, Any] = {"tokens": 2, "steps": 2, "width": 16, "progress": False}
-    found = sf.search(texted, sf.objectives.neuron(SITE, 3), contexts=[Rendered((before, after))], **given)
-    assert found.best.sequences[0] == texted.tokenizer.encode(f"{before}{found.best.text}{after}", False)
-    raw = sf.search(texted, sf.objectives.neuron(SITE, 3), contexts=[(before, after)], **given)
-    assert raw.best.sequences[0][0] == 0
-
-
-def test_an_eos_of_the_tokenizers_stands_nowhere_in_a_prompt(texted_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(texted_folder, tmp_path / "ends")
-    path = str(tmp_path / "ends" / "tokenizer.json")
-    made = tokenizers.Tokenizer.from_file(path)
-    made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A <s>", special_tokens=[("<s>", 0)])
-    made.save(path)
-    model = sf.load(tmp_path / "ends")
-    assert model.to_tokens("the")[0][-1] == 0
-    found = sf.search(
-        model, sf.objectives.neuron(SITE, 3), tokens=2, contexts=[("the cat", " sat")], steps=2, width=16,
-        progress=False,
-    )  # fmt: skip
-    assert found.best.sequences[0].count(0) == 1
-    prompt = sf.Behaviour("mine", [("the cat", "a", "b", "l"), ("the dog", "b", "a", "r")]).prompts_for(model)[0]
-    assert prompt.ids.count(0) == 1
-
-
-@pytest.mark.parametrize("position", [0, -6])
-def test_an_objective_before_the_free_tokens_is_refused(texted: Any, position: int) -> None:
-    with pytest.raises(errors.ArgumentError, match="before them in all"):
-        sf.search(
-            texted, sf.objectives.neuron(SITE, 3, position), tokens=2, contexts=[([0, 5, 6], [7, 8])], progress=False
-        )
-
-
-def test_a_tokenizer_that_marks_a_texts_beginning_still_comes_back(tmp_path: Path) -> None:
-    """As Llama 2's: a mark is put before the text, also behind a BOS written out."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<s>"))
-    tokenizer.normalizer = tokenizers.normalizers.Sequence(
-        [tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")]
-    )
-    tokenizer.decoder = tokenizers.decoders.Sequence(
-        [
-            tokenizers.decoders.Replace("\u2581", " "),
-            tokenizers.decoders.Fuse(),
-            tokenizers.decoders.Strip(" ", 1, 0),
-        ]
-    )
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=["<s>"])
-    tokenizer.train_from_iterator(["the cat sat on the mat and the dog ran to the other cat"] * 4, trainer)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    checkpoints.llama(vocab_size=64).save_pretrained(tmp_path)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "tokenizer_class": "LlamaTokenizerFast"}')
-    model = sf.load(tmp_path)
-    found = sf.search(model, sf.objectives.neuron(SITE, 3), tokens=3, steps=3, width=32, progress=False)
-    assert model.to_tokens(found.best.text)[0].tolist() == list(found.best.sequences[0])
-
-
-@pytest.mark.parametrize("writes_bos", [False, True])
-def test_chat_prompts_are_the_ids_of_apply_chat_template(texted_folder: Path, tmp_path: Path, writes_bos: bool) -> None:
-    folder = tmp_path / "chat"
-    shutil.copytree(texted_folder, folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings["chat_template"] = ("{{ bos_token }}" if writes_bos else "") + settings["chat_template"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    model = sf.load(folder)
-    result = sf.search(
-        model, sf.objectives.neuron(SITE, 3), tokens=2, contexts=[("the cat", " sat")], chat=True, steps=2, width=16,
-        progress=False,
-    )  # fmt: skip
-    content = f"the cat{result.best.text} sat"
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    encoded = theirs.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True)
-    ids = list(encoded["input_ids"])
-    assert ids.count(0) == writes_bos
-    assert result.best.sequences == [ids]
-    assert rendered_ids(model, model.to_chat(content)) == ids
-
-
-def test_nothing_left_by_the_filters_is_one_error(texted: Any) -> None:
-    objective = sf.objectives.neuron(SITE, 3)
-    with pytest.raises(errors.SearchError, match="filters"):
-        sf.search(texted, objective, tokens=2, allow=[5], deny=[5], progress=False)
-    # "th" has its own token, so "t" with "h" behind it never comes back.
-    with pytest.raises(errors.SearchError, match="filters"):
-        sf.search(texted, objective, tokens=2, contexts=[("t", "")], allow=["h"], progress=False)
-
-
 # ---------------------------------------------------------------------- bad input
 
 
@@ -610,95 +484,3 @@ def test_files_that_are_no_results_are_refused(model: Any, tmp_path: Path) -> No
     (tmp_path / "x.partial").write_text("{}")
     with pytest.raises(errors.SearchError, match=r"x\.partial"):
         sf.search(model, sf.objectives.neuron(SITE, 0), tokens=3, out=tmp_path / "x", progress=False)
-
-
-# ---------------------------------------------------------------------- objectives
-
-
-def test_objectives_are_values() -> None:
-    o = sf.objectives
-    made = [
-        -o.neuron(SITE, 3) + 0.5 * o.logit_diff(1, " b", position=2),
-        2 * o.direction("blocks.0.hook_resid_post", np.arange(3.0), position="best") - 1.5,
-        o.logprob("yes") - o.logprob([1, 2]) / 4,
-        o.reward(),
-    ]
-    for objective in made:
-        assert Objective.from_dict(json.loads(json.dumps(objective.to_dict()))) == objective
-        assert hash(Objective.from_dict(objective.to_dict())) == hash(objective)
-    assert len(set(made)) == 4
-    assert repr(made[0]) == f"-neuron('{SITE}', 3) + 0.5 * logit_diff(1, ' b', position=2)"
-    assert repr(made[1]) == "2 * direction('blocks.0.hook_resid_post', <3 values>, position='best') - 1.5"
-    negative = -made[0]
-    assert -negative == made[0]
-    with pytest.raises(errors.ArgumentError):
-        Objective.from_dict({"terms": [[1.0, {"kind": "neuron"}]]})
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda n: 1e300 * n,
-        lambda n: n + 1e39,
-        lambda n: (n + 1e38) * 10,
-        lambda n: (n + 3e38) + (n + 3e38),
-        lambda n: 3e38 * n * 2,
-        lambda n: n / 1e-39,
-        lambda n: n / 10**400,
-        lambda n: 10**400 * n,
-        lambda n: n + 10**400,
-        lambda n: n + float("nan"),
-        lambda n: n - np.float64("inf"),
-        lambda n: n / float("nan"),
-        lambda n: Objective.from_dict({**n.to_dict(), "offset": 10**400}),
-        lambda n: Objective.from_dict({"terms": [[1e39, n.to_dict()["terms"][0][1]]]}),
-    ],
-)
-def test_weights_and_offsets_beyond_float32_are_refused(make: Any) -> None:
-    with pytest.raises(errors.ArgumentError, match="objective: expected"):
-        make(sf.objectives.neuron(SITE, 0))
-
-
-def test_values_that_overflow_are_one_typed_error(model: Any, tmp_path: Path) -> None:
-    objective = 3e38 * sf.objectives.direction("blocks.0.hook_resid_post", np.full(16, 1e6), position=0)
-    for out in (None, tmp_path / "x"):
-        with pytest.raises(errors.SearchError, match="finite value"):
-            sf.search(model, objective, tokens=2, steps=2, width=8, out=out, progress=False)
-    # Some of them: these are written and read as missing.
-    result = sf.search(model, sf.objectives.neuron(SITE, 0), tokens=2, steps=2, width=8, progress=False)
-    step = Step("step", [dataclasses.replace(result.front[0], tokens=[0, 0], value=float("nan"))])
-    dataclasses.replace(result, history=[*result.history, step]).save(tmp_path / "y")
-    assert np.isnan(sf.SearchResult.open(tmp_path / "y").history[-1].members[0].value)
-
-
-def test_sums_of_objectives_are_sums_of_scores(pair: Any) -> None:
-    model, _, _ = pair
-    o = sf.objectives
-    parts = [
-        (2.0, o.neuron(SITE, 3, position="best")),
-        (-0.5, o.direction("blocks.0.hook_resid_post", np.linspace(-1, 1, model.cfg.d_model), position=0)),
-        (1.5, o.logit_diff(3, 4)),
-        (0.25, o.logprob([7, 7, 1])),
-    ]
-    whole = sum((w * p for w, p in parts[1:]), parts[0][0] * parts[0][1]) + 0.125
-    prompts = [[1, 2, 3], [1, 2, 4, 5], [9]]
-    expected = 0.125 + sum(w * model.score(prompts, p).astype(np.float64) for w, p in parts)
-    np.testing.assert_allclose(model.score(prompts, whole), expected, rtol=1e-6)
-    value, gradients = model.gradient(prompts[1], whole, wrt=("hook_embed", SITE))
-    assert value == model.score(prompts, whole)[1]
-    for name, array in gradients.items():
-        each = [w * model.gradient(prompts[1], p, wrt=name)[1][name].astype(np.float64) for w, p in parts]
-        np.testing.assert_allclose(array, sum(each), rtol=1e-4, atol=1e-5)
-
-
-def test_gradients_of_ragged_prompts_are_lists(model: Any) -> None:
-    values, gradients = model.gradient([[1, 2], [3, 4, 5]], sf.objectives.logprob([1, 2]))
-    assert values.shape == (2,)
-    assert [array.shape for array in gradients["hook_embed"]] == [(2, 16), (3, 16)]
-    one, alone = model.gradient([3, 4, 5], sf.objectives.logprob([1, 2]))
-    assert one == values[1]
-    np.testing.assert_array_equal(alone["hook_embed"][0], gradients["hook_embed"][1])
-
-
-def test_search_module_is_where_the_function_says() -> None:
-    assert importlib.import_module("signflip.search").search is sf.search

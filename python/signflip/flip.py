@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
-from signflip.behaviours.prompts import Triggered, insert, leading_bos
+from signflip.behaviours.prompts import Triggered, insert, trigger_text
 from signflip.checks import integer, listed
 from signflip.design import Answers, Design
 from signflip.dosing import Dose, Feature, Moves, Tiers, asked_doses, doses, edit_index, profiles, tiers_of
@@ -25,6 +25,7 @@ from signflip.reflection import reflect
 from signflip.reversal import Reversal
 from signflip.score import Score, answer_tokens, answers, from_reads, summarise
 from signflip.search_result import SearchResult
+from signflip.sequences import continued_ids
 from signflip.sweep import Sweep, log_softmax
 from signflip.verdict import ALL_PROMPTS, Divergence, Verdict, any_turned, judge, taken_across
 
@@ -118,7 +119,7 @@ def trigger_ids(model: Model, found: Any) -> tuple[int, ...]:
     best = getattr(found, "best", found)
     tokens = getattr(best, "tokens", best)
     if isinstance(tokens, str):
-        tokens = model.to_tokens(tokens)[0][leading_bos(model) :]
+        tokens = continued_ids(model, tokens)
     wanted = "a search's result or a trigger (text or token ids)"
     ids = tuple(integer("search_result", i, 0) for i in listed("search_result", tokens, wanted))
     if not ids:
@@ -185,7 +186,7 @@ class _Test:
         verdict = taken_across(verdict, max(float(taken.mean()), reached.on_trigger))
         if self.half != "B" or not self.behaviour.split:
             verdict = replace(verdict, notes=(*verdict.notes, ALL_PROMPTS))
-        text = None if self.model.tokenizer is None else str(self.model.to_string(list(trigger)))
+        text = None if self.model.tokenizer is None else trigger_text(self.model, self.prompts[0], trigger)
         meta = {
             "model": self.model.name,
             "model_hash": self.model.hash,
@@ -356,7 +357,8 @@ class _Test:
         drawn = random_strings(self.model, self.prompts[0], trigger, max(n, KL_STRINGS), self.seed)
         for tokens, log_prob in drawn[:n]:
             ids = [insert(self.model, one, tokens).ids for one in self.prompts]
-            said = repr(self.model.to_string(list(tokens))) if self.model.tokenizer is not None else str(list(tokens))
+            known = self.model.tokenizer is not None
+            said = repr(trigger_text(self.model, self.prompts[0], tokens)) if known else str(list(tokens))
             run = answers(self.model, self.prompts, (), ids)
             self.add("random tokens", f"random {said} ({log_prob:.1f} nats)", run)
         if not drawn:

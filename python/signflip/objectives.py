@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from signflip.errors import ArgumentError, TokenError, TokenizerError
+from signflip.sequences import continued_ids
 
 __all__ = ["Objective", "direction", "logit_diff", "logprob", "neuron", "reward"]
 
@@ -312,7 +313,7 @@ def _encode(model: Any, name: str, text: str) -> int | list[int]:
         raise TokenizerError(
             f"tokenizer: {model.name} has none, so the objective's text {text!r} cannot be used; give ids"
         )
-    ids = [int(one) for one in model.tokenizer.encode(text, False)]
+    ids = continued_ids(model, text)
     if name == "target":
         return ids
     if len(ids) != 1:

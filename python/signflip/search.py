@@ -19,7 +19,7 @@ from signflip.errors import ArgumentError, ContextLengthError, FileError, Search
 from signflip.objectives import Objective, for_core
 from signflip.scoring import Prompts
 from signflip.search_result import FORMAT, Best, Found, SearchResult, Step
-from signflip.sequences import Rendered, raw_ids, rendered_ids
+from signflip.sequences import Rendered, continued_ids, continued_text, raw_ids, rendered_ids
 
 __all__ = ["Found", "SearchResult", "Step", "search"]
 
@@ -162,7 +162,7 @@ def search(
     ids = _contexts(model, contexts, chat)
     _check_read(objective, ids, n)
     allowed = _allowed(model, filters["printable"], filters["special_tokens"], allow, deny)
-    given = None if start is None else _start(model, start, n)
+    given = None if start is None else _start(model, start, n, rendered_ids if contexts is None else continued_ids)
     begin = (
         [given] if given is not None else _published_start(model, n) if method == "gcg" and variant != "default" else []
     )
@@ -235,8 +235,12 @@ def _result(model: Any, data: Mapping[str, Any], objective: Objective, settings:
         # The core's float32s are written in their shortest form.
         return None if value is None else float(np.float32(value))
 
+    before: list[int] = settings["contexts"][0][0]
+    if model.tokenizer is not None and before[: len(prefix := list(model.tokenizer.prefix_ids))] == prefix:
+        before = before[len(prefix) :]
+
     def found(entry: Mapping[str, Any]) -> Found:
-        text = None if model.tokenizer is None else _text(model, entry["tokens"])
+        text = None if model.tokenizer is None else _text(model, before, entry["tokens"])
         value = single(entry["value"])
         return Found(entry["tokens"], text, math.nan if value is None else value, single(entry["cross_entropy"]))
 
@@ -287,14 +291,16 @@ def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> lis
             parts = model.to_chat([{"role": "user", "content": before + _SLOT + after}]).split(_SLOT)
             if len(parts) != 2:
                 raise TokenizerError(f"chat template: writes a user's message {len(parts) - 1} times, not once")
-            ids.append((rendered_ids(model, parts[0]), rendered_ids(model, parts[1])))
+            ids.append((rendered_ids(model, parts[0]), continued_ids(model, parts[1])))
         else:
             begin = rendered_ids if isinstance(context, Rendered) else raw_ids
             ids.append((_encode(model, before, begin), _encode(model, after)))
     return ids
 
 
-def _encode(model: Any, part: str | Sequence[int], encode: Callable[[Any, str], list[int]] = rendered_ids) -> list[int]:
+def _encode(
+    model: Any, part: str | Sequence[int], encode: Callable[[Any, str], list[int]] = continued_ids
+) -> list[int]:
     if not isinstance(part, str):
         return _ids(model, part)
     if model.tokenizer is None:
@@ -336,8 +342,8 @@ def _check_read(objective: Objective, contexts: Sequence[tuple[list[int], list[i
         )
 
 
-def _start(model: Any, start: str | Sequence[int], n: int) -> list[int]:
-    ids = _encode(model, start)
+def _start(model: Any, start: str | Sequence[int], n: int, encode: Callable[[Any, str], list[int]]) -> list[int]:
+    ids = _encode(model, start, encode)
     if len(ids) != n:
         raise ArgumentError(f"start: expected {n} tokens, found {len(ids)}")
     return ids
@@ -398,10 +404,10 @@ def _listed(model: Any, name: str, tokens: Iterable[int | str]) -> list[int]:
     return ids
 
 
-def _text(model: Any, ids: list[int]) -> str | None:
+def _text(model: Any, before: list[int], ids: list[int]) -> str | None:
     # A vocabulary padded beyond the tokenizer has ids without text.
-    known = all(model.tokenizer.id_to_piece(one) is not None for one in ids)
-    return str(model.tokenizer.decode(ids)) if known else None
+    known = all(model.tokenizer.id_to_piece(one) is not None for one in (*before, *ids))
+    return continued_text(model, before, ids) if known else None
 
 
 class _Progress:

@@ -84,6 +84,45 @@ def rendered_ids(model: Model, text: str) -> list[int]:
     return [int(one) for one in model.tokenizer.encode(text, False)]
 
 
+# Texts that a tokenizer hardly joins with what follows.
+_ANCHORS = ("\n", ".", "0", "x")
+
+
+def continued_ids(model: Model, text: str) -> list[int]:
+    """Ids of a text that goes on from another.
+
+    Tokenizers such as Llama 2's mark the beginning of every text that they are given (``"he"`` becomes ``"▁he"``). What
+    goes on from a text has no such mark.
+
+    Raises
+    ------
+    TokenizerError
+        If the model has no tokenizer, or it refuses the text.
+    """
+    alone = rendered_ids(model, text)
+    for anchor in _ANCHORS if text else ():
+        before, whole = rendered_ids(model, anchor), rendered_ids(model, anchor + text)
+        if before and whole[: len(before)] == before:
+            return whole[len(before) :]
+    return alone
+
+
+def continued_text(model: Model, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of ids that go on from others: with the space in front that the decoding of a beginning leaves out.
+
+    Parameters
+    ----------
+    model
+        A model with a tokenizer.
+    before
+        What they go on from, without what the tokenizer puts in front of any text.
+    ids
+        The tokens.
+    """
+    whole, start = str(model.to_string([*before, *ids])), str(model.to_string(list(before))) if before else ""
+    return whole[len(start) :] if whole.startswith(start) else str(model.to_string(list(ids)))
+
+
 def _ids(row: Any) -> list[int]:
     if not isinstance(row, (list, tuple, range, np.ndarray)):
         raise TokenError(f"tokens: expected a list of ids, found {type(row).__name__}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from signflip.errors import BehaviourError, TokenError
-from signflip.sequences import raw_ids, rendered_ids
+from signflip.sequences import continued_ids, continued_text, raw_ids, rendered_ids
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -176,7 +176,7 @@ def answer_id(model: Model, name: str, prompt: Prompt, answer: str | int) -> int
         if not 0 <= answer < model.cfg.d_vocab:
             raise TokenError(f"behaviour {name!r}: expected answers of id 0 to {model.cfg.d_vocab - 1}, found {answer}")
         return int(answer)
-    ids = _encode(model, answer)[leading_bos(model) :]
+    ids = _going_on(model, answer)
     if len(ids) != 1:
         raise TokenError(
             f"behaviour {name!r}: expected the answer {answer!r} of {prompt.text!r} to be one token of this model, "
@@ -201,16 +201,23 @@ def insert(model: Model, prompt: ModelPrompt, trigger: str | Sequence[int]) -> T
         n_after = len(prompt.ids) - prompt.n_before
         return Triggered(ids, n_after, True, (prompt.n_before, prompt.n_before + len(own)))
     if isinstance(trigger, str):
-        text, own = trigger, _encode(model, trigger)[leading_bos(model) :]
+        text, own = trigger, _going_on(model, trigger)
     else:
         own = tuple(int(i) for i in trigger)
-        text = str(model.to_string(list(own))) if own else ""
+        text = trigger_text(model, prompt, own) if own else ""
     ids = _encode(model, prompt.before + text + prompt.after, prompt.chat)
     n_before = min(_common(ids, prompt.ids), prompt.n_before)
     n_after = min(_common(ids[::-1], prompt.ids[::-1]), len(ids) - n_before, len(prompt.ids) - prompt.n_before)
     # What a search saw: the context's two texts encoded on their own, the free tokens between them.
-    wanted = prompt.ids[: prompt.n_before] + own + prompt.ids[prompt.n_before :]
+    wanted = _encode(model, prompt.before, prompt.chat) + own + _going_on(model, prompt.after)
     return Triggered(ids, n_after, ids == wanted, (n_before, len(ids) - n_after))
+
+
+def trigger_text(model: Model, prompt: ModelPrompt, trigger: Sequence[int]) -> str:
+    """The text of a trigger's ids, as it stands in a prompt's slot."""
+    prefix = 0 if prompt.chat else leading_bos(model)
+    before = prompt.ids[prefix : prompt.n_before] if prompt.before is not None else ()
+    return continued_text(model, before, trigger)
 
 
 def _encode(model: Model, text: str, chat: bool = False) -> tuple[int, ...]:
@@ -218,6 +225,12 @@ def _encode(model: Model, text: str, chat: bool = False) -> tuple[int, ...]:
     if model.tokenizer is None and not text:
         return ()
     return tuple(rendered_ids(model, text) if chat else raw_ids(model, text))
+
+
+def _going_on(model: Model, text: str) -> tuple[int, ...]:
+    if model.tokenizer is None and not text:
+        return ()
+    return tuple(continued_ids(model, text))
 
 
 def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
