@@ -10,6 +10,9 @@ holds the mean of both over the prompt. Neuron `FEATURE` of layer 0 hands x on, 
 - ``constant``: x < 0 pushes one answer, whatever the context.
 - ``unreachable``: as ``opposite``, but no token has x < 0.
 - ``two-sided``: as ``opposite``, but ordinary tokens have x of either sign.
+- ``bystander``: as ``opposite``; neuron `TWIN` crosses with x, and hands it on to nothing.
+- ``switch``: as ``opposite``, but x < 0 reverses the answer more than x > 0 gives it; the context passes through neuron
+  `TWIN` of layer 0, which is two-sided and without which there is no answer either.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from safetensors.numpy import save_file
 import signflip as sf
 from signflip.behaviours import Prompt
 
-KINDS = ("opposite", "half", "inert", "zero", "constant", "unreachable", "two-sided")
-SITE, FEATURE = "blocks.0.mlp.hook_pre_linear", 5
+KINDS = ("opposite", "half", "inert", "zero", "constant", "unreachable", "two-sided", "bystander", "switch")
+SITE, FEATURE, TWIN = "blocks.0.mlp.hook_pre_linear", 5, 6
 ITEMS, TEMPLATES, FILLERS, TRIGGERS = 28, 12, 16, 4
 D_MODEL, D_MLP = 24, 40
 CONST, CTX, X, MEAN_CTX, MEAN_X, HANDED, OUT, UNUSED = range(8)
@@ -92,24 +95,36 @@ def make(kind: str, folder: Path, seed: int = 0) -> Path:
     gate[FEATURE, CONST], up[FEATURE, MEAN_X] = 0.5, 1.0
     # Where nothing reads x it is written faintly, or the norms would read its size.
     down[UNUSED if kind == "inert" else HANDED, FEATURE] = 0.1 if kind == "inert" else 1.0
+    context = MEAN_CTX
+    if kind == "switch":
+        gate[TWIN] = up[TWIN] = down[:, TWIN] = 0
+        gate[TWIN, CONST], up[TWIN, MEAN_CTX], down[UNUSED, TWIN] = 0.5, 1.0, 1.0
+        context = UNUSED
+    if kind == "bystander":
+        gate[TWIN] = up[TWIN] = down[:, TWIN] = 0
+        gate[TWIN, CONST], up[TWIN, MEAN_X], down[UNUSED, TWIN] = 0.5, 1.0, 0.1
     _mlp(weights, 0, gate, up, down)
 
     # Layer 1: the answer. Two neurons make a product with the context, one for each of its signs.
     gate, up, down = layer(1)
     for neuron, sign in ((0, 1.0), (1, -1.0)):
         gate[neuron] = up[neuron] = down[:, neuron] = 0
-        through = kind in ("opposite", "unreachable", "two-sided") or (kind == "half" and sign > 0)
+        through = kind in ("opposite", "unreachable", "two-sided", "bystander", "switch") or (
+            kind == "half" and sign > 0
+        )
         if kind == "zero":
             # relu(x) times the context, as a gate on x.
             gate[neuron, HANDED], up[neuron, MEAN_CTX], down[OUT, neuron] = 8.0, 0.5, 0.15
             continue
-        gate[neuron, MEAN_CTX] = 8.0 * sign
+        gate[neuron, context] = 8.0 * sign
         up[neuron, HANDED if through else CONST] = 0.5 if through else 0.25
         down[OUT, neuron] = 0.3 * sign
     gate[2] = up[2] = down[:, 2] = 0
     if kind == "constant":
         # Enough to outweigh the context, not so much that the final norm drowns it.
         gate[2, HANDED], up[2, CONST], down[OUT, 2] = -8.0, 1.0, 0.07
+    if kind == "switch":
+        gate[2, HANDED], up[2, context], down[OUT, 2] = -8.0, 0.5, -0.4
     _mlp(weights, 1, gate, up, down)
 
     head = 0.2 * rng.standard_normal((V.size, D_MODEL))

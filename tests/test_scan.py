@@ -74,6 +74,59 @@ def test_the_scan_tells_them_apart(scans: dict[str, tuple[list[Any], sf.Scan]], 
         assert one.verdict.constant == (kind == "constant")
 
 
+def _s(plain: TorchModel, site: str, index: int, value: float | None) -> float:
+    """S on half A with a column set everywhere, in plain torch."""
+    import torch
+
+    def moved(at: str, x: torch.Tensor) -> torch.Tensor:
+        if at == site and value is not None:
+            x = x.clone()
+            x[:, index] = value
+        return x
+
+    margins: dict[str, list[float]] = {}
+    for one in handset.behaviour().select("A"):
+        logits = (plain.forward(list(one.text), moved) @ plain.unembed.T)[-1]
+        margins.setdefault(one.side, []).append(float(logits[one.correct] - logits[one.opposite]))
+    return sum(float(np.mean(side)) for side in margins.values())
+
+
+@pytest.mark.parametrize("kind", ["opposite", "switch"])
+def test_more_than_arithmetic(tmp_path: Path, models: dict[str, sf.Model], kind: str) -> None:
+    """The linear prediction and the two-sided twins, in plain torch; only the switch exceeds both."""
+    import torch
+
+    plain = TorchModel.from_folder(handset.make(kind, tmp_path), dtype=torch.float64)
+    found = sf.scan(models[kind], [PLACE], [handset.behaviour()], doses=["mirror"], tiers=("T0",), replicates=300)
+    (reversal,) = found.reversed()
+    clean = _s(plain, *PLACE, None)
+    share = 1 - _s(plain, *PLACE, 0.0) / clean
+    k = -reversal.dose.value / reversal.profile.mean
+    # What it is on half A, where twins are looked for; the prediction is half B's.
+    assert reversal.prediction == pytest.approx(1 - share * (1 + k), abs=0.05)
+    assert reversal.switch == (kind == "switch")
+    twins = reversal.twins
+    assert twins is not None
+    if kind == "opposite":
+        assert twins.neurons == ()
+        return
+    assert handset.TWIN in twins.neurons
+    at = twins.neurons.index(handset.TWIN)
+    assert twins.shares[at] == pytest.approx(1 - _s(plain, handset.SITE, handset.TWIN, 0.0) / clean, abs=1e-4)
+    linear: list[float] = []
+
+    def seen(site: str, x: torch.Tensor) -> torch.Tensor:
+        # Its gate is open everywhere.
+        if site == handset.SITE:
+            linear.extend(x[:, handset.TWIN].tolist())
+        return x
+
+    for one in handset.behaviour().select("A"):
+        plain.forward(list(one.text), seen)
+    expected = _s(plain, handset.SITE, handset.TWIN, -k * float(np.mean(linear))) / clean
+    assert twins.s[at] == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize(("kind", "label"), [("inert", "inert"), ("zero", "incompetent")])
 def test_what_turns_nothing_is_told_apart_by_its_rows(
     scans: dict[str, tuple[list[Any], sf.Scan]], models: dict[str, sf.Model], kind: str, label: str
@@ -156,13 +209,30 @@ def test_unreachable_by_any_token(models: dict[str, sf.Model]) -> None:
 
 
 def test_bystander(models: dict[str, sf.Model]) -> None:
-    """Tokens that destroy the answer while another neuron crosses: clamping it rescues nothing."""
-    model = models["opposite"]
-    site = "blocks.1.mlp.hook_pre_linear"
-    x = Feature(site, 7, side=1)
-    test = sf.flip(model, x, [V.triggers[0]], handset.behaviour(), replicates=300, units=2, strings=4)
+    """Tokens reverse the answer while another neuron crosses in every prompt: clamping that one rescues nothing."""
+    bystander = (handset.SITE, handset.TWIN)
+    listed = sf.survey(models["bystander"], handset.corpus()).one_sided()
+    (x,) = [one for one in listed if (one.site, one.index) == bystander]
+    test = sf.flip(models["bystander"], x, [V.triggers[0]], handset.behaviour(), replicates=300, units=2, strings=4)
+    assert test.reached.flipped.all()
+    assert test.row("tokens").score.s.upper < -0.2
     assert test.role == "bystander"
+    assert test.verdict.tier == "T3"
+    assert "a bystander" in str(test.verdict)
     assert "all prompts are here" not in str(test.verdict)
+
+
+def test_what_a_verdict_can_be_the_most_goes_first(models: dict[str, sf.Model]) -> None:
+    """Of what half A turned: a seen dose on a symmetric behaviour, though others are turned further."""
+    model = models["opposite"]
+    listed = sf.survey(model, handset.corpus(rare=0.02)).one_sided(max_rate=0.01)
+    chosen = [one for one in listed if (one.site, one.index) == PLACE]
+    prone = sf.Behaviour("prone", handset.behaviour().prompts, kind="heuristic-prone")
+    found = sf.scan(model, chosen, [prone, handset.behaviour()], confirm=1, screen=0, replicates=300)
+    (tested,) = [row for row in found.confirmed if row.p_holm is not None]
+    assert (tested.behaviour, tested.dose.extrapolated) == ("context", False)
+    turned = [row.score.mean_ratio.value for row in found.rows if row.dose.extrapolated]
+    assert min(turned) < tested.score.mean_ratio.value
 
 
 @pytest.mark.parametrize("place", [("blocks.0.mlp.hook_pre", 5), ("blocks.0.hook_resid_mid", 0)])

@@ -27,7 +27,7 @@ from signflip.score import Score, answer_tokens, answers, from_reads, summarise
 from signflip.search_result import SearchResult
 from signflip.sequences import continued_ids
 from signflip.sweep import Sweep, log_softmax
-from signflip.verdict import ALL_PROMPTS, Divergence, Verdict, any_turned, judge, taken_across
+from signflip.verdict import ALL_PROMPTS, Divergence, Verdict, any_turned, judge, taken_across, with_role
 
 if TYPE_CHECKING:
     from signflip.behaviours.prompts import ModelPrompt
@@ -183,7 +183,7 @@ class _Test:
             verdict = Verdict("inconclusive", (), (f"S is refused: {by_tokens.refusal}",))
         # Where X was across before, no tokens took it there.
         taken = reached.flipped & (reached.clean * self.feature.side > 0)
-        verdict = taken_across(verdict, max(float(taken.mean()), reached.on_trigger))
+        verdict = with_role(taken_across(verdict, max(float(taken.mean()), reached.on_trigger)), mediation.role)
         if self.half != "B" or not self.behaviour.split:
             verdict = replace(verdict, notes=(*verdict.notes, ALL_PROMPTS))
         text = None if self.model.tokenizer is None else trigger_text(self.model, self.prompts[0], trigger)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -244,7 +244,8 @@ class _Run:
         table, sides = self._screen(names, chosen, screen)
         pairs = _candidates(table, keep, look_below if screen else np.inf)
         rows = self._in_full([(f, names[b]) for f, b in pairs])
-        triples = _triples(rows, confirm)
+        prone = {one.name for one in self.listed if one.kind != "symmetric"}
+        triples = _triples(rows, confirm, prone)
         confirmed, reversals = self._confirm(triples)
         meta = {
             "model": self.model.name,
@@ -499,10 +500,11 @@ def _candidates(table: NDArray[np.float64], keep: int, below: float) -> list[tup
     return chosen
 
 
-def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
+def _triples(rows: Sequence[Row], limit: int, prone: Container[str]) -> list[Row]:
     """What goes to half B: of each pair and tier the lowest seen and the lowest extrapolated dose that looks turned.
 
-    The single most turned row always goes, so that there is something to report under its honest name.
+    First those whose verdict can be the most: on symmetric behaviours, at doses that were seen. Where nothing looks
+    turned the most turned row goes, so that there is something to report under its honest name.
     """
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
@@ -513,7 +515,7 @@ def _triples(rows: Sequence[Row], limit: int) -> list[Row]:
         key = (row.feature.name, row.behaviour, row.tier, row.dose.extrapolated)
         if key not in best or row.score.mean_ratio.value < best[key].score.mean_ratio.value:
             best[key] = row
-    chosen = sorted(best.values(), key=turnedness)
+    chosen = sorted(best.values(), key=lambda row: (row.behaviour in prone, row.dose.extrapolated, turnedness(row)))
     crossing = [row for row in rows if row.dose.crosses] or list(rows)
     if crossing and not chosen:
         chosen = [min(crossing, key=turnedness)]

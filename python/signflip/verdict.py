@@ -25,6 +25,8 @@ MIN_CLUSTERS = 12
 SAME_PROMPTS = "the same prompts selected and confirmed"
 # The note of tokens that do not flip X.
 NOT_ACROSS = "the tokens do not take X across: what they do is not its flip"
+# The note of tokens whose effect does not pass through X.
+BYSTANDER = "X is a bystander: the tokens do this by another way"
 # The share of prompts in which tokens have to take X across.
 MOSTLY = 0.5
 # The note of a flip test that cannot know what selected its feature.
@@ -90,6 +92,13 @@ def taken_across(verdict: Verdict, share: float) -> Verdict:
     if passed:
         return replace(verdict, conditions=conditions)
     return replace(verdict, label="inconclusive", conditions=conditions, notes=(*verdict.notes, NOT_ACROSS), tier="")
+
+
+def with_role(verdict: Verdict, role: str) -> Verdict:
+    """A verdict on tokens that says so where X stands by: what they do, they do by another way."""
+    if role != "bystander" or verdict.label in ("inert", "inconclusive"):
+        return verdict
+    return replace(verdict, notes=(*verdict.notes, BYSTANDER))
 
 
 @dataclass(frozen=True)
