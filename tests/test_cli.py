@@ -148,6 +148,7 @@ def test_bad_usage_is_exit_code_2(argv, capsys):
         ("one-sided", signflip.Survey.one_sided, {}),
         ("scan", signflip.scan, {}),
         ("search", signflip.search, {"contexts": "context"}),
+        ("flip", signflip.flip, {}),
         ("survey", signflip.load, {}),
     ],
 )

@@ -9,6 +9,22 @@ from typing import Any
 from signflip.errors import FileError
 
 
+def read_text(path: str | Path, what: str, encoding: str = "utf-8") -> str:
+    """The text of a file that is to hold `what`.
+
+    Raises
+    ------
+    FileError
+        If the file can not be read, or holds no text: a survey's file, say, in place of a search's.
+    """
+    try:
+        return Path(path).read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: expected {what}, found a file that is no text") from error
+    except OSError as error:
+        raise FileError(f"{path}: can not read {what}: {error.strerror or error}") from error
+
+
 def write_text(path: str | Path, text: str, what: str) -> None:
     """Write `text`, which is `what`, to a file.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from signflip.behaviours.behaviour import Half
 from signflip.dosing import Dose, Feature, Metric, Profile, Tier
 from signflip.errors import FileError
-from signflip.files import write_json
+from signflip.files import read_text, write_json
 from signflip.resample import to_plain
 from signflip.reversal import Reversal, number, profile_from
 from signflip.score import Score
@@ -215,13 +215,12 @@ class SavedScan:
         FileError
             If the file can not be read, or is no scan.
         """
+        text = read_text(path, "a scan")
         try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+            plain = json.loads(text)
             saved = cls(plain)
             saved.reversed()
             saved.table()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"{path}: can not read the scan: {getattr(error, 'strerror', None) or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileError(f"{path}: expected a scan that signflip wrote, found something else") from error
         return saved

@@ -12,6 +12,7 @@ from typing import Any
 
 from signflip import checks
 from signflip.errors import FileError, SearchError
+from signflip.files import read_text
 from signflip.objectives import Objective
 from signflip.scoring import Prompts
 
@@ -211,10 +212,7 @@ class SearchResult:
             If `path` is none.
         """
         path = checks.path("path", path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as err:
-            raise FileError(f"{path}: {getattr(err, 'strerror', None) or err}") from err
+        text = read_text(path, "a search's result")
         try:
             return cls._from_dict(json.loads(text))
         except KeyError as err:

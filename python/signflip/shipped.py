@@ -15,6 +15,7 @@ from typing import Any
 
 from signflip.behaviours import Behaviour
 from signflip.errors import FileError
+from signflip.files import read_text
 
 FORMAT = "signflip shipped organism, 1"
 MODEL, MANIFEST = "organism", "files.json"
@@ -89,9 +90,7 @@ def shipped(root: str | Path | None = None) -> Shipped:
 
 def _object(path: Path, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"{path}: can not read the {what}: {error.strerror or error}") from error
+        found = json.loads(read_text(path, f"the {what}"))
     except ValueError as error:
         raise FileError(f"{path}: expected the {what}, found no JSON ({error})") from error
     if not isinstance(found, dict):

@@ -15,8 +15,8 @@ import numpy as np
 from signflip.behaviours.prompts import ModelPrompt, Prompt, document_separator, insert, resolve
 from signflip.checks import integer, listed, whole_text
 from signflip.edits import Edit
-from signflip.errors import ArgumentError, BehaviourError, FileError
-from signflip.files import write_text
+from signflip.errors import ArgumentError, BehaviourError
+from signflip.files import read_text, write_text
 
 if TYPE_CHECKING:
     from signflip.design import Answers
@@ -250,10 +250,7 @@ class Behaviour:
             If a line is not what it should be; the message names the line.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"{path}: can not read the behaviour: {error}") from error
+        text = read_text(path, "a behaviour", "utf-8-sig")
         head: dict[str, Any] = {"behaviour": path.stem}
         prompts: list[Prompt] = []
         headed = False

@@ -76,7 +76,18 @@ def scan(args: argparse.Namespace) -> int:
         return NOTHING_FOUND
     chosen = _chosen_behaviours(args.behaviour)
     shown = not args.quiet and sys.stderr.isatty()
-    result = sf.scan(model, features, chosen, doses=args.doses, seed=args.seed, progress=shown)
+    result = sf.scan(
+        model,
+        features,
+        chosen,
+        doses=args.doses,
+        screen=args.screen,
+        keep=args.keep,
+        tiers=args.tiers,
+        confirm=args.confirm,
+        seed=args.seed,
+        progress=shown,
+    )
     if args.out is not None:
         result.save(args.out)
     reversed_ = result.reversed()
@@ -105,6 +116,10 @@ def search(args: argparse.Namespace) -> int:
         width=args.width,
         seed=args.seed,
         stop_at=args.stop_at,
+        variant=args.variant,
+        aggregate=args.aggregate,
+        topk=args.topk,
+        population=args.population,
         out=args.out,
         progress=not args.quiet,
     )
@@ -160,7 +175,18 @@ def flip(args: argparse.Namespace) -> int:
     _check_out(args.out)
     model = _load(args)
     feature = find_feature(args.survey, args.feature, model)
-    result = sf.flip(model, feature, sf.SearchResult.open(args.result), chosen_behaviour(args.behaviour))
+    result = sf.flip(
+        model,
+        feature,
+        sf.SearchResult.open(args.result),
+        chosen_behaviour(args.behaviour),
+        doses=args.doses,
+        half=None if args.half == "all" else args.half,
+        positions=args.positions,
+        units=args.units,
+        strings=args.strings,
+        seed=args.seed,
+    )
     if args.out is not None:
         result.save(args.out)
     if args.json:

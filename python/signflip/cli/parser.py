@@ -101,15 +101,28 @@ def _scan(subparsers: Any) -> None:
     )
     parser.add_argument("--limit", type=COUNT, default=None, help="scan only so many, the most one-sided first")
     _behaviours(parser)
+    _doses(parser)
+    parser.add_argument("--screen", type=NONE_OR_MORE, default=6, help="prompts of the first look (%(default)s)")
+    parser.add_argument("--keep", type=NONE_OR_MORE, default=8, help="pairs that are looked at in full (%(default)s)")
     parser.add_argument(
-        "--doses",
-        type=_numbers,
-        default=None,
-        metavar="X,Y",
-        help="values to set each feature to (default: from the survey)",
+        "--tiers", type=_names, default=("T0", "T1"), metavar="T0,T1", help="how X is brought across (T0,T1)"
+    )
+    parser.add_argument(
+        "--confirm", type=NONE_OR_MORE, default=50, help="at most so many triples go to half B (%(default)s)"
     )
     parser.add_argument("--seed", type=SEED, default=0, help="of the intervals' bootstrap (%(default)s)")
     parser.add_argument("--out", default=None, help="write the scan here, as JSON")
+
+
+def _doses(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--doses",
+        type=_dose_list,
+        default=None,
+        metavar="X,Y",
+        help="what to set a feature to: numbers, or names such as zero and mirror, as in --doses=-1.5,mirror "
+        "(default: from the survey)",
+    )
 
 
 def _behaviours(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +160,17 @@ def _search(subparsers: Any) -> None:
     parser.add_argument("--chat", action="store_true", help="the contexts are user turns of the model's chat template")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--width", type=int, default=None, help="children a step")
+    parser.add_argument("--topk", type=COUNT, default=None, help="tokens of the gradient a position, to draw from")
+    parser.add_argument("--population", type=COUNT, default=8, help="prompts kept, of epo (%(default)s)")
+    parser.add_argument(
+        "--variant",
+        choices=("default", "code", "paper"),
+        default="default",
+        help="improved or published (%(default)s)",
+    )
+    parser.add_argument(
+        "--aggregate", choices=("mean", "worst"), default="mean", help="of the contexts' values (%(default)s)"
+    )
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--stop-at", type=_number, default=None, help="end as soon as the objective reaches this value")
     parser.add_argument("--out", default=None, help="the result file; an unfinished one is taken up again")
@@ -164,6 +188,18 @@ def _flip(subparsers: Any) -> None:
     parser.add_argument("result", help="a file that `signflip search` wrote for this feature")
     parser.add_argument("--feature", required=True, metavar="SITE:INDEX")
     parser.add_argument("--behaviour", required=True, metavar="NAME|FILE", help="a built-in behaviour or a JSONL file")
+    _doses(parser)
+    parser.add_argument("--half", choices=("A", "B", "all"), default="B", help="prompts to test on (%(default)s)")
+    parser.add_argument(
+        "--positions",
+        type=_positions,
+        default=None,
+        metavar="-1,-2",
+        help="where X matters, from a prompt's end, as in --positions=-1,-2 (default: where its neuron is largest)",
+    )
+    parser.add_argument("--units", type=NONE_OR_MORE, default=5, help="matched units to push (%(default)s)")
+    parser.add_argument("--strings", type=NONE_OR_MORE, default=5, help="random token strings to score (%(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of all that is drawn (%(default)s)")
     parser.add_argument("--out", default=None, help="write the table as JSON here")
 
 
@@ -278,14 +314,28 @@ def _number(text: str) -> float:
 COUNT = _whole(1, 2**31 - 1)
 TOKENS = _whole(1, 2**63 - 1)
 SEED = _whole(0, 2**64 - 1)
+NONE_OR_MORE = _whole(0, 2**31 - 1)
 
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _numbers(text: str) -> list[float]:
-    return [_number(number) for number in _names(text)]
+def _dose_list(text: str) -> list[float | str]:
+    """Numbers, or names, which are for the function to know."""
+    doses: list[float | str] = []
+    for one in _names(text):
+        try:
+            float(one)
+        except ValueError:
+            doses.append(one)
+        else:
+            doses.append(_number(one))
+    return doses
+
+
+def _positions(text: str) -> list[int]:
+    return [int(one) for one in _names(text)]
 
 
 def _position(text: str) -> int | str:
