@@ -281,3 +281,42 @@ def test_run_shows_ids_that_the_tokenizer_has_not(tmp_path, capsys):
     assert (texts[0], texts[handset.V.yes]) == ("a", None)
     assert main(argv) == 0
     assert "\n-  " in capsys.readouterr().out
+
+
+def test_the_words_of_a_flip_test_reach_the_function(fake, capsys):
+    asked = {}
+    fake.load = lambda *args, **kwargs: SimpleNamespace(name="m", hash="h")
+    fake.SearchResult = SimpleNamespace(open=lambda path: path)
+    fake.behaviours = signflip.behaviours
+    fake.flip = lambda *args, **words: asked.update(words) or {"found": 1}
+    words = [
+        "--doses=-1.5,mirror",
+        "--half",
+        "all",
+        "--positions=-1,-2",
+        "--units",
+        "2",
+        "--strings",
+        "3",
+        "--seed",
+        "9",
+    ]
+    what = ["flip", "m", "s", "r", "--feature", "blocks.0.mlp.hook_pre:3", "--behaviour", "capital", "--json"]
+    assert main([*what, *words]) == 0
+    assert json.loads(capsys.readouterr().out) == {"found": 1}
+    assert asked == {
+        "doses": [-1.5, "mirror"],
+        "half": None,
+        "positions": [-1, -2],
+        "units": 2,
+        "strings": 3,
+        "seed": 9,
+    }
+
+
+@pytest.mark.parametrize(("opens", "wanted"), [(signflip.SearchResult, "a search's result"), (signflip.Scan, "a scan")])
+def test_a_survey_in_place_of_another_file_is_named_as_what_it_is_not(tmp_path, opens, wanted):
+    path = tmp_path / "x.survey"
+    path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}\xff\xfe\x80")
+    with pytest.raises(FileError, match=f"x.survey: expected {wanted}, found a file that is no text"):
+        opens.open(path)

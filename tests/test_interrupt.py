@@ -24,6 +24,8 @@ CALLS = {
     "gradient": "[model.gradient([i % 300] * 1000, o.logit_diff(0, 1)) for i in range(10000)]",
     "generate": "[model.generate([1, i], max_new_tokens=900) for i in range(99)]",
     "hooks": "model.run_with_hooks(np.zeros((60, 1000), dtype=int), [('blocks.0.hook_mlp_out', lambda a, hook: None)])",
+    "scan": "sf.scan(model, [('blocks.3.mlp.hook_post', i) for i in range(300)], behaviour, screen=0)",
+    "flip": "sf.flip(model, ('blocks.3.mlp.hook_post', 5), [7], behaviour, half=None)",
 }
 SCRIPT = """
 import signal, sys
@@ -32,6 +34,8 @@ import numpy as np
 import signflip as sf
 o = sf.objectives
 model = sf.load(sys.argv[1])
+prompts = [([i + 9 * s, *[5] * 700], 1 + s, 2 - s, str(s), str((i, s))) for i in range(99) for s in (0, 1)]
+behaviour = sf.Behaviour("long", prompts)
 model.gradient([1, 2, 3], o.logit_diff(0, 1))  # what is packed once is packed
 print("ready", flush=True)
 try:
