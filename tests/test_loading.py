@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -216,6 +224,76 @@ def test_hub_ids_come_from_the_cache_when_offline(good: Path, cache: Path) -> No
         loading.load_parts("someone/tiny", revision="other")
     with pytest.raises(FileError, match=r"someone/else"):
         loading.load_parts("someone/else")
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a download needs."""
+
+    folder: Path
+    asked: ClassVar[list[str]] = []
+    COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+    def _answer(self, *, body: bool) -> None:
+        self.asked.append(self.path)
+        path = urllib.parse.urlsplit(self.path).path
+        files = sorted(self.folder.iterdir())
+        listing = re.fullmatch(r"/api/models/someone/tiny(/revision/main)?", path)
+        # How the hub's client of today lists files; the one before took them from the listing above.
+        tree = re.fullmatch(rf"/api/models/someone/tiny/tree/{self.COMMIT}", path)
+        file = re.fullmatch(rf"/someone/tiny/resolve/(main|{self.COMMIT})/([^/]+)", path)
+        data = b""
+        if listing:
+            names = [{"rfilename": one.name} for one in files]
+            data = json.dumps({"id": "someone/tiny", "sha": self.COMMIT, "siblings": names}).encode()
+        elif tree:
+            entries = [{"type": "file", "path": one.name, "size": one.stat().st_size, "oid": "0" * 40} for one in files]
+            data = json.dumps(entries).encode()
+        elif file and (self.folder / file[2]).is_file():
+            data = (self.folder / file[2]).read_bytes()
+        self.send_response(200 if data else 404)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.COMMIT)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+def test_a_hub_id_is_fetched_once_and_opens_without_the_hub(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "served")
+    # Weights in another format, which may be large, stay where they are.
+    (tmp_path / "served" / "pytorch_model.bin").write_bytes(b"x" * 100)
+    handler = type("Hub", (_Hub,), {"folder": tmp_path / "served", "asked": []})
+    code = "import signflip as sf; print(sf.load('someone/tiny').run([1, 2, 3]).shape)"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path / "home")}
+        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | there
+
+        def load(name: str = "someone/tiny", **more: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-c", code.replace("someone/tiny", name)],
+                env=environment | more, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+
+        first = load()
+        assert first.stdout.startswith("(1, 3, "), first.stderr
+        assert not any("pytorch_model.bin" in path for path in handler.asked)
+        missing = load("someone/else")
+        server.shutdown()
+    assert "FileError: someone/else" in missing.stderr
+    # What was fetched opens offline by setting, and with the hub gone.
+    assert load(HF_HUB_OFFLINE="1").stdout == first.stdout
+    assert load().stdout == first.stdout
 
 
 def test_a_local_path_has_no_revision(good: Path) -> None:
