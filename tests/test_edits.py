@@ -20,7 +20,7 @@ from hypothesis import strategies as st  # noqa: E402
 import signflip as sf  # noqa: E402
 from reference.restated import Restated  # noqa: E402
 from reference.yardstick import Pool, judge, worst  # noqa: E402
-from signflip.model import PerSequence  # noqa: E402
+from signflip.model import PerSequence, Values  # noqa: E402
 from tiny import loaded_default, profile  # noqa: E402
 
 HEADS = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z")
@@ -336,3 +336,15 @@ def test_clamping_the_whole_pattern() -> None:
         own = model.run(batch, edits=[sf.Edit(PATTERN, "scale", PerSequence([2.0, 0.5]))])
         for ids, value, one in zip(batch, (2.0, 0.5), own, strict=True):
             np.testing.assert_array_equal(one, model.run(ids, edits=[sf.Edit(PATTERN, "scale", value)])[0])
+
+
+@pytest.mark.parametrize("entries", [[[0]], [[0], [1], [2]]])
+def test_positions_of_each_sequence_are_as_many_as_sequences(entries: list[list[int]]) -> None:
+    own = sf.Edit(POST, "set", 1.0, index=3, positions=PerSequence(entries))
+    with loaded_default("llama") as (model, _, _):
+        for call in (
+            lambda: model.run([[3, 4], [6, 7]], edits=[own]),
+            lambda: model.read([[3, 4], [6, 7]], [Values(POST, PerSequence(entries), [3])]),
+        ):
+            with pytest.raises(sf.errors.ArgumentError, match=f"positions: expected 2 entries.*found {len(entries)}"):
+                call()

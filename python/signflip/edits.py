@@ -75,6 +75,18 @@ class Edit:
             raise ArgumentError(f"value: expected one for op {self.op!r}, found none")
 
 
+def check_entries(positions: Positions, n: int) -> None:
+    """That positions given for each sequence are given for as many as there are.
+
+    Raises
+    ------
+    ArgumentError
+        If they are not.
+    """
+    if isinstance(positions, PerSequence) and len(positions) != n:
+        raise ArgumentError(f"positions: expected {n} entries, one a sequence, found {len(positions)}")
+
+
 def resolve_positions(positions: Positions, sequence: int, length: int) -> list[int]:
     """Absolute positions in one sequence.
 
@@ -84,8 +96,6 @@ def resolve_positions(positions: Positions, sequence: int, length: int) -> list[
         If a position lies outside the sequence.
     """
     if isinstance(positions, PerSequence):
-        if sequence >= len(positions):
-            raise ArgumentError(f"positions: expected one entry a sequence, found {len(positions)}")
         positions = positions[sequence]
     if positions is None:
         return list(range(length))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signflip import forest
-from signflip.edits import Edit, core_values, resolve_columns, resolve_positions
+from signflip.edits import Edit, check_entries, core_values, resolve_columns, resolve_positions
 from signflip.errors import ArgumentError
 from signflip.reads import Logits, LogProb, Project, Read, Values, groups, wanted
 
@@ -40,6 +40,8 @@ def read(
     model: Model, ids: list[list[int]], reads: Sequence[Read], variants: Sequence[Sequence[Edit]]
 ) -> list[list[list[Floats]]]:
     """Values `out[variant][read][sequence]`: see `Model.read`."""
+    for read in reads:
+        check_entries(getattr(read, "positions", None), len(ids))
     extra = sum(1 for edits in variants if len(edits))
     out: list[list[list[Floats]]] = [[[np.empty(0, np.float32)] * len(ids) for _ in reads] for _ in variants]
     plans = [[plan_edit(model, edit, ids) for edit in edits] for edits in variants]
@@ -61,6 +63,7 @@ def plan_edit(model: Model, edit: Edit, ids: list[list[int]]) -> PlannedEdit:
     if not isinstance(edit, Edit):
         raise ArgumentError(f"edits: expected a list of Edit, found {edit!r} in it")
     _, heads, width = model._core.site(edit.site)
+    check_entries(edit.positions, len(ids))
     places = [resolve_positions(edit.positions, i, len(sequence)) for i, sequence in enumerate(ids)]
     if edit.positions is not None and not any(places):
         raise ArgumentError(f"positions: the edit at {edit.site} covers no position")
