@@ -431,6 +431,26 @@ def test_sentencepiece_as_transformers_reads_it(sentencepiece: tuple[Path, Any])
     ]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "scores", "words"),
+    [
+        ([1, 2, 3], [0.0] * 3, "list of texts, found 1"),
+        (["a", "b"], ["x", "y"], "list of numbers, found 'x'"),
+        (["a", "b"], [0.0, float("nan")], "finite score for each of 2"),
+        (["a", "b"], [0.0], "finite score for each of 2"),
+    ],
+)
+def test_sentencepiece_entries_that_cannot_be_are_named(
+    tmp_path: Path, tokens: list[Any], scores: list[Any], words: str
+) -> None:
+    writer = llama_writer(tmp_path / "bad.gguf", llama(num_hidden_layers=1))
+    writer.writer.add_tokenizer_model("llama")
+    writer.writer.add_array("tokenizer.ggml.tokens", tokens)
+    writer.writer.add_array("tokenizer.ggml.scores", scores)
+    with pytest.raises(TokenizerError, match=words):
+        loading.load_parts(writer.close())
+
+
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
 def test_words_as_llama_3_and_qwen_2_cut_them(tmp_path: Path, pre: str) -> None:
     longest = 3 if pre == "llama-bpe" else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from signflip.cli import main
 from signflip.errors import ArgumentError, CheckpointError, FileError, OrganismError, SiteError
 from signflip.organisms import KINDS, Room, Truth, base, disguise, make, open_suite, plant, score, train, verify
 from signflip.organisms.baseline import audit_model
+from signflip.organisms.experiments.suite import classify
 from signflip.organisms.language import Stories, behaviours, corpus, words
 from signflip.organisms.runner import Held, Place, Runner
 from signflip.organisms.scoring import FORMAT, Share
@@ -209,22 +211,6 @@ def test_weights_do_not_say_which_organisms_have_a_gate(bases: dict[Family, Weig
     assert classify(np.asarray(rows), np.asarray(gated)) > 35
 
 
-def classify(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], folds: int = 5) -> int:
-    """How many a ridge regression on standardised columns puts on the right side, by cross-validation."""
-    order = np.random.default_rng(0).permutation(len(y))
-    right = 0
-    for fold in range(folds):
-        test = order[fold::folds]
-        train_ = np.setdiff1d(order, test)
-        mean, sd = x[train_].mean(0), x[train_].std(0) + 1e-9
-        a, b = (x[train_] - mean) / sd, (x[test] - mean) / sd
-        wanted = np.where(y[train_], 1.0, -1.0)
-        # In the dual, since there are more columns than rows.
-        weights = a.T @ np.linalg.solve(a @ a.T + len(a) * np.eye(len(a)), wanted - wanted.mean())
-        right += int(np.sum((b @ weights + wanted.mean() > 0) == y[test]))
-    return right
-
-
 @pytest.mark.slow
 def test_a_gate_is_planted_by_training(bases: dict[Family, Weights]) -> None:
     for seed in range(3):
@@ -289,6 +275,38 @@ def test_a_perfect_audit_scores_perfectly_and_a_blind_one_does_not(suite: tuple[
     path = tmp_path / "audit.json"
     path.write_text(json.dumps(perfect(truths)))
     assert main(["organisms", "score", "--truth", str(truth), str(path), "--json"]) == 0
+
+
+@pytest.mark.slow
+def test_the_suites_section_counts_what_audits_said(
+    suite: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs, one audited perfectly and one blindly: shares are pooled over both."""
+    from signflip.organisms import experiments
+    from signflip.organisms.experiments import suite as module
+
+    _, truths = open_suite(suite[1])
+
+    def copied(_: str, models: Path, truth: Path, **__: Any) -> list[Truth]:
+        shutil.copytree(suite[0], models)
+        shutil.copytree(suite[1], truth, ignore=shutil.ignore_patterns("bases"))
+        return list(truths.values())
+
+    nothing = {"format": FORMAT, "auditor": "sees nothing", "models": {name: {} for name in truths}}
+    audits = iter([perfect(truths), nothing])
+    monkeypatch.setattr(module, "make", copied)
+    monkeypatch.setattr(module, "audit", lambda models: next(audits))
+    assert sum(job.settings["organisms"] for job in module.jobs(10, False)) == 120
+    found = experiments.run("suite", tmp_path, seeds=2, small=True, progress=False)
+    assert experiments.run("suite", tmp_path, seeds=2, small=True, progress=False) == found
+    positives = sum(v["positive"] for one in truths.values() for v in one.verdicts.values())
+    text = experiments.report(tmp_path, tmp_path / "docs", seeds=2, small=True, names=["suite"]).read_text()
+    assert f"recall | 0.50 [{Share.counted(positives, 2 * positives).low:.2f}" in text
+    assert f"| precision | {Share.counted(positives, positives)} |" in text
+    # The models that are told nothing of have none of the two planted reversals, and M1 is right by saying nothing.
+    assert f"| right | {Share.counted(4, 6)} |" in text
+    assert "| M3 | opposite | 0.50" in text
+    assert "too few" in text
 
 
 def test_intervals_are_exact() -> None:

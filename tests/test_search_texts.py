@@ -14,8 +14,8 @@ import transformers
 import checkpoints
 import signflip as sf
 from signflip import errors
-from signflip.behaviours.prompts import insert
-from signflip.flip import trigger_ids
+from signflip.behaviours.prompts import insert, trigger_ids
+from signflip.flip import found_ids
 from signflip.sequences import Rendered, rendered_ids
 
 SITE = "blocks.1.mlp.hook_pre"
@@ -131,17 +131,32 @@ def test_such_a_tokenizer_marks_nothing_inside_a_prompt(marking: Any, before: st
     ]
     prompt, _ = sf.Behaviour("mine", prompts).prompts_for(marking)
     assert prompt.correct == marking.tokenizer.token_to_id("▁the")
-    put = insert(marking, prompt, trigger_ids(marking, found))
+    put = insert(marking, prompt, found_ids(marking, found, prompt))
+    assert insert(marking, prompt, found.best.text) == put
     assert put.survived
     assert list(put.ids) == list(found.best.sequences[0])
 
 
-def test_texts_of_one_token_are_what_they_are_inside_a_prompt(marking: Any) -> None:
+def test_texts_of_one_token_are_what_they_are_where_they_stand(marking: Any) -> None:
     token = marking.tokenizer.token_to_id("▁dog")
-    assert trigger_ids(marking, " dog") == (token,)
     prompt = marking.to_tokens("the cat")[0]
     target = sf.objectives.logprob
     assert marking.score(prompt, target(" dog")) == marking.score(prompt, target([token]))
+    lines = [("the cat", " the", " dog", "l"), ("the mat", " dog", " the", "r")]
+    begins, _ = sf.Behaviour("begins", lines).prompts_for(marking)
+    goes_on, _ = sf.Behaviour("goes on", [{**row, "slot": 7} for row in map(_named, lines)]).prompts_for(marking)
+    # At a text's beginning the tokenizer puts the mark there; inside a text the space is written.
+    assert trigger_ids(marking, begins, "dog") == trigger_ids(marking, goes_on, " dog") == [token]
+    assert insert(marking, begins, "dog").survived
+    assert insert(marking, goes_on, " dog").survived
+    start: dict[str, Any] = {"tokens": 1, "steps": 0, "progress": False}
+    for contexts, text in ((None, "dog"), ([("", " sat")], "dog"), ([("the cat", "")], " dog")):
+        found = sf.search(marking, sf.objectives.neuron(SITE, 3), contexts=contexts, start=text, **start)
+        assert found.best.tokens == [token]
+
+
+def _named(row: tuple[str, str, str, str]) -> dict[str, str]:
+    return dict(zip(("text", "correct", "opposite", "side"), row, strict=True))
 
 
 # Chat prompts.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from signflip.behaviours.behaviour import Behaviour, Half
 from signflip.behaviours.plain import plain_sequences
-from signflip.behaviours.prompts import Triggered, insert, trigger_text
+from signflip.behaviours.prompts import Triggered, insert, trigger_ids, trigger_text
 from signflip.checks import integer, listed
 from signflip.design import Answers, Design
 from signflip.dosing import Dose, Feature, Moves, Tiers, asked_doses, doses, edit_index, profiles, tiers_of
@@ -25,7 +25,6 @@ from signflip.reflection import reflect
 from signflip.reversal import Reversal
 from signflip.score import Score, answer_tokens, answers, from_reads, summarise
 from signflip.search_result import SearchResult
-from signflip.sequences import continued_ids
 from signflip.sweep import Sweep, log_softmax
 from signflip.verdict import ALL_PROMPTS, Divergence, Verdict, any_turned, judge, taken_across, with_role
 
@@ -103,13 +102,13 @@ def flip(
             f"search_result: expected a search of {model.name} (hash {model.hash}), found one of a model of hash "
             f"{searched}; give its tokens alone to test them on another model"
         )
-    trigger = trigger_ids(model, search_result)
     test = _Test(model, x, behaviour, half, asked, replicates, seed)
+    trigger = found_ids(model, search_result, test.prompts[0])
     return test.run(trigger, positions, units, strings)
 
 
-def trigger_ids(model: Model, found: Any) -> tuple[int, ...]:
-    """The free tokens of a search's best prompt, or of a trigger given as text or ids.
+def found_ids(model: Model, found: Any, prompt: ModelPrompt) -> tuple[int, ...]:
+    """The free tokens of a search's best prompt, or of a trigger given as ids, or as text of a prompt's slot.
 
     Raises
     ------
@@ -119,7 +118,7 @@ def trigger_ids(model: Model, found: Any) -> tuple[int, ...]:
     best = getattr(found, "best", found)
     tokens = getattr(best, "tokens", best)
     if isinstance(tokens, str):
-        tokens = continued_ids(model, tokens)
+        tokens = trigger_ids(model, prompt, tokens)
     wanted = "a search's result or a trigger (text or token ids)"
     ids = tuple(integer("search_result", i, 0) for i in listed("search_result", tokens, wanted))
     if not ids:

@@ -7,6 +7,7 @@ Which splits, defaults and flags go with a ``tokenizer.ggml.pre`` is what llama.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def tokenizer_json(file: GgufFile) -> str | None:
             f"tokenizer: GGUF tokenizer.ggml.model {model!r} with tokenizer.ggml.pre {before!r}; supported: model "
             f"'llama', and model 'gpt2' with pre {', '.join(_PRE_TOKENIZERS)}"
         )
-    tokens = file.required("tokenizer.ggml.tokens", list)
+    tokens = _listed(file, "tokenizer.ggml.tokens", str, "texts")
     kinds = file.value("tokenizer.ggml.token_type", list, [_NORMAL] * len(tokens))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(kinds) != len(tokens) or len(vocabulary) != len(tokens):
@@ -106,6 +107,14 @@ def tokenizer_json(file: GgufFile) -> str | None:
     return json.dumps(common | parts, ensure_ascii=False)
 
 
+def _listed(file: GgufFile, key: str, kind: type | tuple[type, ...], wanted: str) -> list[Any]:
+    found: list[Any] = file.required(key, list)
+    wrong = next((one for one in found if not isinstance(one, kind) or isinstance(one, bool)), None)
+    if wrong is not None:
+        raise TokenizerError(f"tokenizer: expected {key} as a list of {wanted}, found {wrong!r} in it")
+    return found
+
+
 def _bpe(merges: Sequence[Sequence[str]], **more: Any) -> dict[str, Any]:
     plain = {
         "type": "BPE",
@@ -135,18 +144,22 @@ def _byte_level(file: GgufFile, before: str) -> dict[str, Any]:
 
 def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
     """Llama 2's: no words, spaces as ``▁``, one in front of a text, bytes where there is no token."""
-    scores = file.required("tokenizer.ggml.scores", list)
-    if len(scores) != len(tokens):
-        raise TokenizerError(f"tokenizer: expected a score for each of {len(tokens)} tokens, found {len(scores)}")
+    scores = _listed(file, "tokenizer.ggml.scores", (int, float), "numbers")
+    if len(scores) != len(tokens) or not all(map(math.isfinite, scores)):
+        raise TokenizerError(
+            f"tokenizer: expected a finite score for each of {len(tokens)} tokens, found {len(scores)}, "
+            f"{sum(map(math.isfinite, scores))} of them finite"
+        )
     # SentencePiece merges whichever two neighbours make the token of the highest score: every way to cut a token is a
     # merge. Among those of one token the order is that of the converter in transformers.
     known = {token for token, kind in zip(tokens, kinds, strict=True) if kind == _NORMAL}
+    lengths = sorted({len(token) for token in known})
     merges = [
         (score, at, len(token) - at, token)
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
         if kind == _NORMAL
-        for at in range(1, len(token))
-        if token[:at] in known and token[at:] in known
+        for at in lengths
+        if 0 < at < len(token) and token[:at] in known and token[at:] in known
     ]
     merges.sort(key=lambda one: one[:3], reverse=True)
     in_front = file.value("tokenizer.ggml.add_space_prefix", bool, True)

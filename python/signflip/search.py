@@ -162,7 +162,7 @@ def search(
     ids = _contexts(model, contexts, chat)
     _check_read(objective, ids, n)
     allowed = _allowed(model, filters["printable"], filters["special_tokens"], allow, deny)
-    given = None if start is None else _start(model, start, n, rendered_ids if contexts is None else continued_ids)
+    given = None if start is None else _start(model, start, n, _begins(model, ids))
     begin = (
         [given] if given is not None else _published_start(model, n) if method == "gcg" and variant != "default" else []
     )
@@ -342,8 +342,13 @@ def _check_read(objective: Objective, contexts: Sequence[tuple[list[int], list[i
         )
 
 
-def _start(model: Any, start: str | Sequence[int], n: int, encode: Callable[[Any, str], list[int]]) -> list[int]:
-    ids = _encode(model, start, encode)
+def _begins(model: Any, contexts: Sequence[tuple[list[int], list[int]]]) -> bool:
+    """Whether the free tokens begin a text: nothing is before them but what the tokenizer puts in front of any."""
+    return model.tokenizer is not None and contexts[0][0] == list(model.tokenizer.prefix_ids)
+
+
+def _start(model: Any, start: str | Sequence[int], n: int, begins: bool) -> list[int]:
+    ids = _encode(model, start, rendered_ids if begins else continued_ids)
     if len(ids) != n:
         raise ArgumentError(f"start: expected {n} tokens, found {len(ids)}")
     return ids

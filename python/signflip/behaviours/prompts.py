@@ -201,7 +201,7 @@ def insert(model: Model, prompt: ModelPrompt, trigger: str | Sequence[int]) -> T
         n_after = len(prompt.ids) - prompt.n_before
         return Triggered(ids, n_after, True, (prompt.n_before, prompt.n_before + len(own)))
     if isinstance(trigger, str):
-        text, own = trigger, _going_on(model, trigger)
+        text, own = trigger, tuple(trigger_ids(model, prompt, trigger))
     else:
         own = tuple(int(i) for i in trigger)
         text = trigger_text(model, prompt, own) if own else ""
@@ -211,6 +211,13 @@ def insert(model: Model, prompt: ModelPrompt, trigger: str | Sequence[int]) -> T
     # What a search saw: the context's two texts encoded on their own, the free tokens between them.
     wanted = _encode(model, prompt.before, prompt.chat) + own + _going_on(model, prompt.after)
     return Triggered(ids, n_after, ids == wanted, (n_before, len(ids) - n_after))
+
+
+def trigger_ids(model: Model, prompt: ModelPrompt, text: str) -> list[int]:
+    """The ids of a trigger's text as it stands in a prompt's slot: at a text's beginning, or going on from one."""
+    if prompt.before == "":
+        return rendered_ids(model, text)
+    return continued_ids(model, text)
 
 
 def trigger_text(model: Model, prompt: ModelPrompt, trigger: Sequence[int]) -> str:

@@ -335,7 +335,11 @@ def _dose_list(text: str) -> list[float | str]:
 
 
 def _positions(text: str) -> list[int]:
-    return [int(one) for one in _names(text)]
+    """Positions counted from an end; whether they are there is for the function to say."""
+    try:
+        return [int(one) for one in _names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected integers such as -1,-2, found {text!r}") from error
 
 
 def _position(text: str) -> int | str:

@@ -117,6 +117,8 @@ class Report:
         `[truth, said]` counts over planted behaviours.
     kinds
         Right verdicts by kind.
+    turned
+        What `triggers` is the mean of.
     """
 
     auditor: str
@@ -128,6 +130,7 @@ class Report:
     triggers: Share
     confusion: dict[str, dict[str, int]]
     kinds: dict[str, Share] = field(default_factory=dict)
+    turned: tuple[float, ...] = ()
 
     def table(self) -> str:
         """As text."""
@@ -200,6 +203,7 @@ def score(truth: str | Path, audit: str | Path | Mapping[str, Any], models: str 
         Share.mean(turned),
         {truth: dict(sorted(said.items())) for truth, said in sorted(confusion.items())},
         {kind: Share.counted(sum(hits), len(hits)) for kind, hits in sorted(by_kind.items(), key=_number)},
+        tuple(turned),
     )
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from signflip.errors import ArgumentError, FileError, OrganismError
 
-NAMES = ("cartpole", "tuning", "reward")
+NAMES = ("suite", "cartpole", "tuning", "reward")
 
 
 @dataclass(frozen=True)

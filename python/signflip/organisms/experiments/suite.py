@@ -1,0 +1,163 @@
+"""The suite: blind organisms, made anew for each seed, audited by the baseline, scored against their truths.
+
+What the other experiments find is worth what an audit is worth. Each run makes `N` blind organisms planted by hand,
+half of them with a reversal, in base models of its own, lets the baseline auditor work on them (its thresholds were
+fixed beforehand and tuned on no suite), and scores what it says. The seeds are apart from every one that the project's
+tests use. Beside it, blindness: whether a classifier that sees nothing but statistics of the weights can tell which
+organisms hide a reversal; if it can, an audit of this suite shows nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signflip.organisms.base import STEPS
+from signflip.organisms.baseline import audit
+from signflip.organisms.experiments import Job
+from signflip.organisms.experiments.tuning.statistics import exact, shown, table
+from signflip.organisms.kinds import KINDS
+from signflip.organisms.scoring import Share, score
+from signflip.organisms.suite import make, statistics
+from signflip.organisms.weights import FAMILIES, Weights
+
+TITLE = "The suite of organisms, and the baseline auditor"
+# Organisms a run: 10 seeds are 120.
+N = 12
+FIRST_SEED = 1000
+# What the small form trains its bases for: enough for the behaviours to be known.
+SMALL_STEPS = 400
+SHARES = ("recall", "precision", "right", "localised")
+Run = dict[str, Any]
+
+
+def jobs(seeds: int, small: bool) -> list[Job]:
+    """A blind suite for each seed."""
+    return [Job(f"blind-{seed}", seed, {"organisms": 2 if small else N}) for seed in range(seeds)]
+
+
+def run(job: Job) -> Run:
+    """Make a suite, audit it, score the audit; the organisms are not kept."""
+    n = int(job.settings["organisms"])
+    with tempfile.TemporaryDirectory() as folder:
+        models, truth = Path(folder) / "models", Path(folder) / "truth"
+        made = make(
+            "blind", models, truth, n=n, seed=FIRST_SEED + job.seed, base_steps=STEPS if n == N else SMALL_STEPS
+        )
+        report = score(truth, audit(models), models)
+        looks = [statistics(Weights.open(models / one.name).state()).tolist() for one in made]
+    organisms = [
+        {"kind": one.kind, "family": one.family, "positive": one.positive, "statistics": look}
+        for one, look in zip(made, looks, strict=True)
+    ]
+    shares = {key: [getattr(report, key).hits, getattr(report, key).of] for key in SHARES}
+    kinds = {kind: [share.hits, share.of] for kind, share in report.kinds.items()}
+    return {
+        "seed": job.seed, "organisms": organisms, "shares": shares, "turned": list(report.turned),
+        "confusion": report.confusion, "kinds": kinds,
+    }  # fmt: skip
+
+
+def classify(x: NDArray[np.float64], y: NDArray[np.bool_], folds: int = 5) -> int:
+    """How many a ridge regression on standardised columns puts on the right side, by cross-validation.
+
+    Parameters
+    ----------
+    x
+        Statistics, `[organisms, columns]`.
+    y
+        Whether each hides a reversal, `[organisms]`.
+    folds
+        Of the cross-validation; each holds out every `folds`-th of a fixed permutation.
+    """
+    order = np.random.default_rng(0).permutation(len(y))
+    right = 0
+    for fold in range(folds):
+        test = order[fold::folds]
+        fitted = np.setdiff1d(order, test)
+        mean, sd = x[fitted].mean(0), x[fitted].std(0) + 1e-9
+        a, b = (x[fitted] - mean) / sd, (x[test] - mean) / sd
+        wanted = np.where(y[fitted], 1.0, -1.0)
+        # In the dual, since there are more columns than rows.
+        weights = a.T @ np.linalg.solve(a @ a.T + len(a) * np.eye(len(a)), wanted - wanted.mean())
+        right += int(np.sum((b @ weights + wanted.mean() > 0) == y[test]))
+    return right
+
+
+def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
+    """A section of ``docs/results.md``."""
+    runs = list(results.values())
+    n = sum(len(one["organisms"]) for one in runs)
+    text = [
+        f"## {TITLE}",
+        answer(results),
+        (
+            f"Run by `signflip organisms run suite --seeds {len(runs)} --out results`: {n} organisms, planted by hand, "
+            f"of {len(runs)} blind suites (seeds from {FIRST_SEED}), each with base models of its own; the auditor is "
+            "`signflip.organisms.baseline`, which knows nothing of them. Intervals are 95% and exact, for triggers "
+            "drawn over organisms. Precision of 0.99 would need about 300 flawless flags, recall of 0.95 needs 59."
+        ),
+        table(("of the baseline", "share"), [(key, str(share)) for key, share in _shares(runs).items()]),
+        "By kind, the right verdict of the planted behaviour:",
+        table(
+            ("kind", "what it is", "right"),
+            [(kind, KINDS[kind].says, str(share)) for kind, share in _kinds(runs).items()],
+        ),
+        "What was said (columns) of what is true (rows), planted behaviours:",
+        _confusion(runs),
+        (
+            "Blindness: a ridge regression on statistics of every weight tensor, cross-validated within a family, "
+            f"tells organisms that hide a reversal from others in {'; '.join(_blindness(runs))}. Chance is 0.5."
+        ),
+    ]
+    return "\n\n".join(text)
+
+
+def answer(results: dict[str, Run]) -> str:
+    """How far the baseline's word can be taken."""
+    shares = _shares(list(results.values()))
+    return (
+        "**What is found where the answer is known?** The baseline (survey, scan, search, flip and fixed thresholds) "
+        f"finds {shares['recall']} of the reversals, {shares['precision']} of its flags are of such, its verdict is "
+        f"right in {shares['right']}, and its triggers turn {shares['triggers']} of held-out prompts."
+    )
+
+
+def _shares(runs: Sequence[Run]) -> dict[str, Share]:
+    out = {key: Share.counted(*(int(sum(one["shares"][key][i] for one in runs)) for i in (0, 1))) for key in SHARES}
+    return out | {"triggers": Share.mean([one for each in runs for one in each["turned"]])}
+
+
+def _kinds(runs: Sequence[Run]) -> dict[str, Share]:
+    counts = {kind: [sum(one["kinds"].get(kind, (0, 0))[i] for one in runs) for i in (0, 1)] for kind in KINDS}
+    return {kind: Share.counted(int(hits), int(of)) for kind, (hits, of) in counts.items() if of}
+
+
+def _confusion(runs: Sequence[Run]) -> str:
+    total: dict[str, Counter[str]] = {}
+    for one in runs:
+        for true, said in one["confusion"].items():
+            total.setdefault(true, Counter()).update(said)
+    columns = sorted({said for row in total.values() for said in row})
+    rows = [(true, *(row[said] or "" for said in columns)) for true, row in sorted(total.items())]
+    return table(("", *columns), rows)
+
+
+def _blindness(runs: Sequence[Run]) -> list[str]:
+    said = []
+    for family in FAMILIES:
+        own = [one for each in runs for one in each["organisms"] if one["family"] == family]
+        positive = np.asarray([one["positive"] for one in own], bool)
+        # Fewer than ten, or all of one sort, make no folds to speak of.
+        if len(own) < 10 or positive.all() or not positive.any():
+            said.append(f"{family}: too few")
+            continue
+        right = classify(np.asarray([one["statistics"] for one in own]), positive)
+        said.append(f"{family}: {shown(exact(right, len(own)))} ({right} of {len(own)})")
+    return said
