@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from signflip.errors import ArgumentError, FileError, OrganismError
 
-NAMES = ("suite", "cartpole", "tuning", "reward")
+NAMES = ("suite", "cartpole", "parity", "tuning", "reward")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""The law by architecture: against a real step, against parity where it is exact, and a report that can go either way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from signflip.organisms import experiments
+from signflip.organisms.experiments import Job, parity
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("name", parity.ARCHITECTURES)
+@pytest.mark.parametrize("base", ["none", "opposite"])
+def test_the_law_is_what_a_small_step_does(name: str, base: str) -> None:
+    torch.manual_seed(1)
+    net, s = parity.ARCHITECTURES[name]().double(), parity.states(1)
+    parity._learn(net, s, base, 1)
+    expected = parity.law(net, s)["change"]
+    before = parity._seen(net, s)["below"]["margin"]
+    step = 1e-6
+    gradients = torch.autograd.grad(parity.reward(net, s), list(net.parameters()), allow_unused=True)
+    with torch.no_grad():
+        for weights, gradient in zip(net.parameters(), gradients, strict=True):
+            if gradient is not None:
+                weights += step * gradient
+    assert (parity._seen(net, s)["below"]["margin"] - before) / step == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_the_reward_is_that_of_drawn_actions() -> None:
+    torch.manual_seed(2)
+    net, s = parity.ARCHITECTURES["GELU"]().double(), parity.states(2)
+    with torch.no_grad():
+        says_first = torch.sigmoid(net(s)).numpy()
+        expected = float(parity.reward(net, s))
+    actions = np.random.default_rng(0).random((20_000, len(s))) < says_first
+    assert np.mean(actions == (s[:, 0] > 0).numpy()) == pytest.approx(expected, abs=0.002)
+
+
+@pytest.mark.parametrize(("name", "odd"), [("additive", 1.0), ("product", 0.0)])
+def test_parity_decides_where_it_is_exact(name: str, odd: float) -> None:
+    found = parity.run(Job("x", 3, {"architecture": name, "steps": 100}))
+    for base in found["bases"].values():
+        assert base["law"]["odd"] == pytest.approx(odd, abs=1e-12)
+        assert (base["law"]["cosine"] > 0) == (name == "additive")
+        # What is right at X > 0 is right, or opposite, at X < 0; whatever the base was taught there.
+        if base["after"]["above"]["right"] == 1:
+            assert base["after"]["below"]["right"] == odd
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_section_can_go_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: float) -> None:
+    def made(job: Job) -> dict[str, Any]:
+        side = {"above": {"margin": 1.0, "right": 1.0}, "below": {"margin": 0.0, "right": 0.5}}
+        after = {"above": {"margin": 2.0, "right": 1.0}, "below": {"margin": sign, "right": 0.5 + sign / 2}}
+        one = {"law": {"change": sign, "cosine": sign / 2, "odd": 0.5}, "before": side, "after": after}
+        return {
+            "seed": job.seed,
+            "architecture": job.settings["architecture"],
+            "bases": dict.fromkeys(parity.BASES, one),
+        }
+
+    monkeypatch.setattr(parity, "run", made)
+    experiments.run("parity", tmp_path, seeds=10, progress=False)
+    text = experiments.report(tmp_path, tmp_path / "docs", names=["parity"]).read_text()
+    up, down = ("held", "failed") if sign > 0 else ("failed", "held")
+    assert (
+        f"| parity | additive: K > 0 mostly | {'0.00 [0.00, 0.31]' if sign > 0 else '1.00 [0.69, 1.00]'} | {up} |"
+        in text
+    )
+    assert (
+        f"| parity | product: K < 0 mostly | {'0.00 [0.00, 0.31]' if sign > 0 else '1.00 [0.69, 1.00]'} | {down} |"
+        in text
+    )
+    assert "| conjecture | K's sign before tuning is the way that X < 0 then takes (share above 0.75) | 1.00" in text
+    assert (tmp_path / "docs" / "results" / "parity.png").stat().st_size > 1000
