@@ -118,9 +118,9 @@ def chosen(small: bool) -> Chosen:
     known = feature(*KNOWN)
     if small:
         return Chosen(known, (), (), (), tokens)
+    # The largest shares first; half of those measured are of either kind, so that there is something to choose from.
     order = sorted(((layer, int(i)) for layer in layers for i in range(len(first[layer]))),
-                   key=lambda at: -abs(float(first[at[0]][at[1]])))  # fmt: skip
-    # Half of them of either kind, so that there is something to choose from.
+                   key=lambda at: -float(first[at[0]][at[1]]))  # fmt: skip
     kinds: dict[bool, list[Feature]] = {True: [], False: []}
     for at in order:
         if at == KNOWN or all(len(own) >= SCREENED // 2 for own in kinds.values()):
@@ -135,8 +135,17 @@ def chosen(small: bool) -> Chosen:
 
 
 def _nearest(known: Feature, among: Sequence[Feature]) -> tuple[Feature, ...]:
-    """Half of the controls: those nearest to the known unit in share and in how often the gate is open."""
-    return tuple(sorted(among, key=lambda f: abs(f.share - known.share) + abs(f.gate - known.gate))[: CONTROLS // 2])
+    """Half of the controls: those nearest to the known unit in share and in how often the gate is open.
+
+    Both in standard deviations of those that there are to choose from. None has the known unit's share.
+    """
+
+    def distance(one: Feature) -> float:
+        pairs = ((getattr(one, of) - getattr(known, of), np.std([getattr(f, of) for f in among]))
+                 for of in ("share", "gate"))  # fmt: skip
+        return float(sum(abs(difference) / max(sd, 1e-9) for difference, sd in pairs))
+
+    return tuple(sorted(among, key=distance)[: CONTROLS // 2])
 
 
 def _survey(layers: Sequence[int], tokens: int) -> tuple[dict[str, dict[str, Any]], int]:

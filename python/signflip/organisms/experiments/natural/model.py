@@ -138,6 +138,9 @@ class Net:
         The first tuned layer.
     """
 
+    # For `tuning.kernel`.
+    gelu = False
+
     def __init__(self, model: Any, first: int) -> None:
         self.first = first
         self.layers = list(model.model.layers)
