@@ -63,7 +63,7 @@ class Prompts:
         return Prompts(self.batch.take(rows), *rest)
 
     def margin(self, logp: Tensor) -> Tensor:
-        """log P(right) − log P(wrong), `[n]`."""
+        """Log P(right) − log P(wrong), `[n]`."""
         at = torch.arange(len(self))
         return logp[at, self.right] - logp[at, self.wrong]
 
