@@ -43,12 +43,12 @@ LIVE = 0.2
 # The first so many seeds are tuned as a whole as well.
 WHOLE_SEEDS = 3
 # Controls are measured, and gradients taken, on all names in so many of the templates.
-FEW_TEMPLATES = 2
+FEW_TEMPLATES = 1
 TEXTS = 12
 
 
 def jobs(seeds: int, small: bool) -> list[Job]:
-    """One run for each seed, depth, algorithm and arm: the arms that decide first, whole models last.
+    """One run for each depth, seed, algorithm and arm: those of a seed together, as its base is made once.
 
     Parameters
     ----------
@@ -57,17 +57,14 @@ def jobs(seeds: int, small: bool) -> list[Job]:
     small
         One arm by either algorithm, two steps, few prompts, no controls.
     """
-    depths = (False,) if small else (False, True)
-    arms = (ARMS[:1],) if small else (ARMS[:3], ARMS[3:])
     made = []
-    for whole in depths:
-        for some in arms:
-            for seed in range(1 if small else min(seeds, WHOLE_SEEDS) if whole else seeds):
-                for algorithm in ALGORITHMS:
-                    for arm in some:
-                        name = f"{'whole-' if whole else ''}{algorithm}-{arm}-{seed}"
-                        settings = {"algorithm": algorithm, "arm": arm, "whole": whole, "small": small}
-                        made.append(Job(name, seed, settings))
+    for whole in (False,) if small else (False, True):
+        for seed in range(1 if small else min(seeds, WHOLE_SEEDS) if whole else seeds):
+            for algorithm in ALGORITHMS:
+                for arm in ARMS[:1] if small else ARMS:
+                    name = f"{'whole-' if whole else ''}{algorithm}-{arm}-{seed}"
+                    settings = {"algorithm": algorithm, "arm": arm, "whole": whole, "small": small}
+                    made.append(Job(name, seed, settings))
     return made
 
 

@@ -17,11 +17,11 @@ from signflip.organisms.experiments.natural.prompts import Prompts
 # Places at which X is fixed: its mean in half A, 0, the most extreme value seen, three times that.
 PLACES = ("mean", "zero", "extreme", "triple")
 # How many one-token prefixes are tried in front of a name, a name a side.
-PREFIXES, SMALL_PREFIXES = 1500, 20
+PREFIXES, SMALL_PREFIXES = 500, 20
 
 
 def line(doses: Sequence[float], margins: Sequence[float]) -> dict[str, float]:
-    """Offset (margin at X = 0) and slope of the margin in −side·X, by least squares over the doses.
+    """Offset (margin at the second dose, X = 0) and slope of the margin in −side·X, by least squares over the doses.
 
     The slope is turned so that a positive one says: farther to the side that is seen, better.
     """
@@ -31,13 +31,17 @@ def line(doses: Sequence[float], margins: Sequence[float]) -> dict[str, float]:
     return {"offset": float(margins[1]), "slope": slope * (1 if doses[0] > 0 else -1)}
 
 
-def at_doses(net: Net, on: Prompts, feature: Feature, doses: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Margins and answer mass with X fixed, `[doses, n]` each; what is below the unit's layer is run once."""
+def at_doses(
+    net: Net, on: Prompts, feature: Feature, doses: Sequence[float | None], below: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Margins and answer mass with X fixed, or as it is where the dose is None: `[doses, n]` each.
+
+    `below` is the residual stream in front of the unit's layer.
+    """
+    margins, masses = [], []
     with torch.no_grad():
-        below = net.through(net.start(on.batch), net.first, feature.layer)
-        margins, masses = [], []
         for dose in doses:
-            with net.set(Setting(feature.layer, feature.index, dose)):
+            with net.set(None if dose is None else Setting(feature.layer, feature.index, dose)):
                 logp = net.logp(net.through(below, feature.layer), on.batch.end)
             margins.append(on.margin(logp))
             masses.append(on.mass(logp))
@@ -60,30 +64,38 @@ def known(net: Net, on: Prompts, feature: Feature) -> dict[str, Any]:
     """
     doses = feature.doses()
     with torch.no_grad(), net.seeing(feature.layer) as seen:
-        logp = net.at_end(on.batch)
+        below = net.through(net.start(on.batch), net.first, feature.layer)
+        # As it is comes first: what is seen of later runs is not looked at.
+        margins, masses = at_doses(net, on, feature, [None, *doses], below)
     place = torch.arange(on.batch.ids.shape[1])
     x = seen[0][..., feature.index][(place > 0) & (place <= on.batch.end[:, None])].double()
-    margins, masses = at_doses(net, on, feature, doses)
-    found = {"clean": on.grid(on.margin(logp))}
-    found |= {name: on.grid(one) for name, one in zip(PLACES, margins, strict=True)}
-    mass = {"clean": float(on.mass(logp).mean())}
-    mass |= {name: float(one.mean()) for name, one in zip(PLACES, masses, strict=True)}
+    names = ("clean", *PLACES)
+    found = {name: on.grid(one) for name, one in zip(names, margins, strict=True)}
+    mass = {name: float(one.mean()) for name, one in zip(names, masses, strict=True)}
     crossed = x * feature.side < 0
     return {
         "margins": found,
         "mass": mass,
-        "line": line(doses, margins.double().mean(1).tolist()),
-        "side_lines": [line(doses, margins[:, on.side == side].double().mean(1).tolist()) for side in (0, 1)],
+        "line": line(doses, margins[1:].double().mean(1).tolist()),
+        "side_lines": [line(doses, margins[1:, on.side == side].double().mean(1).tolist()) for side in (0, 1)],
         "x": {"mean": float(x.mean()), "sd": float(x.std()), "rarest": float((x * -feature.side).max() * -feature.side),
               "crossed": float(crossed.double().mean())},
     }  # fmt: skip
 
 
-def control(net: Net, on: Prompts, feature: Feature) -> dict[str, Any]:
-    """Another unit: margins of each side where its linear part is fixed, offset and slope."""
-    doses = feature.doses()[:3]
-    margins, _ = at_doses(net, on, feature, doses)
-    return {"margins": [sides(one, on) for one in margins], "line": line(doses, margins.double().mean(1).tolist())}
+def controls(net: Net, on: Prompts, features: Sequence[Feature]) -> list[dict[str, Any]]:
+    """Other units: margins of each side where their linear part is fixed at its mean and at its extreme, and slope."""
+    with torch.no_grad():
+        below = {net.first: net.start(on.batch)}
+        for layer in range(net.first, max((f.layer for f in features), default=net.first)):
+            below[layer + 1] = net.through(below[layer], layer, layer + 1)
+    found = []
+    for one in features:
+        doses = [one.mean, one.extreme]
+        margins, _ = at_doses(net, on, one, doses, below[one.layer])
+        slope = line(doses, margins.double().mean(1).tolist())["slope"]
+        found.append({"margins": [sides(each, on) for each in margins], "slope": slope})
+    return found
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def growth(run: Run, kind: str, *, relative: bool = False) -> float:
     """Mean growth over some units of slope × mean |X|, nats; or in proportion to the sum of what it was."""
     names = {"known": [run["units"]["known"]]} | {k: run["units"][k] for k in ("following", "one_sided", "two_sided")}
     size = [abs(feature["mean"]) for feature in names[kind]]
-    ends = [np.asarray([one["line"]["slope"] for one in run[when]["units"][kind]]) * size
+    ends = [np.asarray([one["slope"] for one in run[when]["units"][kind]]) * size
             for when in ("before", "after")]  # fmt: skip
     if relative:
         return float((ends[1] - ends[0]).sum() / ends[0].sum())

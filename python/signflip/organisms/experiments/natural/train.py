@@ -24,7 +24,7 @@ Algorithm = Literal["dpo", "grpo"]
 # The base learns that the pronoun is right three times in four, until on half A it is so at most this often.
 RIGHT, ENOUGH = 0.75, 0.77
 WEAKEN_RATE, WEAKEN_STEPS = 0.01, 80
-BATCH = 32
+BATCH = 24
 STEPS, SMALL_STEPS = 20, 2
 RATE: dict[Algorithm, float] = {"dpo": 0.003, "grpo": 0.003}
 BETA: dict[Algorithm, float] = {"dpo": 0.3, "grpo": 0.05}
