@@ -169,7 +169,7 @@ def _measured(net: Any, fixed: dict[str, Any], *, controls: bool) -> dict[str, A
     if controls:
         kinds = {"following": units.following, "one_sided": units.one_sided, "two_sided": units.two_sided}
         kinds["known"] = (units.known,)
-        found["units"] = {kind: [measure.control(net, fixed["few"], one) for one in own] for kind, own in kinds.items()}
+        found["units"] = {kind: measure.controls(net, fixed["few"], own) for kind, own in kinds.items()}
     return found
 
 

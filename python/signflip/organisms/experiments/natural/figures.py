@@ -31,7 +31,8 @@ def margins(runs: Sequence[Run], to: Path) -> None:
                         axis.plot(x, y, color=colour, lw=0.7, alpha=0.7)
             axis.axhline(0, color="black", lw=0.5)
             axis.axvline(0, color="black", lw=0.5, ls=":")
-            axis.set_title(f"{algorithm}, {("women's", "men's")[side]} names", fontsize=8)
+            whose = ("women's", "men's")[side]
+            axis.set_title(f"{algorithm}, {whose} names", fontsize=8)
             axis.set_xlabel("X, fixed", fontsize=8)
             axis.set_ylabel("margin, nats", fontsize=8)
     handles = [axes[0, 0].plot([], [], color=colour, label=arm)[0] for arm, colour in COLOURS.items()]

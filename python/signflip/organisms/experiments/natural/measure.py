@@ -130,7 +130,7 @@ def reach(net: Net, tried: Prefixed, feature: Feature) -> dict[str, float]:
     size = 1000
     found = []
     with torch.no_grad():
-        for rows in torch.arange(len(tried.batch)).split(size):
+        for rows in torch.split(torch.arange(len(tried.batch)), size):
             part = tried.batch.take(rows)
             with net.seeing(feature.layer) as seen:
                 net.through(net.start(part), net.first, feature.layer + 1)

@@ -62,7 +62,8 @@ def from_gguf(path: Path | str) -> Any:
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, assign=True)
     model.tie_weights()
-    return model.eval().requires_grad_(False)
+    model.requires_grad_(False).train(False)
+    return model
 
 
 @cache
@@ -158,7 +159,7 @@ class Net:
 
     def parameters(self) -> dict[str, Tensor]:
         """What is tuned, by transformers' names."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for i in range(self.first, len(self.layers)):
             found |= {f"model.layers.{i}.{name}": p for name, p in self.layers[i].named_parameters()}
         if self.first == 0:
@@ -180,7 +181,7 @@ class Net:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(list(row))
         with torch.no_grad():
-            parts = [self.through(self.embedding(part), 0, self.first) for part in ids.split(size)]
+            parts = [self.through(self.embedding(part), 0, self.first) for part in torch.split(ids, size)]
         return Batch(ids, end, torch.cat(parts))
 
     def start(self, on: Batch) -> Tensor:

@@ -8,7 +8,7 @@ out. The place that decides is the most extreme value of X that was seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ KL, MASS = 0.1, 0.5
 
 def void(run: Run) -> bool:
     """Whether too few groups had an advantage for the run to say anything."""
-    return run["algorithm"] == "grpo" and run["log"]["live"] < LIVE
+    return bool(run["algorithm"] == "grpo" and run["log"]["live"] < LIVE)
 
 
 def unit(run: Run) -> float:
@@ -44,12 +44,19 @@ def grid(run: Run, when: str, what: str) -> Floats:
     doses = np.asarray([feature["mean"], 0.0, feature["extreme"], 3 * feature["extreme"]])
     # Least squares, turned to the side that is seen.
     weights = (doses - doses.mean()) / max(((doses - doses.mean()) ** 2).sum(), 1e-12) * doses[0]
-    return np.einsum("k,ksnt->snt", weights, np.asarray([margins[place] for place in PLACES], float))
+    every = np.asarray([margins[place] for place in PLACES], float)
+    slope: Floats = np.einsum("k,ksnt->snt", weights, every)
+    return slope
 
 
 def change(run: Run, what: str) -> Floats:
     """By how many units something moved, side × name × template."""
     return (grid(run, "after", what) - grid(run, "before", what)) / unit(run)
+
+
+def shift(run: Run, what: str) -> float:
+    """By how many nats the mean moved."""
+    return float((grid(run, "after", what) - grid(run, "before", what)).mean())
 
 
 def interval(grids: Sequence[Floats]) -> Interval:
@@ -99,15 +106,20 @@ def growth(run: Run, kind: str, *, relative: bool = False) -> float:
     return float((ends[1] - ends[0]).mean())
 
 
-def _over(runs: Sequence[Run], relative: bool) -> Interval:
-    if not runs:
-        return (float("nan"),) * 3
+# Of nothing.
+NONE: Interval = (float("nan"), float("nan"), float("nan"))
 
-    def lead(some: Sequence[Run]) -> float:
-        return float(np.mean([growth(r, "known", relative=relative) - growth(r, "two_sided", relative=relative)
-                              for r in some]))  # fmt: skip
 
-    return over_seeds(runs, lead)
+def mean_over(runs: Sequence[Run], of: Callable[[Run], float]) -> Interval:
+    """The mean of a number over runs, and its interval when seeds are drawn again."""
+    return over_seeds(runs, lambda some: float(np.mean([of(r) for r in some]))) if runs else NONE
+
+
+def _lead(runs: Sequence[Run], relative: bool) -> Interval:
+    def lead(r: Run) -> float:
+        return growth(r, "known", relative=relative) - growth(r, "two_sided", relative=relative)
+
+    return mean_over(runs, lead)
 
 
 def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
@@ -126,7 +138,7 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
                 mark(found, lambda x: x > -DELTA, lambda x: x <= -DELTA))  # fmt: skip
         own = [r for r in pick(runs, algorithm, "tuned").values() if r["units"]["two_sided"]]
         for relative, said in ((False, "nats"), (True, "in proportion to what it was")):
-            found = _over(own, relative)
+            found = _lead(own, relative)
             add("conjecture", f"tuned: X's slope grows more than in two-sided controls ({said})", found,
                 mark(found, lambda x: x > 0, lambda x: x <= 0))  # fmt: skip
         found = moved(runs, algorithm, "tuned", DECIDES, "flipped")
@@ -157,7 +169,7 @@ def ambiguous(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
         still = [mark(one, lambda x: abs(x) < DELTA, lambda x: abs(x) >= DELTA) for one in each]
         verdict = "open" if "open" in still else "yes" if len(set(still)) == 2 else "no"
         out.append((f"{algorithm}: only one side moves (women's names; men's)", "; ".join(map(shown, each)), verdict))
-        kl = over_seeds(own, lambda rs: float(np.mean([r["kl"] for r in rs]))) if own else (float("nan"),) * 3
+        kl = mean_over(own, lambda r: float(r["kl"]))
         mass = [r["after"]["mass"][DECIDES] / r["before"]["mass"][DECIDES] for r in own]
         broken = mark(kl, lambda x: x > KL, lambda x: x <= KL)
         low = any(one < MASS for one in mass)

@@ -22,8 +22,10 @@ from signflip.organisms.experiments.natural.predictions import (
     growth,
     interval,
     marked,
+    mean_over,
     moved,
     pick,
+    shift,
     unit,
     void,
 )
@@ -31,8 +33,8 @@ from signflip.organisms.experiments.tuning.statistics import Run, mark, over_see
 
 COMMAND = "signflip organisms run natural --seeds 10 --out results"
 SAID = (
-    "Margins are log P(right) − log P(wrong) in nats, on names and templates that no tuning saw; a unit is the weakened "
-    "base's mean margin of that seed. Intervals are 95%: seeds, names and templates drawn again together."
+    "Margins are log P(right) − log P(wrong) in nats, on names and templates that no tuning saw; a unit is the "
+    "weakened base's mean margin of that seed. Intervals are 95%: seeds, names and templates drawn again together."
 )
 
 
@@ -54,13 +56,13 @@ def section(runs: list[Run], figures: Path) -> str:
         cells.setdefault(_name(r), []).append(r["seed"])
     ran = "; ".join(f"{name} {min(s)}–{max(s)} ({len(s)})" for name, s in cells.items())
     voided = [f"{_name(r)} {r['seed']} ({r['log']['live']:.2f})" for r in runs if void(r)]
+    void_ones = f"Void (an advantage in less than {LIVE} of the groups): {', '.join(voided) or 'none'}."
     return "\n\n".join(
         [
             f"## {TITLE}",
             f"`{COMMAND}`",
             answer(runs),
-            f"{len(runs)} tunings of {runs[0]['steps']} steps. Seeds of each arm: {ran}. {SAID} Void (an advantage in "
-            f"less than {LIVE} of the groups): {', '.join(voided) or 'none'}.",
+            f"{len(runs)} tunings of {runs[0]['steps']} steps. Seeds of each arm: {ran}. {SAID} {void_ones}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### What was said beforehand to leave it undecided\n\n"
             + table(("what", "found", "is it so"), ambiguous(runs)),
@@ -111,8 +113,8 @@ def answer(runs: Sequence[Run]) -> str:
     text.append(f"At that value {turned} of {count} sides of tuned models prefer the wrong pronoun.")
     if reached:
         text.append(
-            f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of prefixes tried, "
-            "at most."
+            f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
+            "tried, at most."
         )
     return " ".join(text)
 
@@ -139,9 +141,9 @@ def _bases(runs: Sequence[Run]) -> str:
         ))  # fmt: skip
     known = runs[0]["units"]["known"]
     note = (
-        f"In the model as shipped, half A: X's share of the margin is {known['share']:.2f}; mean {known['mean']:.2f}; on "
-        f"{runs[0]['units']['tokens']} tokens of plays and requests it is positive at a rate of {known['rate']:.1e}, "
-        f"at most {known['extreme']:+.2f}; its gate is open on {known['gate']:.3f}."
+        f"In the model as shipped, half A: X's share of the margin is {known['share']:.2f}; mean {known['mean']:.2f}; "
+        f"on {runs[0]['units']['tokens']} tokens of plays and requests it is positive at a rate of {known['rate']:.1e} "
+        f"and at most {known['extreme']:+.2f}; its gate is open on {known['gate']:.3f}."
     )
     head = ("tuned", "seeds", "right, half A (shipped → weakened)", "mean margin, half B", "share of X, weakened",
             "margin, X at its mean", "at 0", "at the extreme", "at three times it")  # fmt: skip
@@ -177,8 +179,9 @@ def _reach(runs: Sequence[Run]) -> str:
          ends(own, "reach", "crossed", 4), ends(own, "reach", "crossed_once", 4))
         for name, own in _cells(runs)
     ]  # fmt: skip
-    head = ("arm", "seeds", "X on the prompts: mean", "sd", "farthest", "share X > 0", "X at a name after one token: "
-            "farthest (mean of two names)", "median", "share X > 0 at both names", "at either")  # fmt: skip
+    head = ("arm", "seeds", "X on the prompts: mean", "sd", "farthest", "share X > 0",
+            "X at a name after one token: farthest (mean of two)", "median", "share X > 0 at both names",
+            "at either")  # fmt: skip
     return table(head, rows) + "\n\nEach of a fixed list of single tokens is tried in front of ` Mary` and ` John`."
 
 
@@ -190,7 +193,7 @@ def _units(runs: Sequence[Run]) -> str:
             units = [own[0]["units"]["known"]] if kind == "known" else own[0]["units"][kind]
             where = ", ".join(f"{f['layer']}/{f['index']}" for f in units)
             shares = [f["share"] for f in units]
-            grown = [over_seeds(own, partial(_grown, kind, relative)) for relative in (False, True)]
+            grown = [mean_over(own, partial(growth, kind=kind, relative=relative)) for relative in (False, True)]
             rows.append((name, kind.replace("_", "-"), where, f"{min(shares):.2f} to {max(shares):.2f}",
                          f"{np.mean([f['rate'] for f in units]):.4f}", *map(shown, grown)))  # fmt: skip
     if not rows:
@@ -199,33 +202,30 @@ def _units(runs: Sequence[Run]) -> str:
     return table(head, rows) + "\n\nIntervals here are over seeds alone. No other unit has the known one's share."
 
 
-def _grown(kind: str, relative: bool, runs: Sequence[Run]) -> float:
-    return float(np.mean([growth(r, kind, relative=relative) for r in runs]))
-
-
-def _moved(r: Run, what: str) -> float:
-    return float((grid(r, "after", what) - grid(r, "before", what)).mean())
-
-
 def _law(runs: Sequence[Run]) -> str:
     bases = list({(r["whole"], r["seed"]): r for r in runs}.values())
-    rows = []
-    for place in PLACES[1:]:
-        cells = [
-            shown(over_seeds(bases, lambda rs, place=place, key=key: float(np.mean([r["kernel"][place][key] for r in rs]))))
-            for key in ("ratio", "cosine", "own", "negative_mass")
-        ]  # fmt: skip
-        tuned = [r for r in runs if r["arm"] == "tuned" and not void(r)]
-        actual = over_seeds(tuned, lambda rs, place=place: float(np.mean([_moved(r, place) / _moved(r, "clean") for r in rs]))) \
-            if tuned else (float("nan"),) * 3  # fmt: skip
-        rows.append((place, *cells, shown(actual)))
+    tuned = [r for r in runs if r["arm"] == "tuned" and not void(r)]
+
+    def kernel(place: str, key: str) -> str:
+        return shown(mean_over(bases, lambda r: float(r["kernel"][place][key])))
+
+    def ratio(place: str) -> str:
+        return shown(mean_over(tuned, lambda r: shift(r, place) / shift(r, "clean")))
+
+    def correlation(what: str) -> str:
+        def of(some: Sequence[Run]) -> float:
+            return pearson([r["predicted"][what] for r in some], [shift(r, what) for r in some])
+
+        return shown(over_seeds(runs, of))
+
+    rows = [(place, *(kernel(place, key) for key in ("ratio", "cosine", "own", "negative_mass")), ratio(place))
+            for place in PLACES[1:]]  # fmt: skip
     head = ("X at", "K: unvisited over visited", "cosine", "of it in the unit's own weights",
             "negative part of its layer's neurons", "actual: change over normal change, tuned arms")  # fmt: skip
     agreement = []
     for what in ("clean", DECIDES, BEYOND):
-        found = over_seeds(runs, lambda rs, what=what: pearson([r["predicted"][what] for r in rs], [_moved(r, what) for r in rs]))  # fmt: skip
-        same = sum(r["predicted"][what] * _moved(r, what) > 0 for r in runs)
-        agreement.append((what, len(runs), shown(found), f"{same}/{len(runs)}"))
+        same = sum(r["predicted"][what] * shift(r, what) > 0 for r in runs)
+        agreement.append((what, len(runs), correlation(what), f"{same}/{len(runs)}"))
     return (
         table(head, rows)
         + "\n\nChange predicted by the loss's gradient at step 0 against the change measured, over all arms:\n\n"

@@ -160,7 +160,7 @@ class Tuning:
         """The gradient over every prompt, as the arm flips them: the mean over a number of samples."""
         total: Grads = {}
         for _ in range(times):
-            for rows in torch.arange(len(self.on)).split(BATCH):
+            for rows in torch.split(torch.arange(len(self.on)), BATCH):
                 flipped = torch.from_numpy(self._flips.random(len(rows)) < self.arm.flipped)
                 of = gradient(self.loss(rows, flipped)[0] * len(rows) / len(self.on) / times, self.policy)
                 total = {name: of[name] + total[name] for name in of} if total else of
