@@ -42,6 +42,8 @@ FLIPPED = 0.05
 LIVE = 0.2
 # The first so many seeds are tuned as a whole as well.
 WHOLE_SEEDS = 3
+# The token search before and after `tuned`: a run of its own, for so many seeds.
+SEARCH, SEARCH_SEEDS = "search", 3
 # Controls are measured, and gradients taken, on all names in so many of the templates.
 FEW_TEMPLATES = 1
 TEXTS = 12
@@ -65,6 +67,10 @@ def jobs(seeds: int, small: bool) -> list[Job]:
                     name = f"{'whole-' if whole else ''}{algorithm}-{arm}-{seed}"
                     settings = {"algorithm": algorithm, "arm": arm, "whole": whole, "small": small}
                     made.append(Job(name, seed, settings))
+    for seed in range(1 if small else min(seeds, SEARCH_SEEDS)):
+        for algorithm in ALGORITHMS[:1] if small else ALGORITHMS:
+            settings = {"algorithm": algorithm, "arm": SEARCH, "whole": False, "small": small}
+            made.append(Job(f"{SEARCH}-{algorithm}-{seed}", seed, settings))
     return made
 
 
@@ -83,11 +89,13 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     of = job.settings
-    if of.get("algorithm") not in ALGORITHMS or of.get("arm") not in ARMS:
+    if of.get("algorithm") not in ALGORITHMS or of.get("arm") not in (*ARMS, SEARCH):
         raise ArgumentError(f"job {job.name}: expected an algorithm and an arm of this experiment, found {of}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        if of["arm"] == SEARCH:
+            return _search(of["algorithm"], job.seed, bool(of.get("small")))
         return _run(of["algorithm"], of["arm"], job.seed, bool(of.get("whole")), bool(of.get("small")))
     finally:
         torch.set_num_threads(threads)
@@ -196,6 +204,21 @@ def _run(algorithm: str, name: str, seed: int, whole: bool, small: bool) -> dict
         "log": train.summary(tuning.log),
         "kl": train.fluency(tuning.policy, base["net"], fixed["texts"]),
     }  # fmt: skip
+
+
+def _search(algorithm: str, seed: int, small: bool) -> dict[str, Any]:
+    """The tuning of `tuned` again, and one search in the base and one in what was tuned."""
+    from signflip.organisms.experiments.natural import train
+    from signflip.organisms.experiments.natural.search import searched
+
+    fixed, base = _fixed(False, small), _base(seed, False, small)
+    known, how = fixed["units"].known, cast("train.Algorithm", algorithm)
+    tuning = train.Tuning(base["net"], fixed["a"], known, how, _arm("tuned"), seed)
+    for _ in range(train.SMALL_STEPS if small else train.STEPS):
+        tuning.step()
+    ends = {"before": base["net"], "after": tuning.policy}
+    found = {when: searched(net, known, seed, small=small) for when, net in ends.items()}
+    return {"algorithm": algorithm, "arm": SEARCH, "whole": False, "seed": seed, "search": found}
 
 
 def report(results: dict[str, dict[str, Any]], figures: Path) -> str:

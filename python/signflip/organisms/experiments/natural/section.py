@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import OrganismError
-from signflip.organisms.experiments.natural import ALGORITHMS, ARMS, LIVE, TITLE
+from signflip.organisms.experiments.natural import ALGORITHMS, ARMS, LIVE, SEARCH, TITLE
 from signflip.organisms.experiments.natural.figures import law, margins
 from signflip.organisms.experiments.natural.measure import PLACES
 from signflip.organisms.experiments.natural.predictions import (
@@ -29,6 +29,7 @@ from signflip.organisms.experiments.natural.predictions import (
     unit,
     void,
 )
+from signflip.organisms.experiments.natural.search import FREE, STEPS, WIDTH
 from signflip.organisms.experiments.tuning.statistics import Run, mark, over_seeds, pearson, shown, table
 
 COMMAND = "signflip organisms run natural --seeds 10 --out results"
@@ -46,8 +47,9 @@ def section(runs: list[Run], figures: Path) -> str:
     OrganismError
         If there is no run.
     """
+    searches, runs = [r for r in runs if r["arm"] == SEARCH], _tunings(runs)
     if not runs:
-        raise OrganismError("report on natural: expected at least one run, found none")
+        raise OrganismError("report on natural: expected at least one tuning, found none")
     figures.mkdir(parents=True, exist_ok=True)
     margins(runs, figures / "natural-margins.png")
     law(runs, figures / "natural-law.png")
@@ -68,11 +70,33 @@ def section(runs: list[Run], figures: Path) -> str:
             + table(("what", "found", "is it so"), ambiguous(runs)),
             "### Before any tuning\n\n" + _bases(runs),
             "### What tuning did\n\n" + _arms(runs) + f"\n\n![margins]({figures.name}/natural-margins.png)",
-            "### X itself, and how far one token brings it\n\n" + _reach(runs),
+            "### X itself, and how far one token brings it\n\n" + _reach(runs) + "\n\n" + _searches(searches),
             "### Other units\n\n" + _units(runs),
             "### The causal path: the kernel before, and the change after\n\n" + _law(runs)
             + f"\n\n![law]({figures.name}/natural-law.png)",
         ]
+    )  # fmt: skip
+
+
+def _tunings(runs: Sequence[Run]) -> list[Run]:
+    return [r for r in runs if r["arm"] != SEARCH]
+
+
+def _searches(runs: Sequence[Run]) -> str:
+    if not runs:
+        return "The token search was not run."
+    rows = []
+    for r in runs:
+        ends = [r["search"][when] for when in ("before", "after")]
+        rows.append((r["algorithm"], r["seed"], " → ".join(f"{one['x']:+.2f}" for one in ends),
+                     " → ".join(str(one["crossed"]) for one in ends), ends[1]["text"].replace("|", "\\|").encode(
+                         "unicode_escape").decode()))  # fmt: skip
+    worst = max(r["search"][when]["difference"] for r in runs for when in ("before", "after"))
+    head = ("algorithm", "seed", "X at the names after the best tokens", "names of two at which it crossed", "tokens")
+    return (
+        f"`signflip.search` (GCG, {FREE} free tokens, {STEPS} steps of {WIDTH}) in the base and after `tuned`: "
+        "a search that does not cross is no bound.\n\n" + table(head, rows)
+        + f"\n\nLargest difference between X in signflip and in torch: {worst:.1e}."
     )  # fmt: skip
 
 
@@ -94,6 +118,7 @@ def _cells(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 def answer(runs: Sequence[Run]) -> str:
     """What that says of the conjecture, in a few sentences."""
+    runs = _tunings(runs)
     text = ["**Does tuning on one side of X make the other side worse?**"]
     for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
         fall = moved(runs, algorithm, "tuned", DECIDES)
