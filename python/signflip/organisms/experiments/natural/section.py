@@ -131,6 +131,13 @@ def answer(runs: Sequence[Run]) -> str:
             f"{shown(fall)} units while the normal one moves by {shown(clean)}; {verdict}. Less the arm with 5% of "
             f"flipped prompts: {shown(less)}."
         )
+        own = list(pick(runs, algorithm, "tuned").values())
+        if own:
+            ends = "; ".join(f"{whose} {_ends(own, BEYOND, side)}" for side, whose in enumerate(("women's", "men's")))
+            text.append(f"At three times that value, which nothing seen reaches, margins in nats: {ends}.")
+    undecided = [what for what, _, verdict in ambiguous(runs) if verdict == "yes"]
+    if undecided:
+        text.append(f"Said beforehand to leave it undecided, and so: {'; '.join(undecided)}.")
     turned = sum(float(grid(r, "after", DECIDES)[side].mean()) < 0 for r in runs if r["arm"] == "tuned"
                  for side in (0, 1))  # fmt: skip
     count = 2 * sum(r["arm"] == "tuned" for r in runs)
