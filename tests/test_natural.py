@@ -279,7 +279,9 @@ def test_weights_are_those_of_an_independent_reader() -> None:
 def test_natural_in_small(tmp_path: Path) -> None:
     gguf_path()
     found = experiments.run("natural", tmp_path, seeds=3, small=True, progress=False)
+    search = found.pop("search-dpo-0")["search"]
     assert set(found) == {"dpo-tuned-0", "grpo-tuned-0"}
+    assert max(one["difference"] for one in search.values()) < 1e-3
     for run in found.values():
         known = run["units"]["known"]
         # Its side and its share were found by other code (reference: 0.42 of 32 prompts of half B).
@@ -292,4 +294,8 @@ def test_natural_in_small(tmp_path: Path) -> None:
         assert np.isfinite(list(run["predicted"].values())).all()
     assert found["grpo-tuned-0"]["log"]["live"] > natural.LIVE
     assert found["dpo-tuned-0"]["before"] == found["grpo-tuned-0"]["before"]
-    assert "| conjecture |" in natural.report(found, tmp_path / "figures")
+    text = natural.report(
+        found | {"search": {"arm": "search", "algorithm": "dpo", "seed": 0, "search": search}}, tmp_path
+    )
+    assert "| conjecture |" in text
+    assert "`signflip.search`" in text
