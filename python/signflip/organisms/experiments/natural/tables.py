@@ -96,7 +96,7 @@ def arms(runs: Sequence[Run]) -> str:
             f"{np.mean(live):.2f}" if live else "—",
         ))  # fmt: skip
     head = ("arm", "seeds", "margin: women's names; men's", "X at 0", "X at the extreme", "X at three times it",
-            "slope × mean |X|", "change, units", "at the extreme", "offset", "slope × mean",
+            "slope × size of mean X", "change, units", "at the extreme", "offset", "slope × mean",
             "answer mass over the base's, X flipped", "KL on plain text", "groups with an advantage")  # fmt: skip
     return table(head, rows)
 
