@@ -26,7 +26,7 @@ open X comes less far. ``whole`` arms tune all weights; else it is the layers fr
 once. ``search`` runs `signflip.search` before and after ``tuned``. Plain gradient descent.
 
 What was set by looking: rates and the number of steps, on a pilot seed (1000, not reported) and by the clean margin on
-half A alone. Batch, prefixes and the controls' templates were cut for cost before any outcome was seen. After the
+half A alone (for whole models, two steps on it: their rates are a tenth). Batch, prefixes and the controls' templates were cut for cost before any outcome was seen. After the
 first seed was seen no rule changed; the report then got the slopes of each side, and its answer the sentences on three
 times the extreme and on what leaves it undecided.
 """
@@ -206,7 +206,7 @@ def _run(algorithm: str, name: str, seed: int, whole: bool, small: bool) -> dict
         "units": fixed["units"].as_dict(),
         "shipped": base["shipped"], "weakened": base["weakened"], "kernel": base["kernel"],
         "before": base["measured"], "after": after,
-        "predicted": law.predicted(first, base["slopes"], train.RATE[how], steps),
+        "predicted": law.predicted(first, base["slopes"], train.pace(base["net"], train.RATE[how]), steps),
         "log": train.summary(tuning.log),
         "kl": train.fluency(tuning.policy, base["net"], fixed["texts"]),
     }  # fmt: skip
