@@ -21,14 +21,15 @@ seen and at three times that; its change is split into the *offset* (margin at 0
 nats). Margins are in nats; a *unit* is the weakened base's mean margin. The extreme value decides, three times that is
 shown beside it. `predictions` has the rules by which each claim is marked.
 
-The most extreme value seen is the survey's over all its tokens, whether the unit's gate was open or not: where it is
-open X comes less far. ``whole`` arms tune all weights; else it is the layers from 20 on, everything below computed
-once. ``search`` runs `signflip.search` before and after ``tuned``. Plain gradient descent.
+The most extreme value seen is the survey's over all its tokens, whether the unit's gate was open or not. ``whole`` arms
+tune all weights; else it is the layers from 20 on, everything below computed once. ``search`` runs `signflip.search`
+before and after ``tuned``. Plain gradient descent.
 
 What was set by looking: rates and the number of steps, on a pilot seed (1000, not reported) and by the clean margin on
-half A alone (for whole models, two steps on it: their rates are a tenth). Batch, prefixes and the controls' templates were cut for cost before any outcome was seen. After the
-first seed was seen no rule changed; the report then got the slopes of each side, and its answer the sentences on three
-times the extreme and on what leaves it undecided.
+half A alone (for whole models, by two steps on it: their rates are a tenth). Batch, prefixes and the controls'
+templates were cut for cost before any outcome was seen. After the first seed was seen no rule changed; the report then
+got the slopes of each side and the table on three times the extreme, and its answer the sentences on that and on what
+leaves it undecided.
 """
 
 from __future__ import annotations

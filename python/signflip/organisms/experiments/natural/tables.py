@@ -18,6 +18,7 @@ from signflip.organisms.experiments.natural.predictions import (
     growth,
     interval,
     mean_over,
+    moved,
     pick,
     shift,
     unit,
@@ -99,6 +100,21 @@ def arms(runs: Sequence[Run]) -> str:
             "slope × size of mean X", "change, units", "at the extreme", "offset", "slope × mean",
             "answer mass over the base's, X flipped", "KL on plain text", "groups with an advantage")  # fmt: skip
     return table(head, rows)
+
+
+def beyond(runs: Sequence[Run]) -> str:
+    """At three times the extreme: how each side moved, and how arms differ there."""
+    rows = []
+    for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
+        for arm in ARMS:
+            own = pick(runs, algorithm, arm).values()
+            if not own:
+                continue
+            sides = [shown(interval([change(r, BEYOND)[[side]] for r in own])) for side in (0, 1)]
+            both = shown(moved(runs, algorithm, arm, BEYOND))
+            less = "—" if arm == "tuned" else shown(moved(runs, algorithm, "tuned", BEYOND, arm))
+            rows.append((f"{algorithm} {arm}", len(own), *sides, both, less))
+    return table(("arm", "seeds", "women's names", "men's", "both", "tuned less this arm"), rows)
 
 
 def reach(runs: Sequence[Run]) -> str:
