@@ -250,7 +250,8 @@ def test_slopes_of_a_grid_are_least_squares() -> None:
 
 def test_jobs_are_in_pairs_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = natural.jobs(10, False)
-    assert len({job.name for job in jobs}) == len(jobs) == 2 * len(natural.ARMS) * (10 + natural.WHOLE_SEEDS)
+    tunings = 2 * len(natural.ARMS) * (10 + natural.WHOLE_SEEDS)
+    assert len({job.name for job in jobs}) == len(jobs) == tunings + 2 * natural.SEARCH_SEEDS
     with pytest.raises(ArgumentError, match="expected an algorithm and an arm"):
         natural.run(Job("x", 0, {"algorithm": "ppo", "arm": "tuned"}))
     # Without names the command line leaves it out.
