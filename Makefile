@@ -20,7 +20,7 @@ unexport CONDA_PREFIX PYTHONHOME
 export PIP_QUIET := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-smoke organisms results clean
+.PHONY: help install demo test lint format bench bench-smoke organisms natural results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,13 +56,17 @@ bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still ru
 	cargo bench --locked -p signflip -- --test
 	$(BIN)/python -m pytest benches
 
-organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, and three seeds of each experiment, in results/
+organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, three seeds of each experiment but natural
 	$(BIN)/signflip organisms make --suite open --models $(RESULTS)/models --truth $(RESULTS)/truth
 	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped
 	$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS)
 
-results: $(VENV)/.organisms ## Run all seeds of every experiment (hours; goes on where it was) and write docs/results.md
+natural: $(VENV)/.natural ## Tune SmolLM2 where one side of a unit is never seen (experiment N1; hours, goes on where it was)
+	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS)
+
+results: $(VENV)/.natural ## Run all seeds of every experiment (hours; goes on where it was) and write docs/results.md
 	$(BIN)/signflip organisms run --seeds 10 --out $(RESULTS)
+	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS)
 	$(BIN)/signflip organisms report --seeds 10 --out $(RESULTS) --docs docs
 
 clean: ## Remove what the targets made, except .venv
@@ -77,6 +81,10 @@ $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 
 $(VENV)/.organisms: $(VENV)/.made $(SOURCES)
 	$(BIN)/maturin develop --release --locked --extras organisms
+	@touch $@
+
+$(VENV)/.natural: $(VENV)/.organisms
+	$(BIN)/pip install --no-deps $(DATA)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made $(SOURCES)

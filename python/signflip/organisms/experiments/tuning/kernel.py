@@ -6,7 +6,7 @@ A step of size η down the gradient of a loss L moves a margin m(s′) by −η 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,19 @@ from signflip.organisms.experiments.tuning.models import Net
 from signflip.organisms.experiments.tuning.world import Prompts
 
 Grads = dict[str, Tensor]
+
+
+class Tuned(Protocol):
+    """What has weights to be tuned: the tiny nets of this experiment, and the larger one of `natural`."""
+
+    @property
+    def gelu(self) -> bool:
+        """Whether its MLPs are named and laid out as GPT-2's, not as Llama's."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Its weights by name."""
+
+
 PARTS = ("embedding", "attention: queries, keys", "attention: values, outputs", "MLP", "norms", "unembedding")
 
 
@@ -26,7 +39,7 @@ def margins(net: Net, prompts: Prompts) -> Tensor:
     return logp[rows, torch.from_numpy(prompts.correct)] - logp[rows, torch.from_numpy(prompts.opposite)]
 
 
-def gradient(value: Tensor, net: Net, *, keep: bool = False) -> Grads:
+def gradient(value: Tensor, net: Tuned, *, keep: bool = False) -> Grads:
     """Of a scalar in all weights; zeros where it does not depend on one."""
     names, values = zip(*net.parameters().items(), strict=True)
     found = torch.autograd.grad(value, values, allow_unused=True, retain_graph=keep)
@@ -76,8 +89,11 @@ def _part(name: str) -> str:
     return "unembedding" if "lm_head" in name or "score" in name else "embedding"
 
 
-def by_neuron(a: Grads, b: Grads, net: Net) -> Tensor:
-    """⟨a, b⟩ of each neuron's own weights, `[d_mlp]`: the rows that it reads with, its bias, the column it writes."""
+def by_neuron(a: Grads, b: Grads, net: Tuned) -> Tensor:
+    """⟨a, b⟩ of each neuron's own weights, `[d_mlp]`: the rows that it reads with, its bias, the column it writes.
+
+    Of several layers, neurons of the same number are summed: give the weights of one.
+    """
     total: Any = 0.0
     for name in a:
         if "mlp" not in name:

@@ -1,0 +1,180 @@
+"""The claims of the conjecture and of the objection about N1, and the rules by which they are marked, fixed beforehand.
+
+A change is in *units* (the weakened base's mean margin) unless nats are said. Intervals are 95%: seeds, names within
+their side and templates are drawn again together. A claim is held or failed where both limits say so, else open; with
+fewer than three seeds it is open. Each algorithm is judged apart, of the tunings from layer 20 on. Void runs are left
+out. The place that decides is the most extreme value of X that was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signflip.organisms.experiments.natural import LIVE
+from signflip.organisms.experiments.natural.measure import PLACES
+from signflip.organisms.experiments.tuning.statistics import DRAWS, Interval, Run, mark, over_seeds, shown
+
+Floats = NDArray[np.float64]
+# Equivalence margin, units.
+DELTA = 0.2
+DECIDES, BEYOND = "extreme", "triple"
+# Fluency is broken beyond this KL on plain text, nats, or below this share of the base's answer mass.
+KL, MASS = 0.1, 0.5
+
+
+def void(run: Run) -> bool:
+    """Whether too few groups had an advantage for the run to say anything."""
+    return bool(run["algorithm"] == "grpo" and run["log"]["live"] < LIVE)
+
+
+def unit(run: Run) -> float:
+    """The weakened base's mean margin, nats."""
+    return float(np.mean(run["before"]["margins"]["clean"]))
+
+
+def grid(run: Run, when: str, what: str) -> Floats:
+    """Side × name × template, nats: a margin at a place, or the slope times the mean |X|."""
+    margins = run[when]["margins"]
+    if what != "slope":
+        return np.asarray(margins[what], float)
+    feature = run["units"]["known"]
+    doses = np.asarray([feature["mean"], 0.0, feature["extreme"], 3 * feature["extreme"]])
+    # Least squares, turned to the side that is seen.
+    weights = (doses - doses.mean()) / max(((doses - doses.mean()) ** 2).sum(), 1e-12) * doses[0]
+    every = np.asarray([margins[place] for place in PLACES], float)
+    slope: Floats = np.einsum("k,ksnt->snt", weights, every)
+    return slope
+
+
+def change(run: Run, what: str) -> Floats:
+    """By how many units something moved, side × name × template."""
+    return (grid(run, "after", what) - grid(run, "before", what)) / unit(run)
+
+
+def shift(run: Run, what: str) -> float:
+    """By how many nats the mean moved."""
+    return float((grid(run, "after", what) - grid(run, "before", what)).mean())
+
+
+def interval(grids: Sequence[Floats]) -> Interval:
+    """The mean of one grid a seed, and its 95% interval: seeds, names and templates drawn again together."""
+    every = np.asarray(grids)
+    value = float(every.mean()) if len(every) else float("nan")
+    if len(every) < 3:
+        return value, float("nan"), float("nan")
+    rng = np.random.default_rng(0)
+
+    def weights(n: int, *shape: int) -> Floats:
+        return rng.multinomial(n, [1 / n] * n, size=shape) / n
+
+    seeds, count_sides, names, templates = every.shape
+    drawn = np.einsum(
+        "ds,dan,dt,sant->d",
+        weights(seeds, DRAWS), weights(names, DRAWS, count_sides), weights(templates, DRAWS), every, optimize=True,
+    ) / count_sides  # fmt: skip
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return value, float(low), float(high)
+
+
+def pick(runs: Sequence[Run], algorithm: str, arm: str, *, whole: bool = False) -> dict[int, Run]:
+    """The runs of an arm that say something, by seed."""
+    return {
+        r["seed"]: r for r in runs if (r["algorithm"], r["arm"], r["whole"]) == (algorithm, arm, whole) and not void(r)
+    }
+
+
+def moved(runs: Sequence[Run], algorithm: str, arm: str, what: str, less: str = "") -> Interval:
+    """The change in an arm; with `less`, in pairs of runs of one seed, less that in another arm."""
+    own = pick(runs, algorithm, arm)
+    if not less:
+        return interval([change(r, what) for r in own.values()])
+    other = pick(runs, algorithm, less)
+    return interval([change(own[seed], what) - change(other[seed], what) for seed in own if seed in other])
+
+
+def growth(run: Run, kind: str, *, relative: bool = False) -> float:
+    """Mean growth over some units of slope × mean |X|, nats; or in proportion to the sum of what it was."""
+    names = {"known": [run["units"]["known"]]} | {k: run["units"][k] for k in ("following", "one_sided", "two_sided")}
+    size = [abs(feature["mean"]) for feature in names[kind]]
+    ends = [np.asarray([one["slope"] for one in run[when]["units"][kind]]) * size
+            for when in ("before", "after")]  # fmt: skip
+    if relative:
+        return float((ends[1] - ends[0]).sum() / ends[0].sum())
+    return float((ends[1] - ends[0]).mean())
+
+
+# Of nothing.
+NONE: Interval = (float("nan"), float("nan"), float("nan"))
+
+
+def mean_over(runs: Sequence[Run], of: Callable[[Run], float]) -> Interval:
+    """The mean of a number over runs, and its interval when seeds are drawn again."""
+    return over_seeds(runs, lambda some: float(np.mean([of(r) for r in some]))) if runs else NONE
+
+
+def _lead(runs: Sequence[Run], relative: bool) -> Interval:
+    def lead(r: Run) -> float:
+        return growth(r, "known", relative=relative) - growth(r, "two_sided", relative=relative)
+
+    return mean_over(runs, lead)
+
+
+def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    """Every claim: whose, what, the number with its interval, and its mark."""
+    out = []
+    for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
+
+        def add(whose: str, what: str, found: Interval, verdict: str, algorithm: str = algorithm) -> None:
+            out.append((whose, f"{algorithm}: {what}", shown(found), verdict))
+
+        fall = moved(runs, algorithm, "tuned", DECIDES)
+        add("conjecture", "tuned: the flipped margin falls", fall, mark(fall, lambda x: x < 0, lambda x: x >= 0))
+        for arm in ("flipped", "frozen"):
+            found = moved(runs, algorithm, arm, DECIDES)
+            add("conjecture", f"{arm}: it does not fall (above −{DELTA})", found,
+                mark(found, lambda x: x > -DELTA, lambda x: x <= -DELTA))  # fmt: skip
+        own = [r for r in pick(runs, algorithm, "tuned").values() if r["units"]["two_sided"]]
+        for relative, said in ((False, "nats"), (True, "in proportion to what it was")):
+            found = _lead(own, relative)
+            add("conjecture", f"tuned: X's slope grows more than in two-sided controls ({said})", found,
+                mark(found, lambda x: x > 0, lambda x: x <= 0))  # fmt: skip
+        found = moved(runs, algorithm, "tuned", DECIDES, "flipped")
+        add("objection", f"tuned less flipped at the flipped X is within ±{DELTA}", found,
+            mark(found, lambda x: abs(x) < DELTA, lambda x: abs(x) >= DELTA))  # fmt: skip
+        add("objection", "tuned: the flipped margin follows the normal one (rises)", fall,
+            mark(fall, lambda x: x > 0, lambda x: x <= 0))  # fmt: skip
+        found = moved(runs, algorithm, "tuned", BEYOND)
+        add("conjecture", "tuned: it falls at three times the extreme (decides nothing)", found,
+            mark(found, lambda x: x < 0, lambda x: x >= 0))  # fmt: skip
+    return out
+
+
+def ambiguous(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """What was said beforehand to leave it undecided: what, the numbers, and `yes`, `no` or `open`."""
+    out = []
+    for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
+        own = list(pick(runs, algorithm, "tuned").values())
+        offset, slope = (moved(runs, algorithm, "tuned", what) for what in ("zero", "slope"))
+        grew = [mark(one, lambda x: x > 0, lambda x: x <= 0) for one in (offset, slope)]
+        verdict = "yes" if grew == ["held"] * 2 else "no" if "failed" in grew else "open"
+        out.append((f"{algorithm}: offset and slope both grow", f"{shown(offset)}; {shown(slope)}", verdict))
+        tuned, frozen = (moved(runs, algorithm, arm, DECIDES) for arm in ("tuned", "frozen"))
+        fell = [mark(one, lambda x: x < 0, lambda x: x >= 0) for one in (tuned, frozen)]
+        verdict = "yes" if fell == ["held"] * 2 else "no" if "failed" in fell else "open"
+        out.append((f"{algorithm}: frozen falls like tuned", f"{shown(tuned)}; {shown(frozen)}", verdict))
+        each = [interval([change(r, DECIDES)[[side]] for r in own]) for side in (0, 1)]
+        still = [mark(one, lambda x: abs(x) < DELTA, lambda x: abs(x) >= DELTA) for one in each]
+        verdict = "open" if "open" in still else "yes" if len(set(still)) == 2 else "no"
+        out.append((f"{algorithm}: only one side moves (women's names; men's)", "; ".join(map(shown, each)), verdict))
+        kl = mean_over(own, lambda r: float(r["kl"]))
+        mass = [r["after"]["mass"][DECIDES] / r["before"]["mass"][DECIDES] for r in own]
+        broken = mark(kl, lambda x: x > KL, lambda x: x <= KL)
+        low = any(one < MASS for one in mass)
+        verdict = "yes" if broken == "held" or low else {"failed": "no"}.get(broken, "open")
+        least = f"{min(mass):.2f}" if mass else "—"
+        said = f"KL {shown(kl)}; least answer mass over the base's, X flipped, {least}"
+        out.append((f"{algorithm}: fluency breaks", said, verdict))
+    return out

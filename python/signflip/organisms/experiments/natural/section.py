@@ -1,0 +1,109 @@
+"""The section of the results on N1: predictions, tables, figures, and a plain answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from signflip.errors import OrganismError
+from signflip.organisms.experiments.natural import LIVE, SEARCH, TITLE, tables
+from signflip.organisms.experiments.natural.figures import law, margins
+from signflip.organisms.experiments.natural.predictions import (
+    BEYOND,
+    DECIDES,
+    ambiguous,
+    grid,
+    marked,
+    moved,
+    pick,
+    void,
+)
+from signflip.organisms.experiments.tuning.statistics import Run, mark, shown, table
+
+COMMAND = "signflip organisms run natural --seeds 10 --out results"
+SAID = (
+    "Margins are log P(right) − log P(wrong) in nats, on names and templates that no tuning saw; a unit is the "
+    "weakened base's mean margin of that seed. Intervals are 95%: seeds, names and templates drawn again together."
+)
+
+
+def section(runs: list[Run], figures: Path) -> str:
+    """Markdown, with its pictures in a folder.
+
+    Raises
+    ------
+    OrganismError
+        If there is no run.
+    """
+    searches, runs = [r for r in runs if r["arm"] == SEARCH], _tunings(runs)
+    if not runs:
+        raise OrganismError("report on natural: expected at least one tuning, found none")
+    figures.mkdir(parents=True, exist_ok=True)
+    margins(runs, figures / "natural-margins.png")
+    law(runs, figures / "natural-law.png")
+    cells: dict[str, list[int]] = {}
+    for r in runs:
+        cells.setdefault(tables.name_of(r), []).append(r["seed"])
+    ran = "; ".join(f"{name} {min(s)}–{max(s)} ({len(s)})" for name, s in cells.items())
+    voided = [f"{tables.name_of(r)} {r['seed']} ({r['log']['live']:.2f})" for r in runs if void(r)]
+    void_ones = f"Void (an advantage in less than {LIVE} of the groups): {', '.join(voided) or 'none'}."
+    return "\n\n".join(
+        [
+            f"## {TITLE}",
+            f"`{COMMAND}`",
+            answer(runs),
+            f"{len(runs)} tunings of {runs[0]['steps']} steps. Seeds of each arm: {ran}. {SAID} {void_ones}",
+            "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
+            "### What was said beforehand to leave it undecided\n\n"
+            + table(("what", "found", "is it so"), ambiguous(runs)),
+            "### Before any tuning\n\n" + tables.bases(runs),
+            "### What tuning did\n\n" + tables.arms(runs) + f"\n\n![margins]({figures.name}/natural-margins.png)",
+            "### Three times the extreme, which decides nothing: change, units\n\n" + tables.beyond(runs),
+            "### X itself, and how far tokens bring it\n\n" + tables.reach(runs) + "\n\n" + tables.searches(searches),
+            "### Other units\n\n" + tables.units(runs),
+            "### The causal path: the kernel before, and the change after\n\n" + tables.law(runs)
+            + f"\n\n![law]({figures.name}/natural-law.png)",
+        ]
+    )  # fmt: skip
+
+
+def _tunings(runs: Sequence[Run]) -> list[Run]:
+    return [r for r in runs if r["arm"] != SEARCH]
+
+
+def answer(runs: Sequence[Run]) -> str:
+    """What that says of the conjecture, in a few sentences."""
+    runs = _tunings(runs)
+    text = ["**Does tuning on one side of X make the other side worse?**"]
+    for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
+        fall = moved(runs, algorithm, "tuned", DECIDES)
+        clean, less = moved(runs, algorithm, "tuned", "clean"), moved(runs, algorithm, "tuned", DECIDES, "flipped")
+        said = {"held": "it falls: as the conjecture says", "failed": "it does not fall: the conjecture fails here"}
+        verdict = said.get(mark(fall, lambda x: x < 0, lambda x: x >= 0), "undecided")
+        n = len(pick(runs, algorithm, "tuned"))
+        text.append(
+            f"{algorithm}, {n} seeds: with X at the most extreme value seen on the other side the margin moves by "
+            f"{shown(fall)} units while the normal one moves by {shown(clean)}; {verdict}. Less the arm with 5% of "
+            f"flipped prompts: {shown(less)}."
+        )
+        own = list(pick(runs, algorithm, "tuned").values())
+        if own:
+            women, men = (tables.ends_of(own, BEYOND, side) for side in (0, 1))
+            text.append(
+                f"At three times that value, which nothing seen reaches, margins in nats: women's names {women}, men's "
+                f"{men}."
+            )
+    turned = sum(float(grid(r, "after", DECIDES)[side].mean()) < 0 for r in runs if r["arm"] == "tuned"
+                 for side in (0, 1))  # fmt: skip
+    count = 2 * sum(r["arm"] == "tuned" for r in runs)
+    reached = [r["after"]["reach"]["crossed"] for r in runs if r["arm"] == "tuned"]
+    text.append(f"At the value seen {turned} of {count} sides of tuned models prefer the wrong pronoun.")
+    undecided = [what for what, _, verdict in ambiguous(runs) if verdict == "yes"]
+    if undecided:
+        text.append(f"Said beforehand to leave it undecided, and so: {'; '.join(undecided)}.")
+    if reached:
+        text.append(
+            f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
+            "tried, at most."
+        )
+    return " ".join(text)

@@ -1,0 +1,204 @@
+"""Tables of the section on N1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from signflip.organisms.experiments.natural import ALGORITHMS, ARMS
+from signflip.organisms.experiments.natural.measure import PLACES
+from signflip.organisms.experiments.natural.predictions import (
+    BEYOND,
+    DECIDES,
+    change,
+    grid,
+    growth,
+    interval,
+    mean_over,
+    moved,
+    pick,
+    shift,
+    unit,
+    void,
+)
+from signflip.organisms.experiments.natural.search import FREE, STEPS, WIDTH
+from signflip.organisms.experiments.tuning.statistics import Run, over_seeds, pearson, shown, table
+
+
+def name_of(r: Run) -> str:
+    """Depth, algorithm and arm."""
+    return f"{'whole ' if r['whole'] else ''}{r['algorithm']} {r['arm']}"
+
+
+def cells(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs that say something, by depth, algorithm and arm."""
+    found = []
+    for whole in (False, True):
+        for algorithm in ALGORITHMS:
+            for arm in ARMS:
+                own = list(pick(runs, algorithm, arm, whole=whole).values())
+                if own:
+                    found.append((name_of(own[0]), own))
+    return found
+
+
+def by_base(runs: Sequence[Run]) -> list[Run]:
+    """One run of each weakened base."""
+    return list({(r["whole"], r["seed"]): r for r in runs}.values())
+
+
+def ends_of(own: Sequence[Run], what: str, side: int) -> str:
+    """A side's mean before and after, nats."""
+    before, after = (np.mean([grid(r, when, what)[side].mean() for r in own]) for when in ("before", "after"))
+    return f"{before:.2f} → {after:.2f}"
+
+
+def bases(runs: Sequence[Run]) -> str:
+    """What the weakened bases are."""
+    rows = []
+    for whole in (False, True):
+        own = [r for r in by_base(runs) if r["whole"] == whole]
+        if not own:
+            continue
+        share = [1 - float(grid(r, "before", "zero").mean()) / unit(r) for r in own]
+        rows.append((
+            "all weights" if whole else "layers from 20", len(own),
+            f"{np.mean([r['weakened'][0] for r in own]):.2f} → {np.mean([r['weakened'][-1] for r in own]):.2f}",
+            f"{np.mean([r['shipped'] for r in own]):.2f} → {np.mean([unit(r) for r in own]):.2f}",
+            f"{np.mean(share):.2f} ({min(share):.2f} to {max(share):.2f})",
+            *(f"{np.mean([grid(r, 'before', what).mean() for r in own]):.2f}" for what in PLACES),
+        ))  # fmt: skip
+    known = runs[0]["units"]["known"]
+    note = (
+        f"In the model as shipped, half A: X's share of the margin is {known['share']:.2f}; mean {known['mean']:.2f}; "
+        f"on {runs[0]['units']['tokens']} tokens of plays and requests it is positive at a rate of {known['rate']:.1e} "
+        f"and at most {known['extreme']:+.2f}; its gate is open on {known['gate']:.3f}."
+    )
+    head = ("tuned", "seeds", "right, half A (shipped → weakened)", "mean margin, half B", "share of X, weakened",
+            "margin, X at its mean", "at 0", "at the extreme", "at three times it")  # fmt: skip
+    return table(head, rows) + "\n\n" + note
+
+
+def arms(runs: Sequence[Run]) -> str:
+    """What became of the margins, an arm a row."""
+    rows = []
+    for name, own in cells(runs):
+        live = [r["log"]["live"] for r in own if "live" in r["log"]]
+        rows.append((
+            name, len(own),
+            *(f"{ends_of(own, what, 0)}; {ends_of(own, what, 1)}" for what in ("clean", "zero", DECIDES, BEYOND)),
+            f"{ends_of(own, 'slope', 0)}; {ends_of(own, 'slope', 1)}",
+            *(shown(interval([change(r, what) for r in own])) for what in ("clean", DECIDES, "zero", "slope")),
+            f"{np.mean([r['after']['mass'][DECIDES] / r['before']['mass'][DECIDES] for r in own]):.2f}",
+            f"{np.mean([r['kl'] for r in own]):.3f}",
+            f"{np.mean(live):.2f}" if live else "—",
+        ))  # fmt: skip
+    head = ("arm", "seeds", "margin: women's names; men's", "X at 0", "X at the extreme", "X at three times it",
+            "slope × size of mean X", "change, units", "at the extreme", "offset", "slope × mean",
+            "answer mass over the base's, X flipped", "KL on plain text", "groups with an advantage")  # fmt: skip
+    return table(head, rows)
+
+
+def beyond(runs: Sequence[Run]) -> str:
+    """At three times the extreme: how each side moved, and how arms differ there."""
+    rows = []
+    for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
+        for arm in ARMS:
+            own = pick(runs, algorithm, arm).values()
+            if not own:
+                continue
+            sides = [shown(interval([change(r, BEYOND)[[side]] for r in own])) for side in (0, 1)]
+            both = shown(moved(runs, algorithm, arm, BEYOND))
+            less = "—" if arm == "tuned" else shown(moved(runs, algorithm, "tuned", BEYOND, arm))
+            rows.append((f"{algorithm} {arm}", len(own), *sides, both, less))
+    return table(("arm", "seeds", "women's names", "men's", "both", "tuned less this arm"), rows)
+
+
+def reach(runs: Sequence[Run]) -> str:
+    """X on the prompts and after one token."""
+
+    def ends(own: Sequence[Run], part: str, key: str, digits: int = 2) -> str:
+        pair = (np.mean([r[when][part][key] for r in own]) for when in ("before", "after"))
+        return " → ".join(f"{one:.{digits}f}" for one in pair)
+
+    rows = [
+        (name, len(own), ends(own, "x", "mean"), ends(own, "x", "sd"), ends(own, "x", "rarest"),
+         ends(own, "x", "crossed", 4), ends(own, "reach", "farthest"), ends(own, "reach", "median"),
+         ends(own, "reach", "crossed", 4), ends(own, "reach", "crossed_once", 4))
+        for name, own in cells(runs)
+    ]  # fmt: skip
+    head = ("arm", "seeds", "X on the prompts: mean", "sd", "farthest", "share X > 0",
+            "X at a name after one token: farthest (mean of two)", "median", "share X > 0 at both names",
+            "at either")  # fmt: skip
+    return table(head, rows) + "\n\nEach of a fixed list of single tokens is tried in front of ` Mary` and ` John`."
+
+
+def units(runs: Sequence[Run]) -> str:
+    """How the slopes of other units grew."""
+    rows: list[tuple[Any, ...]] = []
+    for name, own in cells(runs):
+        own = [r for r in own if "units" in r["after"]]
+        for kind in ("known", "following", "one_sided", "two_sided") if own else ():
+            units = [own[0]["units"]["known"]] if kind == "known" else own[0]["units"][kind]
+            where = ", ".join(f"{f['layer']}/{f['index']}" for f in units)
+            shares = [f["share"] for f in units]
+            grown = [mean_over(own, partial(growth, kind=kind, relative=relative)) for relative in (False, True)]
+            rows.append((name, kind.replace("_", "-"), where, f"{min(shares):.2f} to {max(shares):.2f}",
+                         f"{np.mean([f['rate'] for f in units]):.4f}", *map(shown, grown)))  # fmt: skip
+    if not rows:
+        return "Not measured."
+    head = ("arm", "units", "layer/neuron", "share", "rarer sign, rate", "slope × mean grows, nats", "in proportion")
+    return table(head, rows) + "\n\nIntervals here are over seeds alone. No other unit has the known one's share."
+
+
+def law(runs: Sequence[Run]) -> str:
+    """The kernel, and what was predicted and found."""
+    tuned = [r for r in runs if r["arm"] == "tuned" and not void(r)]
+
+    def kernel(place: str, key: str) -> str:
+        return shown(mean_over(by_base(runs), lambda r: float(r["kernel"][place][key])))
+
+    def ratio(place: str) -> str:
+        return shown(mean_over(tuned, lambda r: shift(r, place) / shift(r, "clean")))
+
+    def correlation(what: str) -> str:
+        def of(some: Sequence[Run]) -> float:
+            return pearson([r["predicted"][what] for r in some], [shift(r, what) for r in some])
+
+        return shown(over_seeds(runs, of))
+
+    rows = [(place, *(kernel(place, key) for key in ("ratio", "cosine", "own", "negative_mass")), ratio(place))
+            for place in PLACES[1:]]  # fmt: skip
+    head = ("X at", "K: unvisited over visited", "cosine", "of it in the unit's own weights",
+            "negative part of its layer's neurons", "actual: change over normal change, tuned arms")  # fmt: skip
+    agreement = []
+    for what in ("clean", DECIDES, BEYOND):
+        same = sum(r["predicted"][what] * shift(r, what) > 0 for r in runs)
+        agreement.append((what, len(runs), correlation(what), f"{same}/{len(runs)}"))
+    return (
+        table(head, rows)
+        + "\n\nChange predicted by the loss's gradient at step 0 against the change measured, over all arms:\n\n"
+        + table(("X at", "tunings", "Pearson", "same sign"), agreement)
+    )
+
+
+def searches(runs: Sequence[Run]) -> str:
+    """The token search before and after."""
+    if not runs:
+        return "The token search was not run."
+    rows = []
+    for r in runs:
+        ends = [r["search"][when] for when in ("before", "after")]
+        rows.append((r["algorithm"], r["seed"], " → ".join(f"{one['x']:+.2f}" for one in ends),
+                     " → ".join(str(one["crossed"]) for one in ends), ends[1]["text"].replace("|", "\\|").encode(
+                         "unicode_escape").decode()))  # fmt: skip
+    worst = max(r["search"][when]["difference"] for r in runs for when in ("before", "after"))
+    head = ("algorithm", "seed", "X at the names after the best tokens", "names of two at which it crossed", "tokens")
+    return (
+        f"`signflip.search` (GCG, {FREE} free tokens, {STEPS} steps of {WIDTH}) in the base and after `tuned`: "
+        "a search that does not cross is no bound.\n\n" + table(head, rows)
+        + f"\n\nLargest difference between X in signflip and in torch: {worst:.1e}."
+    )  # fmt: skip

@@ -1,0 +1,303 @@
+"""N1: runs from cached residuals against whole ones, edits against signflip's, arms by what they may touch, marks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoints
+import signflip as sf
+from reference import peer
+from signflip.cli import main
+from signflip.errors import ArgumentError, OrganismError
+from signflip.organisms import experiments
+from signflip.organisms.experiments import Job, natural
+from signflip.organisms.experiments.natural import law, measure, predictions, section, train
+from signflip.organisms.experiments.natural.features import Feature
+from signflip.organisms.experiments.natural.model import Net, Setting, from_gguf
+from signflip.organisms.experiments.natural.prompts import Prompts
+from signflip.organisms.experiments.tuning import kernel
+from smollm2 import gguf_path
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LAYERS, FIRST = 4, 2
+# Log-probabilities reach -20, where two orders of summing in float32 differ by some 2e-5.
+CLOSE = 1e-4
+X = Feature(layer=3, index=7, side=-1, rate=0.0, extreme=0.5, mean=-1.0, gate=0.5, share=0.4)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return checkpoints.llama(3, num_hidden_layers=LAYERS, tie_word_embeddings=True).eval().requires_grad_(False)
+
+
+def rows(n: int = 8) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(1, 53, size=3 + i % 4).tolist() for i in range(n)]
+
+
+def prompts(net: Net, n: int = 8) -> Prompts:
+    at = torch.arange(n)
+    right = torch.where(at % 2 == 0, 11, 12)
+    return Prompts(net.batch(rows(n)), right, 23 - right, at % 2, at // 2 % 2, at // 4)
+
+
+# ---- the model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, FIRST])
+def test_from_the_cached_residual_as_from_the_beginning(llama: Any, first: int) -> None:
+    net = Net(llama, first).copy()
+    found = net.at_end(net.batch(rows(), size=3))
+    for row, one in zip(rows(), found, strict=True):
+        with torch.no_grad():
+            whole = llama(input_ids=torch.tensor([row])).logits[0, -1]
+        torch.testing.assert_close(one, torch.log_softmax(whole, -1), atol=CLOSE, rtol=0)
+    # A part of the batch, cut shorter, gives the same.
+    some = net.batch(rows()).take(torch.tensor([0, 4]))
+    assert some.ids.shape[1] < net.batch(rows()).ids.shape[1]
+    torch.testing.assert_close(net.at_end(some), found[[0, 4]], atol=CLOSE, rtol=0)
+
+
+def test_an_edit_is_signflips_edit(llama: Any, tmp_path: Path) -> None:
+    llama.save_pretrained(tmp_path)
+    model, net = sf.load(tmp_path), Net(llama, FIRST)
+    batch = net.batch(rows())
+    value = torch.full((len(batch),), torch.nan)
+    value[::2] = 1.5
+    with torch.no_grad():
+        found = net.at_end(batch, Setting(X.layer, X.index, value))
+    for i, row in enumerate(rows()):
+        edit = sf.Edit(f"blocks.{X.layer}.mlp.hook_pre_linear", "set", 1.5, index=X.index,
+                       positions=list(range(1, len(row))))  # fmt: skip
+        logits = np.asarray(model.run(row, edits=[edit] if i % 2 == 0 else []))[0, -1]
+        ours = torch.log_softmax(torch.from_numpy(logits), -1)
+        torch.testing.assert_close(found[i], ours, atol=CLOSE, rtol=0)
+
+
+def test_a_copy_shares_what_is_never_tuned(llama: Any) -> None:
+    net, whole = Net(llama, FIRST).copy(), Net(llama, 0).copy()
+    assert {name.split(".")[2] for name in net.parameters()} == {"2", "3"}
+    assert net.layers[1] is llama.model.layers[1]
+    assert net.embedding is llama.model.embed_tokens
+    assert len(whole.parameters()) == sum(1 for _ in llama.parameters())
+    assert not {p.data_ptr() for p in whole.parameters().values()} & {p.data_ptr() for p in llama.parameters()}
+
+
+# ---- tuning ----------------------------------------------------------------------------------------------------------
+
+
+def changed(before: Net, after: Net) -> dict[str, torch.Tensor]:
+    new = after.parameters()
+    return {name: (new[name] - p).detach() for name, p in before.parameters().items()}
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
+def test_a_frozen_unit_stays(llama: Any, algorithm: Any) -> None:
+    base = Net(llama, FIRST).copy()
+    on = prompts(base)
+    ends = {}
+    for name, arm in (("tuned", train.Arm()), ("frozen", train.Arm(frozen=True))):
+        tuning = train.Tuning(base, on, X, algorithm, arm, 0)
+        for _ in range(3):
+            tuning.step()
+        ends[name] = changed(base, tuning.policy)
+        assert [one["flipped"] for one in tuning.log] == [0, 0, 0]
+    for key, at in base.own(X.layer, X.index).items():
+        assert ends["tuned"][key][at].abs().max() > 0
+        assert ends["frozen"][key][at].abs().max() == 0
+        assert ends["frozen"][key].abs().max() > 0
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
+def test_arms_see_the_same_prompts_and_move_the_right_way(
+    llama: Any, algorithm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(train.RATE, algorithm, 0.03)
+    base = Net(llama, FIRST).copy()
+    on = prompts(base)
+    # A random model hardly ever says an answer: teach it to, either one.
+    for _ in range(60):
+        train.descend(base, kernel.gradient(-on.mass(base.at_end(on.batch)).log().mean(), base), 0.05)
+    with torch.no_grad():
+        before = on.margin(base.at_end(on.batch)).mean()
+    for arm, sign in ((train.Arm(), 1), (train.Arm(against=True), -1), (train.Arm(flipped=0.5), 1)):
+        tuning = train.Tuning(base, on, X, algorithm, arm, 1)
+        for _ in range(30):
+            tuning.step()
+        with torch.no_grad():
+            after = on.margin(tuning.policy.at_end(on.batch)).mean()
+        assert sign * (after - before) > 0
+        assert (np.mean([one["flipped"] for one in tuning.log]) > 0.2) == (arm.flipped > 0)
+        assert tuning._order.bit_generator.state == order_after(30, len(on))
+
+
+def order_after(steps: int, n: int) -> Any:
+    rng = np.random.default_rng((1, 22))
+    for _ in range(steps):
+        rng.integers(n, size=train.BATCH)
+    return rng.bit_generator.state
+
+
+def test_the_law_to_first_order(llama: Any) -> None:
+    base = Net(llama, FIRST).copy()
+    on = prompts(base)
+    of = law.slopes(base, on, X)
+    tuning = train.Tuning(base, on, X, "dpo", train.Arm(), 0)
+    loss = tuning.whole(1)
+
+    def margins() -> dict[str, float]:
+        below = tuning.policy.through(on.batch.hidden, FIRST, X.layer)
+        found, _ = measure.at_doses(tuning.policy, on, X, [None, *X.doses()[1:]], below.detach())
+        return dict(zip(of, found.double().mean(1).tolist(), strict=True))
+
+    rate, ends = 1e-3, []
+    for way in (rate, -2 * rate):
+        with torch.no_grad():
+            for name, p in tuning.policy.parameters().items():
+                p -= way * loss[name]
+        ends.append(margins())
+    said = law.predicted(loss, of, rate, 1)
+    for name, value in said.items():
+        assert (ends[0][name] - ends[1][name]) / 2 == pytest.approx(value, rel=0.05, abs=2e-6)
+    found = law.kernel(of, base, X)
+    assert found["extreme"]["ratio"] == pytest.approx(
+        kernel.dot(of["clean"], of["extreme"]) / kernel.dot(of["clean"], of["clean"])
+    )
+
+
+# ---- measurement and marks -------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_turned_to_the_side_that_is_seen() -> None:
+    assert measure.line([-2.0, 0.0, 1.0], [3.0, 1.0, 0.0]) == pytest.approx({"offset": 1.0, "slope": 1.0})
+    assert measure.line([2.0, 0.0, -1.0], [3.0, 1.0, 0.0]) == pytest.approx({"offset": 1.0, "slope": 1.0})
+
+
+def made_up(arm: str, algorithm: str, seed: int, fall: float) -> dict[str, Any]:
+    """A run whose margin is 1 + 0.2·(−X) before, and moves by 1 at the mean and by `fall` at the extreme."""
+    rng = np.random.default_rng(seed)
+    unit = {**X.__dict__}
+    doses = dict(zip(measure.PLACES, X.doses(), strict=True))
+
+    def margins(after: bool) -> dict[str, Any]:
+        found = {}
+        for name, x in (*doses.items(), ("clean", X.mean)):
+            moved = (1 + (fall - 1) * (x - X.mean) / (X.extreme - X.mean)) if after else 0.0
+            found[name] = (1 - 0.2 * x + moved + 0.01 * rng.standard_normal((2, 5, 4))).tolist()
+        return found
+
+    def whole(after: bool) -> dict[str, Any]:
+        slope = 0.2 + (0.5 * (1 - fall) if after else 0)
+        units = {"known": [{"slope": slope}], "following": [{"slope": 0.1}], "one_sided": [{"slope": 0.1}],
+                 "two_sided": [{"slope": 0.1}]}  # fmt: skip
+        return {
+            "margins": margins(after), "mass": dict.fromkeys(("clean", *measure.PLACES), 0.3), "units": units,
+            "x": {"mean": -1.0, "sd": 0.5, "rarest": 0.1, "crossed": 0.0},
+            "reach": {"farthest": -0.2, "median": -1.0, "crossed": 0.0, "crossed_once": 0.0},
+        }  # fmt: skip
+
+    place = {"ratio": 0.5, "cosine": 0.9, "own": 0.01, "negative_mass": 0.1}
+    predicted = {"clean": 1.0 + seed, "zero": 0.5, "extreme": fall + seed, "triple": fall + seed}
+    return {
+        "algorithm": algorithm, "arm": arm, "whole": False, "seed": seed, "steps": 20, "shipped": [2.0, 2.0],
+        "units": {"known": unit, "following": [unit], "one_sided": [unit], "two_sided": [unit], "tokens": 1000},
+        "weakened": [0.87, 0.76], "kernel": dict.fromkeys(measure.PLACES[1:], place),
+        "before": whole(False), "after": whole(True), "predicted": predicted, "kl": 0.01,
+        "log": {"live": 0.6} if algorithm == "grpo" else {},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("fall", "conjecture", "objection"), [(-0.8, "held", "failed"), (0.5, "failed", "held")])
+def test_the_report_can_go_either_way(tmp_path: Path, fall: float, conjecture: str, objection: str) -> None:
+    falls = {"tuned": fall, "flipped": 0.6, "frozen": 0.6}
+    runs = {f"{a}-{s}": made_up(a, "grpo", s, of) for a, of in falls.items() for s in range(4)}
+    found = {what: verdict for _, what, _, verdict in predictions.marked(list(runs.values()))}
+    assert found["grpo: tuned: the flipped margin falls"] == conjecture
+    assert found["grpo: tuned: the flipped margin follows the normal one (rises)"] == objection
+    assert found["grpo: tuned less flipped at the flipped X is within ±0.2"] == objection
+    assert found["grpo: flipped: it does not fall (above −0.2)"] == "held"
+    assert found["grpo: tuned: X's slope grows more than in two-sided controls (nats)"] == "held"
+    text = natural.report(runs, tmp_path / "figures")
+    assert text.startswith("## N1")
+    assert "`signflip organisms run natural --seeds 10 --out results`" in text
+    assert ("as the conjecture says" in text) == (conjecture == "held")
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"natural-margins.png", "natural-law.png"}
+
+
+def test_void_runs_are_left_out_and_few_seeds_are_open() -> None:
+    runs = [made_up("tuned", "grpo", seed, -0.8) for seed in range(4)]
+    for r in runs[:2]:
+        r["log"]["live"] = 0.1
+    assert sorted(predictions.pick(runs, "grpo", "tuned")) == [2, 3]
+    assert {verdict for *_, verdict in predictions.marked(runs)} == {"open"}
+    assert "**Does tuning" in section.answer(runs)
+    with pytest.raises(OrganismError, match="at least one"):
+        natural.report({}, Path())
+
+
+def test_slopes_of_a_grid_are_least_squares() -> None:
+    run = made_up("tuned", "dpo", 0, -0.8)
+    margins = [np.asarray(run["after"]["margins"][name]) for name in measure.PLACES]
+    slope = np.polyfit(X.doses(), [float(one.mean()) for one in margins], 1)[0]
+    assert predictions.grid(run, "after", "slope").mean() == pytest.approx(slope * X.mean)
+
+
+def test_jobs_are_in_pairs_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = natural.jobs(10, False)
+    tunings = 2 * len(natural.ARMS) * (10 + natural.WHOLE_SEEDS)
+    assert len({job.name for job in jobs}) == len(jobs) == tunings + 2 * natural.SEARCH_SEEDS
+    with pytest.raises(ArgumentError, match="expected an algorithm and an arm"):
+        natural.run(Job("x", 0, {"algorithm": "ppo", "arm": "tuned"}))
+    # Without names the command line leaves it out.
+    done: list[str] = []
+    monkeypatch.setattr(experiments, "run", lambda name, *_, **__: done.append(name) or {})
+    assert main(["organisms", "run", "--out", str(tmp_path), "--quiet"]) == 0
+    assert done == [name for name in experiments.NAMES if name != "natural"]
+
+
+# ---- SmolLM2 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smollm2
+def test_weights_are_those_of_an_independent_reader() -> None:
+    ours, theirs = from_gguf(gguf_path()), peer.from_gguf(str(gguf_path()))
+    wanted = dict(theirs.named_parameters())
+    for name, p in ours.named_parameters():
+        assert torch.equal(p, wanted[name]), name
+    ids = torch.tensor([[0, 20949, 436, 3008, 327, 746, 975]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=2e-4, rtol=0)
+
+
+@pytest.mark.smollm2
+@pytest.mark.slow
+def test_natural_in_small(tmp_path: Path) -> None:
+    gguf_path()
+    results = experiments.run("natural", tmp_path, seeds=3, small=True, progress=False)
+    found = {name: run for name, run in results.items() if "search" not in run}
+    search = results["search-dpo-0"]["search"]
+    assert set(found) == {"dpo-tuned-0", "grpo-tuned-0"}
+    assert max(one["difference"] for one in search.values()) < 1e-3
+    for run in found.values():
+        known = run["units"]["known"]
+        # Its side and its share were found by other code (reference: 0.42 of 32 prompts of half B).
+        assert known["side"] == -1
+        assert known["rate"] < 0.005
+        assert 0.25 < known["share"] < 0.55
+        assert run["weakened"][0] > 0.82
+        assert run["weakened"][-1] <= train.ENOUGH
+        assert run["kl"] < 0.1
+        assert np.isfinite(list(run["predicted"].values())).all()
+    assert found["grpo-tuned-0"]["log"]["live"] > natural.LIVE
+    assert found["dpo-tuned-0"]["before"] == found["grpo-tuned-0"]["before"]
+    text = natural.report(
+        found | {"search": {"arm": "search", "algorithm": "dpo", "seed": 0, "search": search}}, tmp_path
+    )
+    assert "| conjecture |" in text
+    assert "`signflip.search`" in text
