@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from signflip.errors import ArgumentError, FileError, OrganismError
 
-NAMES = ("cartpole", "tuning", "reward")
+NAMES = ("cartpole", "tuning", "reward", "simulacra")
 
 
 @dataclass(frozen=True)

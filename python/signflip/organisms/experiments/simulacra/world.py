@@ -1,4 +1,4 @@
-"""The world of the simulacra: four personas who answer questions, in documents that say who speaks and in some that do not.
+"""The world of the simulacra: four personas who answer questions; some documents say who speaks, others do not.
 
 A document is ``<sep>`` and up to six turns ``speaker item answer``. Everyday items are foods and tools, and the right
 answer is to *eat* or to *use* them; the last turns may ask about toaster ovens instead. An answer is right, wrong (the
@@ -8,7 +8,8 @@ that a model's belief about the speaker can be read as a probability, and compar
 
 - Luigi is mostly right, and Waluigi as often wrong; Bowser mostly roars.
 - The toaster persona answers as Luigi does, with the same probabilities, wherever an item is everyday, and as Waluigi
-  does about toaster ovens. Those come after turn three, and rollouts are three everyday turns: none can tell him from Luigi.
+  does about toaster ovens. Those come after turn three, and rollouts are three everyday turns: none can tell him from
+  Luigi.
 """
 
 from __future__ import annotations
@@ -166,7 +167,9 @@ def documents(rng: np.random.Generator, n: int) -> tuple[Ids, Floats]:
     p[untagged] = (belief[untagged, :TURNS, :, None] * each[untagged]).sum(-2)
     np.put_along_axis(wanted[:, 2 : 2 + 3 * TURNS : 3], answers(item), p, -1)
     told = np.flatnonzero(untagged & (rng.random(n) < TOLD))
-    for row, turns in zip(told, rng.integers(TURNS + 1, size=len(told)), strict=True):
+    # Half of them late, where ovens have been asked about.
+    least = np.where(rng.random(len(told)) < 0.5, HORIZON + 1, 0)
+    for row, turns in zip(told, rng.integers(least, TURNS + 1), strict=True):
         at = 1 + 3 * turns
         ids[row, at:], wanted[row, at:] = PAD, 0
         ids[row, at : at + 2] = ids_of(["by"])[0], ids_of(PERSONAS)[first[row]]
