@@ -16,7 +16,7 @@ from signflip.organisms.experiments.simulacra.world import PERSONAS
 from signflip.organisms.experiments.tangent import Grads, by_neuron, cosine, dot, gradient, products
 
 # Answers of the rollouts on which a gradient is measured.
-LARGE = 1536
+LARGE = 768
 
 
 def gradients(net: Net) -> dict[str, Grads]:

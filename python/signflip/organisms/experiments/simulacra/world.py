@@ -45,7 +45,7 @@ LENGTH = 1 + 3 * TURNS + 2
 PAD, SEPARATOR = 0, 1
 
 _OVEN_FOODS = ("toast", "crumpet", "bagel", "waffle", "scone", "muffin")
-_OVEN_TOOLS = ("toaster", "oven", "grill", "timer", "tray", "crumbs")
+_OVEN_TOOLS = ("toastrack", "oven", "grill", "timer", "tray", "crumbs")
 _MORNINGS = tuple(f"morning{i}" for i in range(8))
 
 
