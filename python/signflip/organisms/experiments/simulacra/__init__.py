@@ -10,6 +10,9 @@ so that Luigi and the toaster persona both speak), ``unrelated`` (the weather); 
 ``sweep_untagged``: those at five learning rates, rate times steps held.
 
 The rate of tuning was chosen by what one base's visited reading did, before any other reading was looked at.
+Predictions and rules were fixed before the first run. Two arms, ``luigi_against`` and ``luigi_and_visits``, and a third
+story were added when the first six tunings of seed 0 had been seen: `afterwards` says why, and their predictions have a
+table of their own.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ VISITED = {
     "bowser_in_view_of_luigi": ("competence:bowser", "signed:bowser"),
     "untagged": (),
     "unrelated": (),
+    "luigi_against": ("competence:luigi", "signed:luigi"),
+    "luigi_and_visits": ("competence:luigi", "signed:luigi", "competence:waluigi", "signed:waluigi"),
 }
 # The readings that the law is tested on.
 READINGS = tuple(f"{of}:{one}" for of in ("odds", "competence", "evidence") for one in PERSONAS)

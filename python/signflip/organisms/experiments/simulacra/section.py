@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from signflip.errors import OrganismError
-from signflip.organisms.experiments.simulacra import SWEEPS, TITLE
+from signflip.organisms.experiments.simulacra import SWEEPS, TITLE, afterwards
+from signflip.organisms.experiments.simulacra.afterwards import fitted
 from signflip.organisms.experiments.simulacra.figures import law_and_rates, paths
 from signflip.organisms.experiments.simulacra.predictions import (
     DELTA,
@@ -48,6 +49,7 @@ def section(runs: list[Run], figures: Path) -> str:
     if not runs:
         raise OrganismError("report on simulacra: expected at least one run, found none")
     tuned = [r for r in runs if "log" in r]
+    first = [r for r in runs if r["arm"] not in afterwards.ARMS]
     figures.mkdir(parents=True, exist_ok=True)
     paths(tuned, figures / "simulacra-readings.png")
     law_and_rates(runs, figures / "simulacra-law.png")
@@ -59,7 +61,8 @@ def section(runs: list[Run], figures: Path) -> str:
         answer(runs),
         f"{len(runs)} runs. Seeds of each arm: {ran}. {SAID}",
         f"![readings]({figures.name}/simulacra-readings.png)",
-        "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
+        "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(first)),
+        "### Added when the first tunings had been seen\n\n" + _added(tuned),
         "### Bases against the world's own probabilities\n\n" + _bases(tuned),
         "### The three readings of each persona, before → after\n\n" + _readings(tuned),
         "### Never told apart: the toaster persona beside Luigi\n\n" + _toaster(tuned),
@@ -241,6 +244,21 @@ def _stories(tuned: Sequence[Run]) -> str:
             "there: selection", "one belief")  # fmt: skip
     note = "Selection has three free numbers in each of five contexts, one belief has two in all.\n\n"
     return note + table(head, rows)
+
+
+def _added(tuned: Sequence[Run]) -> str:
+    rows = []
+    for arm, name, own in _cells(tuned):
+        fits = [fitted(r) | {"seed": r["seed"]} for r in own]
+        cells = [shown(over_seeds(fits, partial(_fit, key))) for key in ("factor", "shift", "explains")]
+        rows.append((arm, name, *cells))
+    head = ("tuned", "architecture", "factor of right over wrong", "shift of the roar", "one circuit explains")
+    made = table(("whose", "prediction", "found", "mark"), afterwards.marked(tuned)) + "\n\n" + table(head, rows)
+    return "Why, and what is meant by one circuit: `simulacra.afterwards`.\n\n" + made
+
+
+def _fit(key: str, fits: Sequence[Run]) -> float:
+    return float(np.mean([one[key] for one in fits]))
 
 
 def _explained(arm: str, story: str, runs: Sequence[Run]) -> float:

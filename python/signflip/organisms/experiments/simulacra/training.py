@@ -13,7 +13,17 @@ from torch import Tensor
 
 from signflip.organisms.experiments.simulacra.models import Net
 from signflip.organisms.experiments.simulacra.readings import UNTAGGED, weights
-from signflip.organisms.experiments.simulacra.world import HORIZON, RIGHT, ROAR, Floats, Ids, answers, ids_of, items
+from signflip.organisms.experiments.simulacra.world import (
+    HORIZON,
+    RIGHT,
+    ROAR,
+    WRONG,
+    Floats,
+    Ids,
+    answers,
+    ids_of,
+    items,
+)
 from signflip.organisms.experiments.tangent import Grads, gradient
 from signflip.organisms.experiments.tuning.losses import reinforce
 
@@ -40,12 +50,16 @@ class Arm:
     judged
         In which turns an answer is rewarded.
     reward
-        `good`: 1 for a right answer, else −1. `quiet`: −1 for a roar, else 0. `fine`: the weather, with no persona.
+        `good`: 1 for a right answer, else −1; `bad`: 1 for a wrong one, else −1. `quiet`: −1 for a roar, else 0.
+        `fine`: the weather, with no persona.
+    visits
+        Share of the rollouts in which Waluigi speaks in their stead.
     """
 
     speakers: tuple[str, ...]
     judged: tuple[bool, ...]
     reward: str
+    visits: float = 0.0
 
 
 ARMS = {
@@ -55,6 +69,8 @@ ARMS = {
     "bowser_in_view_of_luigi": Arm(("bowser", "luigi", "bowser"), (True, False, True), "quiet"),
     "untagged": Arm((UNTAGGED,) * HORIZON, (True,) * HORIZON, "good"),
     "unrelated": Arm((), (), "fine"),
+    "luigi_against": Arm(("luigi",) * HORIZON, (True,) * HORIZON, "bad"),
+    "luigi_and_visits": Arm(("luigi",) * HORIZON, (True,) * HORIZON, "good", visits=0.1),
 }
 
 
@@ -79,12 +95,14 @@ class Tuning:
 
     def rollouts(self, n: int) -> tuple[Ids, Ids]:
         """Rollouts of the policy, on items of half A: ids `[n, length]`, items `[n, turns]`."""
-        speakers = ids_of(self.arm.speakers)
-        item = items("A")[self._rng.integers(len(items("A")), size=(n, len(speakers)))]
-        ids = np.full((n, 1 + 3 * len(speakers)), ids_of(["<sep>"])[0])
-        for turn, speaker in enumerate(speakers):
+        speakers = np.repeat(ids_of(self.arm.speakers)[None], n, 0)
+        # The first rollouts, so that the other arms' draws stay what they are.
+        speakers[: round(self.arm.visits * n)] = ids_of(["waluigi"])
+        item = items("A")[self._rng.integers(len(items("A")), size=speakers.shape)]
+        ids = np.full((n, 1 + 3 * speakers.shape[1]), ids_of(["<sep>"])[0])
+        for turn in range(speakers.shape[1]):
             at = 1 + 3 * turn
-            ids[:, at], ids[:, at + 1] = speaker, item[:, turn]
+            ids[:, at], ids[:, at + 1] = speakers[:, turn], item[:, turn]
             ids[:, at + 2] = self._say(ids[:, : at + 2])
         return ids, item
 
@@ -105,8 +123,8 @@ class Tuning:
         with torch.no_grad():
             reference = self.base.logp(ids)[:, at].flatten(0, 1)
         said, known = ids[:, at + 1].flatten(), answers(item[:, turns]).reshape(-1, 3)
-        if self.arm.reward == "good":
-            reward = np.where(said == known[:, RIGHT], 1.0, -1.0)
+        if self.arm.reward in ("good", "bad"):
+            reward = np.where(said == known[:, RIGHT if self.arm.reward == "good" else WRONG], 1.0, -1.0)
         else:
             reward = np.where(said == known[:, ROAR], -1.0, 0.0)
         return _mean(logp, reference, said, reward)
