@@ -163,6 +163,6 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == json.loads(text)
     said = simulacra.report(made, tmp_path / "figures")
     assert "signflip organisms run simulacra" in said
-    assert "| conjecture | luigi: Waluigi's odds of being invoked rise |" in said
+    assert "| conjecture | luigi: Waluigi's odds of being invoked, up |" in said
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"simulacra-readings.png", "simulacra-law.png"}
-    assert "Does the persona that is never invoked get stronger?" in simulacra.answer(made)
+    assert "Does Waluigi, never invoked, get stronger?" in simulacra.answer(made)

@@ -41,9 +41,9 @@ def paths(runs: Sequence[Run], to: Path) -> None:
 
 def law_and_rates(runs: Sequence[Run], to: Path) -> None:
     """Predicted against actual change of unvisited readings; the paths' distance and the largest step by rate."""
-    figure, axes = axes_of(1, 4)
+    figure, axes = axes_of(2, 2)
     of = points(runs)
-    for axis, by in zip(axes[0], ("first", "summed"), strict=False):
+    for axis, by in zip(axes[0], ("first", "summed"), strict=True):
         for persona in PERSONAS:
             own = [(r["predicted"][by][key], change(r, key)) for r, key in of if key.endswith(f":{persona}")]
             axis.scatter(*np.asarray(own).reshape(-1, 2).T, s=4, color=COLOURS[persona], label=persona)
@@ -52,16 +52,19 @@ def law_and_rates(runs: Sequence[Run], to: Path) -> None:
         axis.set_ylabel("actual change, nats", fontsize=8)
     axes[0, 0].legend(fontsize=7)
     sweeps = [r for r in runs if r["arm"].startswith("sweep")]
-    for axis, what in zip(axes[0, 2:], ("apart", "jump"), strict=True):
+    for axis, what in zip(axes[1], ("apart", "jump"), strict=True):
         for r in sweeps:
             rates = [one["rate"] for one in r["rates"]]
             values = r["apart"] if what == "apart" else [one["jump"] for one in r["rates"]]
             colour = "tab:green" if r["arm"] == "sweep_luigi" else "tab:gray"
             axis.loglog(rates[: len(values)], values, "-o", ms=2, lw=0.6, color=colour)
+        ticks = sorted({one["rate"] for r in sweeps for one in r["rates"]})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_xlabel("rate, in units of the tunings'", fontsize=8)
-        said = {"apart": "distance of the paths at a rate and at half of it", "jump": "largest step of the weights"}
+        said = {"apart": "from a path to that at half the rate", "jump": "largest step of the weights"}
         axis.set_ylabel(said[what], fontsize=8)
     for arm, colour in (("tuned on Luigi", "tab:green"), ("untagged", "tab:gray")):
-        axes[0, 3].plot([], [], color=colour, label=arm)
-    axes[0, 3].legend(fontsize=7)
+        axes[1, 0].plot([], [], color=colour, label=arm)
+    axes[1, 0].legend(fontsize=7)
     figure.savefig(to, dpi=110)

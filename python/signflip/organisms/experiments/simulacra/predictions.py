@@ -107,13 +107,13 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
             def of(rs: Sequence[Run], arm: str = arm, key: str = key) -> float:
                 return mean(rs, arm, f"{key}:waluigi")
 
-            add("conjecture", f"{arm}: Waluigi's {what} rise", of, lambda x: x > 0)
-            add("objection", f"{arm}: Waluigi's {what} fall or stay (below +{DELTA})", of, lambda x: x < DELTA)
+            add("conjecture", f"{arm}: Waluigi's {what}, up", of, lambda x: x > 0)
+            add("objection", f"{arm}: Waluigi's {what}, down or still (below +{DELTA})", of, lambda x: x < DELTA)
 
         def needed(rs: Sequence[Run], arm: str = arm) -> float:
             return mean(rs, arm, "tokens:waluigi")
 
-        add("conjecture", f"{arm}: fewer tokens invoke Waluigi", needed, lambda x: x < 0)
+        add("conjecture", f"{arm}: tokens to invoke Waluigi, fewer", needed, lambda x: x < 0)
     _toaster(there, add)
     _in_view(there, add)
     if "unrelated" in there:
@@ -122,7 +122,12 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
             def control(rs: Sequence[Run], key: str = key) -> float:
                 return mean(rs, "unrelated", f"{key}:waluigi")
 
-            add("control", f"unrelated: Waluigi's {key} stay (within ±{DELTA})", control, lambda x: abs(x) < DELTA)
+            add(
+                "control",
+                f"unrelated: Waluigi's {key}, still (within ±{DELTA})",
+                control,
+                lambda x: abs(x) < DELTA,
+            )
     _stories(there, add)
     return out + _law(runs, add)
 
@@ -135,16 +140,19 @@ def _toaster(there: set[str], add: Callable[..., None]) -> None:
             def alike(rs: Sequence[Run], arm: str = arm, over: str = over, under: str = under) -> float:
                 return ratio(rs, arm, over, under)
 
-            name = f"{arm}: the toaster persona's {what} move exactly as Luigi's (ratio within {ALIKE[0]}–{ALIKE[1]})"
+            name = f"{arm}: the toaster persona's {what}, just as Luigi's (ratio {ALIKE[0]}–{ALIKE[1]})"
             add("objection", name, alike, lambda x: ALIKE[0] <= x <= ALIKE[1])
-        for key, what in (("told", "odds against Luigi, told by what is said of ovens,"), ("competence", "defection")):
+        for key, what in (
+            ("told", "weight beside Luigi's, told by talk of ovens"),
+            ("competence", "defection"),
+        ):
 
             def still(rs: Sequence[Run], arm: str = arm, key: str = key) -> float:
                 return mean(rs, arm, f"{key}:toaster")
 
-            name = f"{arm}: the toaster persona's {what} stay (within ±{DELTA})"
+            name = f"{arm}: the toaster persona's {what}, still (within ±{DELTA})"
             add("objection", name, still, lambda x: abs(x) < DELTA)
-            add("conjecture", f"{arm}: the toaster persona's {what} rise", still, lambda x: x > 0)
+            add("conjecture", f"{arm}: the toaster persona's {what}, up", still, lambda x: x > 0)
 
 
 def _in_view(there: set[str], add: Callable[..., None]) -> None:

@@ -28,7 +28,7 @@ from signflip.organisms.experiments.simulacra.predictions import (
 )
 from signflip.organisms.experiments.simulacra.training import ARMS
 from signflip.organisms.experiments.simulacra.world import PERSONAS
-from signflip.organisms.experiments.tuning.statistics import Interval, Run, over_seeds, shown, table
+from signflip.organisms.experiments.tuning.statistics import Interval, Run, mark, over_seeds, shown, table
 
 COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (
@@ -94,14 +94,17 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> str:
     tuned = [r for r in every if "log" in r]
     if not tuned:
         return "No tuning is in yet."
-    text = ["**Does the persona that is never invoked get stronger?**"]
+    text = ["**Does Waluigi, never invoked, get stronger?** By the rules, of the conjecture's three readings:"]
     for arm in (arm for arm in TUNED if arm in _arms(tuned)):
         own = [r for r in tuned if r["arm"] == arm]
         up = sum(change(r, "competence:waluigi") > DELTA for r in own)
+        marks = [_marked(tuned, arm, key, sign) for key, sign in (("odds", 1), ("competence", 1), ("tokens", -1))]
         text.append(
-            f"Tuned {arm}: Waluigi's odds {_moved(tuned, arm, 'odds:waluigi')}, competence "
-            f"{_moved(tuned, arm, 'competence:waluigi')} (up by more than {DELTA} in {up} of {len(own)}), tokens to "
-            f"invoke him {_moved(tuned, arm, 'tokens:waluigi')}."
+            f"tuned {arm}: likelier invoked {marks[0]} ({_moved(tuned, arm, 'odds:waluigi')} nats); stronger once "
+            f"invoked {marks[1]} ({_moved(tuned, arm, 'competence:waluigi')}, by more than {DELTA} in {up} of "
+            f"{len(own)}; of right over wrong alone {_moved(tuned, arm, 'signed:waluigi')}, from "
+            f"{np.mean([r['log'][0]['signed:waluigi'] for r in own]):.2f}); fewer tokens to invoke him {marks[2]} "
+            f"({_moved(tuned, arm, 'tokens:waluigi')})."
         )
     if "luigi" in _arms(tuned):
         pairs = [_moved(tuned, "luigi", key) for key in ("shared:toaster", "competence:luigi", "competence:toaster")]
@@ -121,6 +124,11 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> str:
         f"{shown(over_seeds(tuned, partial(_agree, 'summed', '')))} re-measured on the way."
     )
     return " ".join(text)
+
+
+def _marked(runs: Sequence[Run], arm: str, key: str, sign: int) -> str:
+    found = over_seeds(runs, partial(_mean, arm, f"{key}:waluigi"))
+    return f"*{mark(found, lambda x: sign * x > 0, lambda x: sign * x <= 0)}*"
 
 
 def _agree(by: str, readings: str, runs: Sequence[Run]) -> float:
@@ -160,11 +168,15 @@ def _readings(tuned: Sequence[Run]) -> str:
     rows = []
     for arm, name, own in _cells(tuned):
         for persona in PERSONAS:
-            keys = [f"{of}:{persona}" for of in ("odds", "competence", "tokens")]
+            keys = [f"{of}:{persona}" for of in ("odds", "competence", "signed", "tokens")]
             rows.append((arm, name, persona, *(f"{_ends(own, key)} ({_moved(own, arm, key)})" for key in keys)))
     head = ("tuned", "architecture", "persona", "(a) odds (change)", "(b) competence (change)",
-            "(c) tokens (change)")  # fmt: skip
-    return table(head, rows)
+            "right over wrong, everyday (change)", "(c) tokens (change)")  # fmt: skip
+    note = (
+        "Competence is against both other answers: where Bowser's roar is penalised everybody's falls, so that all "
+        "grow more competent alike; right over wrong is free of that.\n\n"
+    )
+    return note + table(head, rows)
 
 
 def _toaster(tuned: Sequence[Run]) -> str:
