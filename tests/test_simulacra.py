@@ -14,6 +14,7 @@ from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import Job, simulacra
 from signflip.organisms.experiments.simulacra import (
+    afterwards,
     law,
     models,
     predictions,
@@ -117,6 +118,10 @@ def test_the_stories_know_their_own() -> None:
     assert stories.stories(base, picked)["all"]["belief"] < 0.9
     assert stories.stories(base, moved)["all"]["belief"] == pytest.approx(1, abs=1e-6)
     assert stories.stories(base, moved)["all"]["selection"] < 0.99
+    grown = {who: afterwards.circuit(base[who], 1.8, -0.5) for who in base}
+    found = afterwards.fitted({"manners": [base, grown]})
+    assert found == pytest.approx({"factor": 1.8, "shift": -0.5, "explains": 1}, abs=1e-3)
+    assert stories.stories(base, grown)["all"]["belief"] < 0.99
 
 
 def test_bad_input() -> None:
@@ -134,7 +139,11 @@ def test_bad_input() -> None:
 
 def test_every_seed_has_every_arm() -> None:
     made = simulacra.jobs(10, False)
-    assert len({job.name for job in made}) == len(made) == 10 * 2 * 8
+    assert (
+        len({job.name for job in made})
+        == len(made)
+        == 10 * len(models.ARCHITECTURES) * (len(training.ARMS) + len(simulacra.SWEEPS))
+    )
     assert [job.seed for job in made] == sorted(job.seed for job in made)
 
 

@@ -72,7 +72,8 @@ def exponent(runs: Sequence[Run], arm: str, what: str) -> float:
             continue
         rates = [one["rate"] for one in r["rates"]]
         values = r["apart"] if what == "apart" else [one["jump"] for one in r["rates"]]
-        found.append(np.polyfit(np.log(rates[: len(values)]), np.log(values), 1)[0])
+        if len(values) > 1:
+            found.append(np.polyfit(np.log(rates[: len(values)]), np.log(values), 1)[0])
     return float(np.mean(found)) if found else float("nan")
 
 

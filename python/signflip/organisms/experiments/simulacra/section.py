@@ -36,6 +36,12 @@ SAID = (
     "by drawing seeds again, both architectures of a seed together. The readings, arms and rules are defined in "
     "`signflip.organisms.experiments.simulacra`."
 )
+CAVEAT = (
+    "What this is not: Waluigi is Luigi's exact mirror here, and a model of two layers has little cause to keep two "
+    "readouts of what is right; that they share one is this world's doing as much as the network's. The base answers "
+    "with probability 0.75 at most, so that all have room to become surer. Rollouts are three turns, answers one word, "
+    "and the reward is the truth. Names are never rewarded: reading (a) moves by what weights are shared alone."
+)
 
 
 def section(runs: list[Run], figures: Path) -> str:
@@ -60,6 +66,7 @@ def section(runs: list[Run], figures: Path) -> str:
         f"`{COMMAND}`",
         answer(runs),
         f"{len(runs)} runs. Seeds of each arm: {ran}. {SAID}",
+        CAVEAT,
         f"![readings]({figures.name}/simulacra-readings.png)",
         "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(first)),
         "### Added when the first tunings had been seen\n\n" + _added(tuned),
