@@ -138,12 +138,8 @@ def test_bad_input() -> None:
 
 
 def test_every_seed_has_every_arm() -> None:
-    made = simulacra.jobs(10, False)
-    assert (
-        len({job.name for job in made})
-        == len(made)
-        == 10 * len(models.ARCHITECTURES) * (len(training.ARMS) + len(simulacra.SWEEPS))
-    )
+    made, arms = simulacra.jobs(10, False), (*training.ARMS, *simulacra.SWEEPS)
+    assert len({job.name for job in made}) == len(made) == 10 * len(models.ARCHITECTURES) * len(arms)
     assert [job.seed for job in made] == sorted(job.seed for job in made)
 
 
