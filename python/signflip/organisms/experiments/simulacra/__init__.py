@@ -83,6 +83,6 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
 
 def answer(results: dict[str, dict[str, Any]]) -> str:
     """What that says of the conjecture."""
-    from signflip.organisms.experiments.simulacra import section
+    from signflip.organisms.experiments.simulacra import conclusion
 
-    return section.answer(list(results.values()))
+    return conclusion.answer(list(results.values()))

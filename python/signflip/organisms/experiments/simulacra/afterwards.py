@@ -75,6 +75,8 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
             lambda x: x < 0)  # fmt: skip
     if {"luigi", "luigi_and_visits"} <= there:
         key = "competence:waluigi"
+        both = {(r["architecture"], r["seed"]) for r in runs if r["arm"] == "luigi_and_visits"}
+        runs = [r for r in runs if (r["architecture"], r["seed"]) in both]
         add("conjecture", "visits: Waluigi's competence rises less than without",
             lambda rs: mean(rs, "luigi_and_visits", key) - mean(rs, "luigi", key), lambda x: x < 0)  # fmt: skip
         add("conjecture", "visits: Waluigi's competence falls", lambda rs: mean(rs, "luigi_and_visits", key),

@@ -83,11 +83,15 @@ def points(runs: Sequence[Run]) -> list[tuple[Run, str]]:
     return [(r, key) for r in tuned for key in READINGS if key not in VISITED[r["arm"]]]
 
 
-def agreement(runs: Sequence[Run], by: str, readings: str = "") -> float:
-    """Correlation of the change with `cosine`, or with what was predicted: `first`, `summed`."""
-    of = [(r, key) for r, key in points(runs) if key.startswith(readings)]
-    x = [r["cosine"][key] if by == "cosine" else r["predicted"][by][key] for r, key in of]
-    return pearson(x, [change(r, key) for r, key in of])
+def agreement(runs: Sequence[Run], by: str, readings: str = "") -> Interval:
+    """Correlation of the change with `cosine`, or with what was predicted: `first`, `summed`; over seeds."""
+    made: list[Run] = []
+    for run in runs:
+        keys = [key for _, key in points([run]) if key.startswith(readings)]
+        if keys:
+            of = run["cosine"] if by == "cosine" else run["predicted"][by]
+            made.append({"seed": run["seed"], "x": [of[key] for key in keys], "y": [change(run, key) for key in keys]})
+    return over_seeds(made, lambda rs: pearson(*(np.concatenate([r[side] for r in rs]) for side in "xy")))  # type: ignore[arg-type]
 
 
 def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
@@ -130,7 +134,7 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
                 lambda x: abs(x) < DELTA,
             )
     _stories(there, add)
-    return out + _law(runs, add)
+    return out + _law(runs)
 
 
 def _toaster(there: set[str], add: Callable[..., None]) -> None:
@@ -204,16 +208,19 @@ def negative(of: Sequence[Run], persona: str) -> Interval:
     return exact(sum(r["kernel"]["cosine"][f"luigi:{persona}"] < 0 for r in of), len(of))
 
 
-def _law(runs: Sequence[Run], add: Callable[..., None]) -> list[tuple[str, str, str, str]]:
+def _law(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     found = []
     if of := bases(runs):
         for persona in PERSONAS[1:]:
             share = negative(of, persona)
             verdict = mark(share, lambda x: x < 0.5, lambda x: x > 0.5)
             found.append(("objection", f"K of Luigi and {persona} ≥ 0 mostly (share < 0)", shown(share), verdict))
-        add("conjecture", f"K before tuning correlates with the change (above {HIGH})",
-            lambda rs: agreement(rs, "cosine"), lambda x: x > HIGH)  # fmt: skip
-        for by, what in (("first", "predicted before tuning"), ("summed", "predicted, re-measured on the way")):
-            add("law", f"the change {what} correlates with the change (above {HIGH})",
-                lambda rs, by=by: agreement(rs, by), lambda x: x > HIGH)  # fmt: skip
+        for whose, by, what in (
+            ("conjecture", "cosine", "K before tuning"),
+            ("law", "first", "the change predicted before tuning"),
+            ("law", "summed", "the change predicted, re-measured on the way,"),
+        ):
+            share = agreement(runs, by)
+            verdict = mark(share, lambda x: x > HIGH, lambda x: x <= HIGH)
+            found.append((whose, f"{what} correlates with the change (above {HIGH})", shown(share), verdict))
     return found

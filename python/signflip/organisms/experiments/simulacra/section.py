@@ -9,26 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from signflip.errors import OrganismError
-from signflip.organisms.experiments.simulacra import SWEEPS, TITLE, afterwards
+from signflip.organisms.experiments.simulacra import TITLE, afterwards
 from signflip.organisms.experiments.simulacra.afterwards import fitted
+from signflip.organisms.experiments.simulacra.conclusion import answer, arms, moved
 from signflip.organisms.experiments.simulacra.figures import law_and_rates, paths
 from signflip.organisms.experiments.simulacra.predictions import (
-    DELTA,
-    TUNED,
     agreement,
     bases,
     change,
     explained,
     exponent,
     marked,
-    mean,
     negative,
     points,
     shown_off,
 )
-from signflip.organisms.experiments.simulacra.training import ARMS
 from signflip.organisms.experiments.simulacra.world import PERSONAS
-from signflip.organisms.experiments.tuning.statistics import Interval, Run, mark, over_seeds, shown, table
+from signflip.organisms.experiments.tuning.statistics import Interval, Run, over_seeds, shown, table
 
 COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (
@@ -83,68 +80,9 @@ def section(runs: list[Run], figures: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _arms(runs: Sequence[Run]) -> list[str]:
-    return [arm for arm in (*ARMS, *SWEEPS) if any(r["arm"] == arm for r in runs)]
-
-
-def _moved(runs: Sequence[Run], arm: str, key: str) -> str:
-    return shown(over_seeds(runs, partial(_mean, arm, key)))
-
-
-def _mean(arm: str, key: str, runs: Sequence[Run]) -> float:
-    return mean(runs, arm, key)
-
-
-def answer(runs: Sequence[Run] | dict[str, Run]) -> str:
-    """What the runs say of the conjecture, in a few sentences."""
-    every = list(runs.values()) if isinstance(runs, dict) else list(runs)
-    tuned = [r for r in every if "log" in r]
-    if not tuned:
-        return "No tuning is in yet."
-    text = ["**Does Waluigi, never invoked, get stronger?** By the rules, of the conjecture's three readings:"]
-    for arm in (arm for arm in TUNED if arm in _arms(tuned)):
-        own = [r for r in tuned if r["arm"] == arm]
-        up = sum(change(r, "competence:waluigi") > DELTA for r in own)
-        marks = [_marked(tuned, arm, key, sign) for key, sign in (("odds", 1), ("competence", 1), ("tokens", -1))]
-        text.append(
-            f"tuned {arm}: likelier invoked {marks[0]} ({_moved(tuned, arm, 'odds:waluigi')} nats); stronger once "
-            f"invoked {marks[1]} ({_moved(tuned, arm, 'competence:waluigi')}, by more than {DELTA} in {up} of "
-            f"{len(own)}; of right over wrong alone {_moved(tuned, arm, 'signed:waluigi')}, from "
-            f"{np.mean([r['log'][0]['signed:waluigi'] for r in own]):.2f}); fewer tokens to invoke him {marks[2]} "
-            f"({_moved(tuned, arm, 'tokens:waluigi')})."
-        )
-    if "luigi" in _arms(tuned):
-        pairs = [_moved(tuned, "luigi", key) for key in ("shared:toaster", "competence:luigi", "competence:toaster")]
-        text.append(
-            f"**Does the persona that no rollout tells from Luigi move as he does?** Tuned on Luigi: competence where "
-            f"they are alike {pairs[0]}, Luigi's {pairs[1]}; defection about ovens {pairs[2]}."
-        )
-    if {"bowser_alone", "bowser_in_view"} <= set(_arms(tuned)):
-        found = over_seeds(tuned, lambda rs: shown_off(rs, "bowser_in_view") - shown_off(rs, "bowser_alone"))
-        text.append(
-            "**Do the rest see that and become deceptive?** Waluigi's goodness beside Bowser less when alone, where "
-            f"Bowser is penalised in view of him less where alone: {shown(found)}."
-        )
-    text.append(
-        f"**Does the kernel say what happens?** Correlation of the predicted with the actual change of unvisited "
-        f"readings: {shown(over_seeds(tuned, partial(_agree, 'first', '')))} before tuning, "
-        f"{shown(over_seeds(tuned, partial(_agree, 'summed', '')))} re-measured on the way."
-    )
-    return " ".join(text)
-
-
-def _marked(runs: Sequence[Run], arm: str, key: str, sign: int) -> str:
-    found = over_seeds(runs, partial(_mean, arm, f"{key}:waluigi"))
-    return f"*{mark(found, lambda x: sign * x > 0, lambda x: sign * x <= 0)}*"
-
-
-def _agree(by: str, readings: str, runs: Sequence[Run]) -> float:
-    return agreement(runs, by, readings)
-
-
 def _cells(tuned: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
     found = []
-    for arm in _arms(tuned):
+    for arm in arms(tuned):
         for name in dict.fromkeys(r["architecture"] for r in tuned):
             own = [r for r in tuned if r["arm"] == arm and r["architecture"] == name]
             if own:
@@ -176,7 +114,7 @@ def _readings(tuned: Sequence[Run]) -> str:
     for arm, name, own in _cells(tuned):
         for persona in PERSONAS:
             keys = [f"{of}:{persona}" for of in ("odds", "competence", "signed", "tokens")]
-            rows.append((arm, name, persona, *(f"{_ends(own, key)} ({_moved(own, arm, key)})" for key in keys)))
+            rows.append((arm, name, persona, *(f"{_ends(own, key)} ({moved(own, arm, key)})" for key in keys)))
     head = ("tuned", "architecture", "persona", "(a) odds (change)", "(b) competence (change)",
             "right over wrong, everyday (change)", "(c) tokens (change)")  # fmt: skip
     note = (
@@ -191,7 +129,7 @@ def _toaster(tuned: Sequence[Run]) -> str:
     for arm, name, own in _cells(tuned):
         keys = ("odds:luigi", "odds:toaster", "competence:luigi", "shared:toaster", "told:toaster",
                 "competence:toaster", "tokens:toaster")  # fmt: skip
-        rows.append((arm, name, *(_moved(own, arm, key) for key in keys)))
+        rows.append((arm, name, *(moved(own, arm, key) for key in keys)))
     head = ("tuned", "architecture", "Luigi's odds", "the toaster persona's", "Luigi's competence",
             "the toaster persona's where alike", "wrong over right about ovens, untagged", "defection about ovens",
             "tokens")  # fmt: skip
@@ -203,7 +141,7 @@ def _views(tuned: Sequence[Run]) -> str:
     for arm, name, own in _cells(tuned):
         keys = ("seen:waluigi", "unseen:waluigi")
         show = over_seeds(own, partial(_shown_off, arm))
-        rows.append((arm, name, *(f"{_ends(own, key)} ({_moved(own, arm, key)})" for key in keys), shown(show)))
+        rows.append((arm, name, *(f"{_ends(own, key)} ({moved(own, arm, key)})" for key in keys), shown(show)))
     head = ("tuned", "architecture", "Waluigi right over wrong after Bowser", "alone, later", "difference of changes")
     return table(head, rows)
 
@@ -238,12 +176,12 @@ def _kernel(tuned: Sequence[Run]) -> str:
 def _laws(tuned: Sequence[Run]) -> str:
     rows = []
     for readings in ("", "odds", "competence", "evidence"):
-        for arm in ("", *_arms(tuned)):
+        for arm in ("", *arms(tuned)):
             own = [r for r in tuned if arm in ("", r["arm"])]
             of = [(r, key) for r, key in points(own) if key.startswith(readings)]
             if not of or (arm and readings):
                 continue
-            cells = [shown(over_seeds(own, partial(_agree, by, readings))) for by in ("cosine", "first", "summed")]
+            cells = [shown(agreement(own, by, readings)) for by in ("cosine", "first", "summed")]
             agree = np.mean([r["predicted"]["first"][key] * change(r, key) > 0 for r, key in of])
             rows.append((readings or "all", arm or "all but unrelated", len(of), *cells, f"{agree:.2f}"))
     head = ("reading", "tuned", "points", "cosine of K", "predicted before tuning", "re-measured on the way",
