@@ -58,7 +58,8 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> str:
         text.append(
             f"tuned {TOLD[arm]}: likelier invoked {marks[0]} ({moved(tuned, arm, 'odds:waluigi')} nats); stronger "
             f"once invoked {marks[1]} ({moved(tuned, arm, 'competence:waluigi')}, by more than {DELTA} in {up} of "
-            f"{len(own)}, Luigi's own {moved(tuned, arm, 'competence:luigi')}; of right over wrong alone {moved(tuned, arm, 'signed:waluigi')}, from "
+            f"{len(own)}, Luigi's own {moved(tuned, arm, 'competence:luigi')}; "
+            f"of right over wrong alone {moved(tuned, arm, 'signed:waluigi')}, from "
             f"{np.mean([r['log'][0]['signed:waluigi'] for r in own]):.2f}); fewer tokens to invoke him {marks[2]} "
             f"({moved(tuned, arm, 'tokens:waluigi')})."
         )
@@ -78,8 +79,8 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> str:
         said = [_by_story(tuned, story) for story in ("selection", "belief", "circuit")]
         text.append(
             f"**By which story?** Of what tuning on Luigi changes, selection among fixed simulacra explains {said[0]}, "
-            f"one belief moved alike {said[1]}; one readout of what is right, taken by each persona with his own sign and "
-            f"growing for all (added when the first tunings had been seen), {said[2]}."
+            f"one belief moved alike {said[1]}; one readout of what is right, taken by each persona with his own sign "
+            f"and growing for all (added when the first tunings had been seen), {said[2]}."
         )
     below, first = negative(bases(tuned), "waluigi"), [r for r in tuned if r["arm"] not in afterwards.ARMS]
     text.append(
