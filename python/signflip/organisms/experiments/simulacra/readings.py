@@ -150,7 +150,7 @@ def invoking(persona: str, turns: int) -> Probe:
 
 @cache
 def mixed() -> tuple[Probe, ...]:
-    """Untagged histories of each length, as the world draws them: where the mixture's weights are read."""
+    """Untagged histories of each length, each persona as likely: where the mixture's weights are read."""
     rng, out = np.random.default_rng(5), []
     for turns in range(HORIZON + 1):
         history = _drawn(rng, turns)
