@@ -124,6 +124,14 @@ def test_the_stories_know_their_own() -> None:
     assert stories.stories(base, grown)["all"]["belief"] < 0.99
 
 
+def test_a_range_fails_only_where_no_part_of_the_interval_is_in_it() -> None:
+    def alike(x: float) -> bool:
+        return 0.8 <= x <= 1.2
+
+    limits = {"held": (0.9, 1.1), "open": (-4.0, 5.0), "failed": (0.2, 0.7)}
+    assert {name: predictions.verdict((0.5, *of), alike) for name, of in limits.items()} == {n: n for n in limits}
+
+
 def test_bad_input() -> None:
     with pytest.raises(ArgumentError, match="architecture"):
         models.Net("lstm", 0)  # type: ignore[arg-type]
