@@ -133,7 +133,22 @@ def _toaster(tuned: Sequence[Run]) -> str:
     head = ("tuned", "architecture", "Luigi's odds", "the toaster persona's", "Luigi's competence",
             "the toaster persona's where alike", "wrong over right about ovens, untagged", "defection about ovens",
             "tokens")  # fmt: skip
-    return "Changes.\n\n" + table(head, rows)
+    beside = [f"{arm} {shown(over_seeds(tuned, partial(_beside, arm)))}" for arm in arms(tuned)]
+    note = (
+        "Changes. If two weights grow by the same factor, the log-odds of the smaller grow less: the ratio of changes "
+        "of log-odds, which the predictions were fixed on, is not quite what was meant. The change of log p(toaster) "
+        f"less log p(Luigi), added when all runs were in, is: {'; '.join(beside)}.\n\n"
+    )
+    return note + table(head, rows)
+
+
+def _beside(arm: str, runs: Sequence[Run]) -> float:
+    def logs(run: Run, at: int) -> float:
+        toaster, luigi = (-np.log1p(np.exp(-run["log"][at][f"odds:{one}"])) for one in ("toaster", "luigi"))
+        return float(toaster - luigi)
+
+    found = [logs(r, -1) - logs(r, 0) for r in runs if r["arm"] == arm]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def _views(tuned: Sequence[Run]) -> str:
