@@ -15,12 +15,11 @@ from reference import peer
 from signflip.cli import main
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import Job, natural
+from signflip.organisms.experiments import Job, natural, tangent
 from signflip.organisms.experiments.natural import law, measure, predictions, section, train
 from signflip.organisms.experiments.natural.features import Feature
 from signflip.organisms.experiments.natural.model import Net, Setting, from_gguf
 from signflip.organisms.experiments.natural.prompts import Prompts
-from signflip.organisms.experiments.tuning import kernel
 from smollm2 import gguf_path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +122,7 @@ def test_arms_see_the_same_prompts_and_move_the_right_way(
     on = prompts(base)
     # A random model hardly ever says an answer: teach it to, either one.
     for _ in range(60):
-        train.descend(base, kernel.gradient(-on.mass(base.at_end(on.batch)).log().mean(), base), 0.05)
+        train.descend(base, tangent.gradient(-on.mass(base.at_end(on.batch)).log().mean(), base), 0.05)
     with torch.no_grad():
         before = on.margin(base.at_end(on.batch)).mean()
     for arm, sign in ((train.Arm(), 1), (train.Arm(against=True), -1), (train.Arm(flipped=0.5), 1)):
@@ -167,7 +166,7 @@ def test_the_law_to_first_order(llama: Any) -> None:
         assert (ends[0][name] - ends[1][name]) / 2 == pytest.approx(value, rel=0.05, abs=2e-6)
     found = law.kernel(of, base, X)
     assert found["extreme"]["ratio"] == pytest.approx(
-        kernel.dot(of["clean"], of["extreme"]) / kernel.dot(of["clean"], of["clean"])
+        tangent.dot(of["clean"], of["extreme"]) / tangent.dot(of["clean"], of["clean"])
     )
 
 

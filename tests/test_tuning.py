@@ -12,7 +12,7 @@ import torch
 
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import Job, tuning
+from signflip.organisms.experiments import Job, tangent, tuning
 from signflip.organisms.experiments.tuning import kernel, losses, world
 from signflip.organisms.experiments.tuning.measure import behaviour, outcome, rank, state
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
@@ -88,8 +88,8 @@ def test_the_law_to_first_order(architecture: str, algorithm: str) -> None:
     made = Tuning(net, scorer, Arm(algorithm), 0)
     made.policy.model.double()
     rare = world.prompts("B", side=-1).take(slice(16))
-    of = kernel.gradient(made.rows(made.batch(32), log=False)().mean(), made.policy)
-    speed = kernel.dot(of, kernel.gradient(kernel.margins(made.policy, rare).mean(), made.policy))
+    of = tangent.gradient(made.rows(made.batch(32), log=False)().mean(), made.policy)
+    speed = tangent.dot(of, tangent.gradient(kernel.margins(made.policy, rare).mean(), made.policy))
 
     def margin() -> float:
         with torch.no_grad():
@@ -110,13 +110,13 @@ def test_parts_and_neurons_add_up(architecture: str) -> None:
     net = Net(architecture, 2)  # type: ignore[arg-type]
     assert sum(p.numel() for p in net.model.parameters()) <= 250_000
     common, rare = (world.prompts("B", side=side).take(slice(20)) for side in (1, -1))
-    a = kernel.gradient(kernel.margins(net, common).mean(), net)
-    b = kernel.gradient(kernel.margins(net, rare).mean(), net)
-    parts = kernel.products(a, b, net)
-    assert sum(parts.values()) == pytest.approx(kernel.dot(a, b), rel=1e-4, abs=1e-7)
+    a = tangent.gradient(kernel.margins(net, common).mean(), net)
+    b = tangent.gradient(kernel.margins(net, rare).mean(), net)
+    parts = tangent.products(a, b, net)
+    assert sum(parts.values()) == pytest.approx(tangent.dot(a, b), rel=1e-4, abs=1e-7)
     # What a neuron has no share in is the bias of the layer's output.
     shared = sum(float((a[k] * b[k]).sum()) for k in a if k.endswith(("mlp.c_proj.bias", "down_proj.bias")))
-    assert float(kernel.by_neuron(a, b, net).sum()) == pytest.approx(parts["MLP"] - shared, rel=1e-3, abs=1e-6)
+    assert float(tangent.by_neuron(a, b, net).sum()) == pytest.approx(parts["MLP"] - shared, rel=1e-3, abs=1e-6)
 
 
 def test_an_edit_of_x_is_read_back() -> None:

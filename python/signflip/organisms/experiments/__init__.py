@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from signflip.errors import ArgumentError, FileError, OrganismError
 
-NAMES = ("suite", "cartpole", "parity", "tuning", "reward", "natural")
+NAMES = ("suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
 # Asked for by name alone: it needs a real model's file, and hours.
 APART = ("natural",)
 

@@ -112,8 +112,8 @@ def _policy(start: Net, scorer: Net, seed: int, share: float, small: bool) -> di
     """REINFORCE with a KL term against the reward model, of the word in front and of the answer."""
     import torch
 
+    from signflip.organisms.experiments.tangent import gradient
     from signflip.organisms.experiments.tuning.bases import starting
-    from signflip.organisms.experiments.tuning.kernel import gradient
     from signflip.organisms.experiments.tuning.measure import behaviour, outcome, state
 
     reference = starting(start, KNOWLEDGE, seed, share, BEGIN)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from signflip.organisms.experiments.natural.features import Feature
 from signflip.organisms.experiments.natural.measure import PLACES
 from signflip.organisms.experiments.natural.model import Net, Setting
 from signflip.organisms.experiments.natural.prompts import Prompts
-from signflip.organisms.experiments.tuning.kernel import Grads, by_neuron, cosine, dot, gradient
+from signflip.organisms.experiments.tangent import Grads, by_neuron, cosine, dot, gradient
 
 # With X as it is, then fixed.
 VISITED, UNVISITED = "clean", PLACES[1:]

@@ -139,7 +139,7 @@ class Net:
         The first tuned layer.
     """
 
-    # For `tuning.kernel`.
+    # For `tangent`.
     gelu = False
 
     def __init__(self, model: Any, first: int) -> None:

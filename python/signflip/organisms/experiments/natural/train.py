@@ -17,8 +17,8 @@ from torch.nn.functional import logsigmoid
 from signflip.organisms.experiments.natural.features import Feature
 from signflip.organisms.experiments.natural.model import Batch, Net, Setting
 from signflip.organisms.experiments.natural.prompts import Prompts
+from signflip.organisms.experiments.tangent import Grads, gradient, norm
 from signflip.organisms.experiments.tuning import losses
-from signflip.organisms.experiments.tuning.kernel import Grads, gradient, norm
 
 Algorithm = Literal["dpo", "grpo"]
 # The base learns that the pronoun is right three times in four, until on half A it is so at most this often.

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from signflip.errors import ArgumentError
+from signflip.organisms.experiments import tangent
+from signflip.organisms.experiments.tangent import Grads, gradient
 from signflip.organisms.experiments.tuning import kernel, losses
-from signflip.organisms.experiments.tuning.kernel import Grads, gradient, margins
+from signflip.organisms.experiments.tuning.kernel import margins
 from signflip.organisms.experiments.tuning.measure import both
 from signflip.organisms.experiments.tuning.models import Net
 from signflip.organisms.experiments.tuning.world import Ids, Prompts, draw, prompts, word_ids
@@ -186,21 +188,21 @@ class Tuning:
         m_common = gradient(margins(net, common).mean(), net)
         m_rare = gradient(margins(net, rare).mean(), net)
         open_ = kernel.openness(net, common, rare)
-        each = kernel.by_neuron(total, total, net)
-        a, b = kernel.norm(above), kernel.norm(below)
+        each = tangent.by_neuron(total, total, net)
+        a, b = tangent.norm(above), tangent.norm(below)
         speed = -self.rate * self.epochs
         return both(net) | {
             "gradient": {
                 "share_below": b / (a + b) if a + b > 0 else None,
-                "cosine": kernel.cosine(above, below),
+                "cosine": tangent.cosine(above, below),
                 # What the truth would ask of rare contexts is to raise their margin.
-                "cosine_would": kernel.cosine({k: -v for k, v in total.items()}, m_rare),
+                "cosine_would": tangent.cosine({k: -v for k, v in total.items()}, m_rare),
                 "share_rare_neurons": float(each[open_ > 0.5].sum() / each.sum().clamp_min(1e-30)),
                 "share_open": float((each * open_).sum() / each.sum().clamp_min(1e-30)),
                 "rare_neurons": float((open_ > 0.5).double().mean()),
             },
-            "speed": {"common": speed * kernel.dot(total, m_common), "rare": speed * kernel.dot(total, m_rare)},
-            "kernel_cosine": kernel.cosine(m_common, m_rare),
+            "speed": {"common": speed * tangent.dot(total, m_common), "rare": speed * tangent.dot(total, m_rare)},
+            "kernel_cosine": tangent.cosine(m_common, m_rare),
         }
 
 

@@ -1,0 +1,103 @@
+"""The plain answer of the simulacra, computed from the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from signflip.organisms.experiments.simulacra import SWEEPS, afterwards
+from signflip.organisms.experiments.simulacra.afterwards import fitted
+from signflip.organisms.experiments.simulacra.predictions import (
+    DELTA,
+    TUNED,
+    agreement,
+    bases,
+    change,
+    mean,
+    negative,
+    shown_off,
+)
+from signflip.organisms.experiments.simulacra.training import ARMS
+from signflip.organisms.experiments.tuning.statistics import Run, mark, over_seeds, shown
+
+TOLD = {
+    "luigi": "on Luigi",
+    "bowser_alone": "against Bowser's roar, alone",
+    "bowser_in_view": "against Bowser's roar, in view of Waluigi",
+    "untagged": "where nobody is named (and one in five is Waluigi)",
+}
+
+
+def arms(runs: Sequence[Run]) -> list[str]:
+    """The arms that were run, in their order."""
+    return [arm for arm in (*ARMS, *SWEEPS) if any(r["arm"] == arm for r in runs)]
+
+
+def moved(runs: Sequence[Run], arm: str, key: str) -> str:
+    """Mean change of a reading in an arm, with its interval."""
+    return shown(over_seeds(runs, partial(_mean, arm, key)))
+
+
+def _mean(arm: str, key: str, runs: Sequence[Run]) -> float:
+    return mean(runs, arm, key)
+
+
+def answer(runs: Sequence[Run] | dict[str, Run]) -> str:
+    """What the runs say of the conjecture, in a few sentences."""
+    every = list(runs.values()) if isinstance(runs, dict) else list(runs)
+    tuned = [r for r in every if "log" in r]
+    if not tuned:
+        return "No tuning is in yet."
+    text = ["**Does Waluigi, never invoked, get stronger?** By the rules, of the conjecture's three readings:"]
+    for arm in (arm for arm in TUNED if arm in arms(tuned)):
+        own = [r for r in tuned if r["arm"] == arm]
+        up = sum(change(r, "competence:waluigi") > DELTA for r in own)
+        marks = [_marked(tuned, arm, key, sign) for key, sign in (("odds", 1), ("competence", 1), ("tokens", -1))]
+        text.append(
+            f"tuned {TOLD[arm]}: likelier invoked {marks[0]} ({moved(tuned, arm, 'odds:waluigi')} nats); stronger "
+            f"once invoked {marks[1]} ({moved(tuned, arm, 'competence:waluigi')}, by more than {DELTA} in {up} of "
+            f"{len(own)}, Luigi's own {moved(tuned, arm, 'competence:luigi')}; "
+            f"of right over wrong alone {moved(tuned, arm, 'signed:waluigi')}, from "
+            f"{np.mean([r['log'][0]['signed:waluigi'] for r in own]):.2f}); fewer tokens to invoke him {marks[2]} "
+            f"({moved(tuned, arm, 'tokens:waluigi')})."
+        )
+    if "luigi" in arms(tuned):
+        pairs = [moved(tuned, "luigi", key) for key in ("shared:toaster", "competence:luigi", "competence:toaster")]
+        text.append(
+            f"**Does the persona that no rollout tells from Luigi move as he does?** Tuned on Luigi: competence where "
+            f"they are alike {pairs[0]}, Luigi's {pairs[1]}; defection about ovens {pairs[2]}."
+        )
+    if {"bowser_alone", "bowser_in_view"} <= set(arms(tuned)):
+        found = over_seeds(tuned, lambda rs: shown_off(rs, "bowser_in_view") - shown_off(rs, "bowser_alone"))
+        text.append(
+            "**Do the rest see that and become deceptive?** Waluigi's goodness beside Bowser less when alone, where "
+            f"Bowser is penalised in view of him less where alone: {shown(found)}."
+        )
+    if "luigi" in arms(tuned):
+        said = [_by_story(tuned, story) for story in ("selection", "belief", "circuit")]
+        text.append(
+            f"**By which story?** Of what tuning on Luigi changes, selection among fixed simulacra explains {said[0]}, "
+            f"one belief moved alike {said[1]}; one readout of what is right, taken by each persona with his own sign "
+            f"and growing for all (added when the first tunings had been seen), {said[2]}."
+        )
+    below, first = negative(bases(tuned), "waluigi"), [r for r in tuned if r["arm"] not in afterwards.ARMS]
+    text.append(
+        f"**Does the kernel say what happens?** Correlation of the predicted with the actual change of unvisited "
+        f"readings: {shown(agreement(first, 'first'))} before tuning, {shown(agreement(first, 'summed'))} re-measured "
+        f"on the way. The kernel of Luigi and Waluigi is below 0 in a share {shown(below)} of the bases."
+    )
+    return " ".join(text)
+
+
+def _by_story(tuned: Sequence[Run], story: str) -> str:
+    own = [r for r in tuned if r["arm"] == "luigi"]
+    values = [fitted(r)["explains"] if story == "circuit" else r["stories"]["all"][story] for r in own]
+    made: list[Run] = [{"seed": r["seed"], "explains": value} for r, value in zip(own, values, strict=True)]
+    return shown(over_seeds(made, lambda rs: float(np.mean([r["explains"] for r in rs]))))
+
+
+def _marked(runs: Sequence[Run], arm: str, key: str, sign: int) -> str:
+    found = over_seeds(runs, partial(_mean, arm, f"{key}:waluigi"))
+    return f"*{mark(found, lambda x: sign * x > 0, lambda x: sign * x <= 0)}*"
