@@ -119,8 +119,6 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     found = over_seeds(runs, removal)
     verdict = mark(found, lambda x: x > 0, lambda x: x <= 0.1)
     add("conjecture", "1% of X < 0 removes −Y (share removed, less without)", found, verdict)
-    out += [
-        ("conjecture", "units of opposite sign carry it; freezing multiplicative weights undoes it", "not run", "open"),
-        ("conjecture", "the invoked simulacrum's odds (experiment S1)", "not run here", "open"),
-    ]
+    what = "units of opposite sign carry it; freezing multiplicative weights undoes it"
+    out.append(("conjecture", what, "not run", "open"))
     return out
