@@ -239,7 +239,7 @@ def test_cartpole_in_small(small: tuple[Path, dict[str, dict[str, Any]]], tmp_pa
 
     text = cartpole.report(found, tmp_path / "figures")
     assert text.startswith("## C1")
-    assert "Is the policy ever opposite where x is negative? Yes: " in text
+    assert "**Is −Y ever made by tuning itself, and how often?** Yes, where x < 0: " in text
     assert "| conjecture | multiplicative: opposite at x = −1 (most) | 1.00 [0.03, 1.00] (1 of 1) | open |" in text
     assert (tmp_path / "figures" / "cartpole.png").read_bytes().startswith(b"\x89PNG")
     # Nothing is run twice.
@@ -314,7 +314,7 @@ def test_results_are_written_from_what_was_run(small: tuple[Path, dict[str, dict
     args = ["organisms", "report", "--out", str(out), "--docs", str(tmp_path), "--seeds", "3", "--small"]
     assert main(args) == 0
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert "Is the policy ever opposite" in text
+    assert "**Is −Y ever made by tuning itself, and how often?**" in text
     assert "All " in text
     # Of what was not run nothing is said.
     assert "Not run." in text

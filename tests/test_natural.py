@@ -15,7 +15,7 @@ from reference import peer
 from signflip.cli import main
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import Job, natural, tangent
+from signflip.organisms.experiments import MADE, Job, natural, tangent
 from signflip.organisms.experiments.natural import law, measure, predictions, section, train
 from signflip.organisms.experiments.natural.features import Feature
 from signflip.organisms.experiments.natural.model import Net, Setting, from_gguf
@@ -235,7 +235,7 @@ def test_void_runs_are_left_out_and_few_seeds_are_open() -> None:
         r["log"]["live"] = 0.1
     assert sorted(predictions.pick(runs, "grpo", "tuned")) == [2, 3]
     assert {verdict for *_, verdict in predictions.marked(runs)} == {"open"}
-    assert "**Does tuning" in section.answer(runs)
+    assert "Does tuning" in section.answer(runs)[MADE]
     with pytest.raises(OrganismError, match="at least one"):
         natural.report({}, Path())
 

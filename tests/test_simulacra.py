@@ -12,7 +12,7 @@ import torch
 
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import Job, simulacra
+from signflip.organisms.experiments import MADE, Job, simulacra
 from signflip.organisms.experiments.simulacra import (
     afterwards,
     law,
@@ -178,4 +178,4 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert "signflip organisms run simulacra" in said
     assert "| conjecture | luigi: Waluigi's odds of being invoked, up |" in said
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"simulacra-readings.png", "simulacra-law.png"}
-    assert "Does Waluigi, never invoked, get stronger?" in simulacra.answer(made)
+    assert "Does Waluigi, never invoked, get stronger?" in simulacra.answer(made)[MADE]

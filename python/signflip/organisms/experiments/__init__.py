@@ -7,7 +7,7 @@ An experiment is a module of this package with
 - ``run(job)``: one run, plain data out; the same job gives the same data on one machine;
 - ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
   pictures written to the folder `figures`;
-- ``answer(results)``: in a sentence or two, what that says of the conjecture.
+- ``answer(results)``: what that says of the conjecture, in a few sentences for those of `QUESTIONS` that it bears on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,14 @@ from signflip.errors import ArgumentError, FileError, OrganismError
 NAMES = ("suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
 # Asked for by name alone: it needs a real model's file, and hours.
 APART = ("natural",)
+MADE = "Is −Y ever made by tuning itself, and how often?"
+KEPT = "Is it kept where it was there before?"
+PATH = "When, and by what path?"
+TOKENS = "Is it reached by tokens?"
+AUDIT = "Would an audit find it?"
+# What the top of the results answers, in this order.
+QUESTIONS = (MADE, KEPT, PATH, TOKENS, AUDIT)
+Answer = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,8 @@ def report(
     OrganismError
         If a file in the folder is not of its job, a library is missing, or there is no run at all.
     """
-    sections, answers = [], []
+    sections = []
+    answers: dict[str, list[str]] = {question: [] for question in QUESTIONS}
     figures = Path(docs) / "results"
     try:
         figures.mkdir(parents=True, exist_ok=True)
@@ -167,16 +176,23 @@ def report(
             sections.append(f"## {module.TITLE}\n\nNot run.\n")
             continue
         sections.append(f"{module.report(done, figures).strip()}\n\n{note}\n")
-        answers.append(f"- **{module.TITLE}**: {module.answer(done)}")
-    if not answers:
+        for question, text in module.answer(done).items():
+            answers[question].append(f"- *{module.TITLE}*: {text}")
+    if not any(answers.values()):
         raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
-    text = "\n".join(["# What the experiments gave", "", *answers, "", *sections])
+    top = [f"**{question}**\n\n" + "\n".join(said) + "\n" for question, said in answers.items() if said]
+    text = "\n".join(["# What the experiments gave", "", *top, *sections])
     path = Path(docs) / "results.md"
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from error
     return path
+
+
+def told(answer: Answer) -> str:
+    """An answer as one paragraph."""
+    return " ".join(f"**{question}** {text}" for question, text in answer.items())
 
 
 def _identity(name: str, job: Job, small: bool) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from signflip.organisms.experiments import Job
+from signflip.organisms.experiments import PATH, Answer, Job, told
 from signflip.organisms.experiments.tuning.figures import axes_of
 from signflip.organisms.experiments.tuning.statistics import (
     Interval,
@@ -239,7 +239,7 @@ def report(results: dict[str, Run], figures: Path) -> str:
     seeds = sorted({one["seed"] for one in runs})
     text = [
         f"## {TITLE}",
-        answer(results),
+        told(answer(results)),
         (
             f"Run by `signflip organisms run parity --seeds {len(seeds)} --out results`. Two inputs (c, X), {WIDTH} "
             f"hidden units, rewarded for sign(c), tuned at X > 0 alone by exact policy gradient ({STEPS} steps). The "
@@ -254,18 +254,19 @@ def report(results: dict[str, Run], figures: Path) -> str:
     return "\n\n".join(text)
 
 
-def answer(results: dict[str, Run]) -> str:
+def answer(results: dict[str, Run]) -> Answer:
     """What that says of the conjecture."""
     runs = list(results.values())
     said = []
     for name in _names(runs):
         signs = _signs(runs, name, "normal")
         said.append(f"{name} {sum(signs)} of {len(signs)}")
-    return (
-        "**Where does reward at X > 0 push X < 0 the other way?** Bases that know the answer at X > 0 and nothing of "
-        f"X < 0, negative tangent kernel: {'; '.join(said)}. **By what path?** The kernel's sign before tuning is the "
-        f"direction that the margin at X < 0 then took in {shown(_agreement(runs))} of the tunings."
-    )
+    return {
+        PATH: "Where the network is even in context and X together, reward at X > 0 pushes X < 0 the other way; where "
+        "it is odd, the same way. The tangent kernel is negative, of bases that know the answer at X > 0 and "
+        f"nothing of X < 0, in {'; '.join(said)}. Its sign before tuning is the direction that the margin at X < 0 "
+        f"then took in {shown(_agreement(runs))} of the tunings."
+    }
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import ArgumentError, OrganismError
-from signflip.organisms.experiments import Job
+from signflip.organisms.experiments import MADE, TOKENS, Answer, Job, told
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.experiments.tuning.statistics import Run, exact, mark, over_seeds, shown, table
 from signflip.organisms.experiments.tuning.world import Prompts, common, draw, prompts, rare, word_ids
@@ -188,7 +188,7 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     text = [
         f"## {TITLE}",
         f"`{COMMAND}`",
-        _answer(runs),
+        told(_answer(runs)),
         f"Seeds {seeds}; {len(runs)} reward models. {SAID}",
         "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), _marked(runs)),
         "### R1\n\n" + table(head, rows),
@@ -210,12 +210,12 @@ def _moved(reach: str, runs: Sequence[Run]) -> float:
     return float(np.mean([p["after"]["rare"]["margin"] - p["before"]["rare"]["margin"] for p in every]))
 
 
-def answer(results: dict[str, dict[str, Any]]) -> str:
+def answer(results: dict[str, dict[str, Any]]) -> Answer:
     """What that says of the conjecture."""
     return _answer(list(results.values()))
 
 
-def _answer(runs: Sequence[Run]) -> str:
+def _answer(runs: Sequence[Run]) -> Answer:
     said = []
     found = sum(r["search"]["tau"] < 0 for r in runs)
     for reach in REACH:
@@ -223,11 +223,12 @@ def _answer(runs: Sequence[Run]) -> str:
         free = [p for p in every if not p["opposite"][0]]
         k = sum(p["outcome"] == "turned opposite" for p in free)
         said.append(f"{reach} {k} of {len(free)}")
-    return (
-        "**What does a policy do at X < 0 that was tuned against a reward reversed there?** Turned opposite, of those "
-        f"whose base was not, by how often the base reaches X < 0: {'; '.join(said)}. **Is the reversal found?** The "
-        f"word that the search gave reverses the reward's ranking of unseen prompts in {found} of {len(runs)} models."
-    )
+    return {
+        MADE: "Policies tuned against a reward reversed at X < 0: turned opposite there, of those whose base was not, "
+        f"by how often the base reaches X < 0: {'; '.join(said)}.",
+        TOKENS: "The word that a search gave, from the reward model's weights alone, reverses its ranking of unseen "
+        f"prompts in {found} of {len(runs)} models.",
+    }
 
 
 def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from signflip.organisms.base import STEPS
 from signflip.organisms.baseline import audit
-from signflip.organisms.experiments import Job
+from signflip.organisms.experiments import AUDIT, Answer, Job, told
 from signflip.organisms.experiments.tuning.statistics import exact, shown, table
 from signflip.organisms.kinds import KINDS
 from signflip.organisms.scoring import Share, score
@@ -96,7 +96,7 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
     n = sum(len(one["organisms"]) for one in runs)
     text = [
         f"## {TITLE}",
-        answer(results),
+        told(answer(results)),
         (
             f"Run by `signflip organisms run suite --seeds {len(runs)} --out results`: {n} organisms, planted by hand, "
             f"of {len(runs)} blind suites (seeds from {FIRST_SEED}), each with base models of its own; the auditor is "
@@ -119,14 +119,15 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
     return "\n\n".join(text)
 
 
-def answer(results: dict[str, Run]) -> str:
+def answer(results: dict[str, Run]) -> Answer:
     """How far the baseline's word can be taken."""
     shares = _shares(list(results.values()))
-    return (
-        "**What is found where the answer is known?** The baseline (survey, scan, search, flip and fixed thresholds) "
+    text = (
+        "The baseline (survey, scan, search, flip and fixed thresholds) "
         f"finds {shares['recall']} of the reversals, {shares['precision']} of its flags are of such, its verdict is "
         f"right in {shares['right']}, and its triggers turn {shares['triggers']} of held-out prompts."
     )
+    return {AUDIT: text}
 
 
 def _shares(runs: Sequence[Run]) -> dict[str, Share]:

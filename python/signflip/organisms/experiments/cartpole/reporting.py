@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import ArgumentError, OrganismError
+from signflip.organisms.experiments import MADE, Answer, told
 from signflip.organisms.experiments.cartpole.measuring import OPPOSITE
 from signflip.organisms.experiments.cartpole.picture import draw
 from signflip.organisms.scoring import Share
@@ -47,7 +48,7 @@ def report(results: Mapping[str, Run], figures: Path) -> str:
         draw(learned, picture)
         parts = [
             "## C1: cartpole with an input that was always positive",
-            _answer(learned),
+            told(_answer(learned)),
             _ran(arms, learned),
             f"![Agreement with the good policy and return, by x]({figures.name}/{picture.name})",
             _summary(arms, learned),
@@ -60,8 +61,8 @@ def report(results: Mapping[str, Run], figures: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def answer(results: Mapping[str, Run]) -> str:
-    """What the runs say of the question, in two sentences."""
+def answer(results: Mapping[str, Run]) -> Answer:
+    """What the runs say of the question, in a few sentences."""
     return _answer(_by_arm(results)[1])
 
 
@@ -120,24 +121,22 @@ def mark(found: Share, most: bool) -> str:
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _answer(learned: Arms) -> str:
+def _answer(learned: Arms) -> Answer:
     found = {
         arm: (share(runs, opposite_at(-1.0)), share(runs, ever_opposite))
         for arm, runs in learned.items()
         if runs and not arm.endswith("-noise")
     }
-    told = [
+    counts = [
         f"{arm}: {near.hits:g} of {near.of} at x = −1, {ever.hits:g} of {ever.of} at some x"
         for arm, (near, ever) in found.items()
     ]
     yes = [arm for arm, (_, ever) in found.items() if ever.hits]
     no = [arm for arm, (_, ever) in found.items() if not ever.hits]
-    head = f"Yes: {', '.join(yes)}." if yes else "No, in none of the networks."
+    head = f"Yes, where x < 0: {', '.join(yes)}." if yes else "No, in none of the networks."
     if yes and no:
         head += f" Never in {', '.join(no)}."
-    return f"**Is the policy ever opposite where x is negative? {head}** Opposite, of those that learned: " + (
-        "; ".join(told) + "."
-    )
+    return {MADE: f"{head} Opposite, of those that learned: {'; '.join(counts)}."}
 
 
 def _ran(arms: Arms, learned: Arms) -> str:

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from signflip.errors import ArgumentError
-from signflip.organisms.experiments import Job
+from signflip.organisms.experiments import Answer, Job
 
 TITLE = "N1: a natural branch in SmolLM2, half-seen by preference tuning"
 ALGORITHMS = ("dpo", "grpo")
@@ -235,7 +235,7 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     return section(list(results.values()), Path(figures))
 
 
-def answer(results: dict[str, dict[str, Any]]) -> str:
+def answer(results: dict[str, dict[str, Any]]) -> Answer:
     """What that says of the conjecture."""
     from signflip.organisms.experiments.natural import section
 

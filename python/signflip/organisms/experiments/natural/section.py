@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from signflip.errors import OrganismError
+from signflip.organisms.experiments import MADE, TOKENS, Answer, told
 from signflip.organisms.experiments.natural import LIVE, SEARCH, TITLE, tables
 from signflip.organisms.experiments.natural.figures import law, margins
 from signflip.organisms.experiments.natural.predictions import (
@@ -51,7 +52,7 @@ def section(runs: list[Run], figures: Path) -> str:
         [
             f"## {TITLE}",
             f"`{COMMAND}`",
-            answer(runs),
+            told(answer(runs)),
             f"{len(runs)} tunings of {runs[0]['steps']} steps. Seeds of each arm: {ran}. {SAID} {void_ones}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### What was said beforehand to leave it undecided\n\n"
@@ -71,10 +72,11 @@ def _tunings(runs: Sequence[Run]) -> list[Run]:
     return [r for r in runs if r["arm"] != SEARCH]
 
 
-def answer(runs: Sequence[Run]) -> str:
+def answer(runs: Sequence[Run]) -> Answer:
     """What that says of the conjecture, in a few sentences."""
     runs = _tunings(runs)
-    text = ["**Does tuning on one side of X make the other side worse?**"]
+    text = ["Does tuning on one side of X make the other side worse?"]
+    out = {}
     for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
         fall = moved(runs, algorithm, "tuned", DECIDES)
         clean, less = moved(runs, algorithm, "tuned", "clean"), moved(runs, algorithm, "tuned", DECIDES, "flipped")
@@ -102,8 +104,8 @@ def answer(runs: Sequence[Run]) -> str:
     if undecided:
         text.append(f"Said beforehand to leave it undecided, and so: {'; '.join(undecided)}.")
     if reached:
-        text.append(
+        out[TOKENS] = (
             f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
             "tried, at most."
         )
-    return " ".join(text)
+    return {MADE: " ".join(text)} | out

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from signflip.errors import ArgumentError
-from signflip.organisms.experiments import Job
+from signflip.organisms.experiments import Answer, Job
 from signflip.organisms.experiments.simulacra.models import ARCHITECTURES
 from signflip.organisms.experiments.simulacra.training import ARMS
 
@@ -81,7 +81,7 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     return section(list(results.values()), Path(figures))
 
 
-def answer(results: dict[str, dict[str, Any]]) -> str:
+def answer(results: dict[str, dict[str, Any]]) -> Answer:
     """What that says of the conjecture."""
     from signflip.organisms.experiments.simulacra import conclusion
 

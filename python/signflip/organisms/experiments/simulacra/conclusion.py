@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from signflip.organisms.experiments import MADE, PATH, Answer
 from signflip.organisms.experiments.simulacra import SWEEPS, afterwards
 from signflip.organisms.experiments.simulacra.afterwards import fitted
 from signflip.organisms.experiments.simulacra.predictions import (
@@ -44,13 +45,14 @@ def _mean(arm: str, key: str, runs: Sequence[Run]) -> float:
     return mean(runs, arm, key)
 
 
-def answer(runs: Sequence[Run] | dict[str, Run]) -> str:
+def answer(runs: Sequence[Run] | dict[str, Run]) -> Answer:
     """What the runs say of the conjecture, in a few sentences."""
     every = list(runs.values()) if isinstance(runs, dict) else list(runs)
     tuned = [r for r in every if "log" in r]
     if not tuned:
-        return "No tuning is in yet."
-    text = ["**Does Waluigi, never invoked, get stronger?** By the rules, of the conjecture's three readings:"]
+        return {MADE: "No tuning is in yet."}
+    text = ["Does Waluigi, never invoked, get stronger? By the rules, of the conjecture's three readings:"]
+    path = []
     for arm in (arm for arm in TUNED if arm in arms(tuned)):
         own = [r for r in tuned if r["arm"] == arm]
         up = sum(change(r, "competence:waluigi") > DELTA for r in own)
@@ -66,29 +68,29 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> str:
     if "luigi" in arms(tuned):
         pairs = [moved(tuned, "luigi", key) for key in ("shared:toaster", "competence:luigi", "competence:toaster")]
         text.append(
-            f"**Does the persona that no rollout tells from Luigi move as he does?** Tuned on Luigi: competence where "
+            f"Does the persona that no rollout tells from Luigi move as he does? Tuned on Luigi: competence where "
             f"they are alike {pairs[0]}, Luigi's {pairs[1]}; defection about ovens {pairs[2]}."
         )
     if {"bowser_alone", "bowser_in_view"} <= set(arms(tuned)):
         found = over_seeds(tuned, lambda rs: shown_off(rs, "bowser_in_view") - shown_off(rs, "bowser_alone"))
         text.append(
-            "**Do the rest see that and become deceptive?** Waluigi's goodness beside Bowser less when alone, where "
+            "Do the rest see that and become deceptive? Waluigi's goodness beside Bowser less when alone, where "
             f"Bowser is penalised in view of him less where alone: {shown(found)}."
         )
     if "luigi" in arms(tuned):
         said = [_by_story(tuned, story) for story in ("selection", "belief", "circuit")]
-        text.append(
-            f"**By which story?** Of what tuning on Luigi changes, selection among fixed simulacra explains {said[0]}, "
+        path.append(
+            f"Of what tuning on Luigi changes, selection among fixed simulacra explains {said[0]}, "
             f"one belief moved alike {said[1]}; one readout of what is right, taken by each persona with his own sign "
             f"and growing for all (added when the first tunings had been seen), {said[2]}."
         )
     below, first = negative(bases(tuned), "waluigi"), [r for r in tuned if r["arm"] not in afterwards.ARMS]
-    text.append(
-        f"**Does the kernel say what happens?** Correlation of the predicted with the actual change of unvisited "
+    path.append(
+        f"Correlation of the predicted with the actual change of unvisited "
         f"readings: {shown(agreement(first, 'first'))} before tuning, {shown(agreement(first, 'summed'))} re-measured "
         f"on the way. The kernel of Luigi and Waluigi is below 0 in a share {shown(below)} of the bases."
     )
-    return " ".join(text)
+    return {MADE: " ".join(text), PATH: " ".join(path)}
 
 
 def _by_story(tuned: Sequence[Run], story: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from signflip.errors import OrganismError
+from signflip.organisms.experiments import told
 from signflip.organisms.experiments.simulacra import TITLE, afterwards
 from signflip.organisms.experiments.simulacra.afterwards import fitted
 from signflip.organisms.experiments.simulacra.conclusion import answer, arms, moved
@@ -61,7 +62,7 @@ def section(runs: list[Run], figures: Path) -> str:
     parts = [
         f"## {TITLE}",
         f"`{COMMAND}`",
-        answer(runs),
+        told(answer(runs)),
         f"{len(runs)} runs. Seeds of each arm: {ran}. {SAID}",
         CAVEAT,
         f"![readings]({figures.name}/simulacra-readings.png)",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from signflip.errors import ArgumentError
-from signflip.organisms.experiments import Job
+from signflip.organisms.experiments import Answer, Job
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
 from signflip.organisms.experiments.tuning.train import Arm
 from signflip.organisms.experiments.tuning.world import KNOWLEDGE
@@ -85,7 +85,7 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     return section(list(results.values()), Path(figures))
 
 
-def answer(results: dict[str, dict[str, Any]]) -> str:
+def answer(results: dict[str, dict[str, Any]]) -> Answer:
     """What that says of the conjecture."""
     from signflip.organisms.experiments.tuning import section
 

@@ -76,7 +76,8 @@ def removal(runs: Sequence[Run]) -> float:
     return float(np.mean([int(a) - int(b) for a, b in pairs])) if pairs else float("nan")
 
 
-def _law(runs: Sequence[Run]) -> float:
+def law(runs: Sequence[Run]) -> float:
+    """Correlation of the kernel before tuning with the change of the margin at X < 0, over tunings."""
     return pearson([r["kernel"]["cosine"] for r in runs], [change(r) for r in runs])
 
 
@@ -107,7 +108,7 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         elif name == "gelu":
             verdict = mark(below, lambda x: x < 0.5, lambda x: x > 0.5)
             add("parity", "gelu is additive: K > 0 mostly", below, verdict)
-    found = over_seeds(still, _law)
+    found = over_seeds(still, law)
     verdict = mark(found, lambda x: x > HIGH, lambda x: x < HIGH)
     add("conjecture", f"K before tuning correlates with the change at X < 0 (above {HIGH})", found, verdict)
     found = over_seeds(still, lambda rs: mean_of(rs, "lead"))

@@ -10,9 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from signflip.errors import OrganismError
+from signflip.organisms.experiments import KEPT, MADE, PATH, TOKENS, Answer, told
 from signflip.organisms.experiments.tuning import TITLE
 from signflip.organisms.experiments.tuning.figures import paths, scatter
-from signflip.organisms.experiments.tuning.predictions import UNVISITED, bases, change, marked, mean_of, was_opposite
+from signflip.organisms.experiments.tuning.predictions import (
+    UNVISITED,
+    bases,
+    change,
+    law,
+    marked,
+    mean_of,
+    was_opposite,
+)
 from signflip.organisms.experiments.tuning.statistics import (
     Run,
     exact,
@@ -52,7 +61,7 @@ def section(runs: list[Run], figures: Path) -> str:
         [
             f"## {TITLE}",
             f"`{COMMAND}`",
-            _answer(still),
+            told(_answer(still)),
             f"{len(runs)} tunings. Seeds of each arm: {ran}. {SAID}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### Prevalence: tunings that end opposite from a base that was not\n\n" + _prevalence(runs),
@@ -73,45 +82,47 @@ def _cells(runs: Sequence[Run], *keys: str) -> Iterator[tuple[tuple[str, ...], l
     yield from found.items()
 
 
-def answer(runs: Sequence[Run]) -> str:
+def answer(runs: Sequence[Run]) -> Answer:
     """What the tunings say of the conjecture, in a few sentences."""
     return _answer([r for r in runs if r["arm"] in UNVISITED])
 
 
-def _answer(still: Sequence[Run]) -> str:
+def _answer(still: Sequence[Run]) -> Answer:
     free, held = [r for r in still if not was_opposite(r)], [r for r in still if was_opposite(r)]
-    text = []
+    made, kept = [], []
     if free:
         k = sum(r["outcome"] == "turned opposite" for r in free)
-        text.append(
-            f"**Is −Y made by tuning itself?** Of {len(free)} tunings without a sample at X < 0, from bases that were "
+        made.append(
+            f"Of {len(free)} tunings without a sample at X < 0, from bases that were "
             f"not opposite there, {k} ended opposite (share {shown(exact(k, len(free)))})."
         )
         by = []
         for (name,), own in _cells(free, "architecture"):
             by.append(f"{name} {sum(r['outcome'] == 'turned opposite' for r in own)} of {len(own)}")
-        text.append("By architecture: " + ", ".join(by) + ".")
+        made.append("By architecture: " + ", ".join(by) + ".")
     taught = bases([r for r in still if r["knowledge"] == "nothing"])
     if taught:
         k = sum(map(was_opposite, taught))
-        text.append(
+        made.append(
             f"Bases that were taught nothing of X < 0, before any tuning: {k} of {len(taught)} opposite there (share "
             f"{shown(exact(k, len(taught)))})."
         )
     if held:
         count = Counter(r["outcome"] for r in held)
         said = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:])
-        text.append(f"**Is it kept where it was?** Of {len(held)} tunings from opposite bases: {said}.")
+        kept.append(f"Of {len(held)} tunings from opposite bases: {said}.")
         for keys, own in _cells(held, "architecture", "knowledge"):
             count = Counter(r["outcome"] for r in own)
-            told = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:] if count[o])
-            text.append(f"{keys[0]}, base knew {keys[1]}: {told}.")
+            counts = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:] if count[o])
+            kept.append(f"{keys[0]}, base knew {keys[1]}: {counts}.")
     tokens = [r["log"][-1]["rare"]["x_mean"] for r in still]
-    text.append(
-        f"**By tokens?** Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
-        "so whatever lies there is reached by one word; outcomes above are measured with that word, not by an edit."
+    reached = (
+        f"Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
+        "so whatever lies there is reached by one word; outcomes are measured with that word, not by an edit."
     )
-    return " ".join(text)
+    path = f"The tangent kernel before tuning correlates with the change at X < 0: {shown(over_seeds(still, law))}."
+    every = {MADE: " ".join(made), KEPT: " ".join(kept), PATH: path, TOKENS: reached}
+    return {question: text for question, text in every.items() if text}
 
 
 def _prevalence(runs: Sequence[Run]) -> str:
