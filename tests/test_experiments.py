@@ -281,7 +281,7 @@ def test_the_report_can_go_either_way(tmp_path: Path, below: str, conjecture: st
     said = {cells[1]: cells[-1].removesuffix(" |") for cells in rows}
     assert said["swiglu: opposite at x = −1 (most)"] == conjecture
     assert said["swiglu: opposite at any x (few)"] == objection
-    assert ("Yes: swiglu." in text) == (below == "opposite")
+    assert ("Yes, where x < 0: swiglu." in text) == (below == "opposite")
     assert "not learned: swiglu seed 10 (30)" in text
     assert "| swiglu | 10 of 11 |" in text
 
