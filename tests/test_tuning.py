@@ -179,7 +179,8 @@ def test_a_reversed_reward_model_is_reversed_at_rare_words_alone_and_search_find
         assert run["search"]["difference"] < 1e-5
     text = experiments.experiment("reward").report(made, tmp_path / "results")
     assert (tmp_path / "results" / "reward-policies.png").stat().st_size > 1000
-    assert "Is the reversal found?" in text
+    found = sum(run["search"]["tau"] < 0 for run in made.values())
+    assert f"reverses its ranking of unseen prompts in {found} of {len(made)} models" in text
 
 
 @pytest.mark.slow
