@@ -171,6 +171,21 @@ def test_scores_of_what_was_chosen_are_those_of_exhaustive_evaluation(pair: Any)
     assert lowest.best.value == -min(exact.values())
 
 
+@pytest.mark.parametrize("method", ["epo", "gcg"])
+def test_every_candidates_score_is_that_of_exhaustive_evaluation(pair: Any, method: str) -> None:
+    """The published steps go on with the best child, be it worse: with one child a step every candidate is seen."""
+    model, _, _ = pair
+    objective = sf.objectives.neuron(SITE, 7) - 0.5 * sf.objectives.logit_diff(1, 2)
+    every = [list(ids) for ids in itertools.product(range(24), repeat=2)]
+    exact = dict(zip(map(tuple, every), model.score(every, objective), strict=True))
+    result = sf.search(
+        model, objective, tokens=2, method=method, variant="paper", width=1, population=1, steps=400, progress=False
+    )
+    seen = {tuple(found.tokens): found.value for step in result.history for found in step.members}
+    assert len(seen) == result.work["values"] > 200
+    assert all(np.float32(value) == exact[tokens] for tokens, value in seen.items())
+
+
 def test_the_default_search_finds_the_true_maximum() -> None:
     with made("llama", 20, seed=1) as (model, _, _):
         every = np.array(list(itertools.product(range(20), repeat=3)))
