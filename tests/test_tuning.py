@@ -13,10 +13,10 @@ import torch
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import Job, tangent, tuning
+from signflip.organisms.experiments.statistics import exact, mark, over_seeds
 from signflip.organisms.experiments.tuning import kernel, losses, world
 from signflip.organisms.experiments.tuning.measure import behaviour, outcome, rank, state
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
-from signflip.organisms.experiments.tuning.statistics import exact, mark, over_seeds
 from signflip.organisms.experiments.tuning.train import Arm, Tuning
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from signflip.organisms.experiments import PATH, Answer, Job, told
-from signflip.organisms.experiments.tuning.figures import axes_of
-from signflip.organisms.experiments.tuning.statistics import (
+from signflip.organisms.experiments.pictures import axes_of
+from signflip.organisms.experiments.statistics import (
     Interval,
     exact,
     mark,

@@ -16,8 +16,8 @@ import numpy as np
 
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms.experiments import MADE, TOKENS, Answer, Job, told
+from signflip.organisms.experiments.statistics import Run, exact, mark, over_seeds, shown, table
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
-from signflip.organisms.experiments.tuning.statistics import Run, exact, mark, over_seeds, shown, table
 from signflip.organisms.experiments.tuning.world import Prompts, common, draw, prompts, rare, word_ids
 
 TITLE = "A reward model reversed at X < 0 (R1), and policies tuned against it (R2)"
@@ -271,7 +271,8 @@ def _policies(runs: Sequence[Run]) -> str:
 
 
 def _figure(runs: Sequence[Run], to: Path) -> None:
-    from signflip.organisms.experiments.tuning.figures import COLOURS, axes_of
+    from signflip.organisms.experiments.pictures import axes_of
+    from signflip.organisms.experiments.tuning.figures import COLOURS
 
     figure, axes = axes_of(1, 2)
     for axis, side in zip(axes[0], ("common", "rare"), strict=True):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from signflip.organisms.base import STEPS
 from signflip.organisms.baseline import audit
 from signflip.organisms.experiments import AUDIT, Answer, Job, told
-from signflip.organisms.experiments.tuning.statistics import exact, shown, table
+from signflip.organisms.experiments.statistics import exact, shown, table
 from signflip.organisms.kinds import KINDS
 from signflip.organisms.scoring import Share, score
 from signflip.organisms.suite import make, statistics

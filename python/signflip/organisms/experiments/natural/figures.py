@@ -10,8 +10,8 @@ import numpy as np
 from signflip.organisms.experiments.natural import ALGORITHMS, ARMS
 from signflip.organisms.experiments.natural.measure import PLACES
 from signflip.organisms.experiments.natural.predictions import DECIDES, grid, pick
-from signflip.organisms.experiments.tuning.figures import axes_of
-from signflip.organisms.experiments.tuning.statistics import Run
+from signflip.organisms.experiments.pictures import axes_of
+from signflip.organisms.experiments.statistics import Run
 
 COLOURS = dict(zip(ARMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray", "tab:red"), strict=True))
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from signflip.organisms.experiments.natural import LIVE
 from signflip.organisms.experiments.natural.measure import PLACES
-from signflip.organisms.experiments.tuning.statistics import DRAWS, Interval, Run, mark, over_seeds, shown
+from signflip.organisms.experiments.statistics import DRAWS, Interval, Run, mark, over_seeds, shown
 
 Floats = NDArray[np.float64]
 # Equivalence margin, units.

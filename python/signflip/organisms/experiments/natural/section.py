@@ -19,7 +19,7 @@ from signflip.organisms.experiments.natural.predictions import (
     pick,
     void,
 )
-from signflip.organisms.experiments.tuning.statistics import Run, mark, shown, table
+from signflip.organisms.experiments.statistics import Run, mark, shown, table
 
 COMMAND = "signflip organisms run natural --seeds 10 --out results"
 SAID = (

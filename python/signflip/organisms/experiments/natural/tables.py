@@ -25,7 +25,7 @@ from signflip.organisms.experiments.natural.predictions import (
     void,
 )
 from signflip.organisms.experiments.natural.search import FREE, STEPS, WIDTH
-from signflip.organisms.experiments.tuning.statistics import Run, over_seeds, pearson, shown, table
+from signflip.organisms.experiments.statistics import Run, over_seeds, pearson, shown, table
 
 
 def name_of(r: Run) -> str:

@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 from signflip.organisms.experiments.simulacra.predictions import mean
 from signflip.organisms.experiments.simulacra.stories import divergence
 from signflip.organisms.experiments.simulacra.world import RIGHT, ROAR, WRONG, Floats
-from signflip.organisms.experiments.tuning.statistics import Run, mark, over_seeds, shown
+from signflip.organisms.experiments.statistics import Run, mark, over_seeds, shown
 
 ARMS = ("luigi_against", "luigi_and_visits")
 

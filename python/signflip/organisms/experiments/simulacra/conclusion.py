@@ -21,7 +21,7 @@ from signflip.organisms.experiments.simulacra.predictions import (
     shown_off,
 )
 from signflip.organisms.experiments.simulacra.training import ARMS
-from signflip.organisms.experiments.tuning.statistics import Run, mark, over_seeds, shown
+from signflip.organisms.experiments.statistics import Run, mark, over_seeds, shown
 
 TOLD = {
     "luigi": "on Luigi",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.simulacra.predictions import TUNED, change, points
 from signflip.organisms.experiments.simulacra.world import PERSONAS
-from signflip.organisms.experiments.tuning.figures import axes_of
-from signflip.organisms.experiments.tuning.statistics import Run
+from signflip.organisms.experiments.statistics import Run
 
 COLOURS = {"luigi": "tab:green", "waluigi": "tab:purple", "bowser": "tab:orange", "toaster": "tab:blue"}
 READINGS = {"odds": "odds of the name", "competence": "competence", "tokens": "tokens to invoke"}

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from signflip.organisms.experiments.simulacra.world import PERSONAS
+from signflip.organisms.experiments.statistics import Interval, Run, exact, mark, over_seeds, pearson, shown
 from signflip.organisms.experiments.tuning.predictions import HIGH
-from signflip.organisms.experiments.tuning.statistics import Interval, Run, exact, mark, over_seeds, pearson, shown
 
 DELTA = 0.2
 ALIKE = (0.8, 1.2)

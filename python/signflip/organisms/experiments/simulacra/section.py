@@ -26,7 +26,7 @@ from signflip.organisms.experiments.simulacra.predictions import (
     shown_off,
 )
 from signflip.organisms.experiments.simulacra.world import PERSONAS
-from signflip.organisms.experiments.tuning.statistics import Interval, Run, over_seeds, shown, table
+from signflip.organisms.experiments.statistics import Interval, Run, over_seeds, shown, table
 
 COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from signflip.organisms.experiments.tuning.statistics import Run
+from signflip.organisms.experiments.pictures import axes_of
+from signflip.organisms.experiments.statistics import Run
 
 COLOURS = {"gelu": "tab:blue", "swiglu": "tab:red", "swiglu_bias": "tab:green"}
-
-
-def axes_of(rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure and its axes, drawn by Agg."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def paths(runs: Sequence[Run], to: Path) -> None:

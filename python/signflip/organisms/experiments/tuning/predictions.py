@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from signflip.organisms.experiments.tuning.measure import DELTA, state
-from signflip.organisms.experiments.tuning.statistics import (
+from signflip.organisms.experiments.statistics import (
     Interval,
     Run,
     exact,
@@ -20,6 +19,7 @@ from signflip.organisms.experiments.tuning.statistics import (
     pearson,
     shown,
 )
+from signflip.organisms.experiments.tuning.measure import DELTA, state
 
 # Arms without a rare word in any sample, and those with 1%, by the arm that is otherwise the same.
 UNVISITED = ("reinforce_on", "grpo_on", "dpo_on", "dpo_off_0", "reinforce_on_true")

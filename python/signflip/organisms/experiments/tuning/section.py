@@ -11,6 +11,15 @@ import numpy as np
 
 from signflip.errors import OrganismError
 from signflip.organisms.experiments import KEPT, MADE, PATH, TOKENS, Answer, told
+from signflip.organisms.experiments.statistics import (
+    Run,
+    exact,
+    over_seeds,
+    pearson,
+    shown,
+    spearman,
+    table,
+)
 from signflip.organisms.experiments.tuning import TITLE
 from signflip.organisms.experiments.tuning.figures import paths, scatter
 from signflip.organisms.experiments.tuning.predictions import (
@@ -21,15 +30,6 @@ from signflip.organisms.experiments.tuning.predictions import (
     marked,
     mean_of,
     was_opposite,
-)
-from signflip.organisms.experiments.tuning.statistics import (
-    Run,
-    exact,
-    over_seeds,
-    pearson,
-    shown,
-    spearman,
-    table,
 )
 
 COMMAND = "signflip organisms run tuning --seeds 10 --out results"
