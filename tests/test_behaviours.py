@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import checkpoints
 import handset
 import signflip as sf
 from signflip.behaviours import Prompt
@@ -318,3 +319,19 @@ def test_an_answer_outside_the_vocabulary_is_refused(tiny: sf.Model) -> None:
     made = sf.Behaviour("mine", [((1,), 10**30, 1, "l"), ((2,), 1, 10**30, "r")])
     with pytest.raises(TokenError, match="0 to 89"):
         made.measure(tiny)
+
+
+def test_texts_without_a_tokenizer_are_said_to_be_texts(tmp_path: Path) -> None:
+    checkpoints.llama().save_pretrained(tmp_path)
+    model = sf.load(tmp_path)
+    by_text = sf.Behaviour("mine", [([1, 2], " a", " b", "l"), ([1, 3], " b", " a", "r")])
+    for call in (
+        lambda: by_text.prompts_for(model),
+        lambda: sf.flip(model, ("blocks.0.mlp.hook_post", 1), "text", ids_only(), half=None),
+    ):
+        with pytest.raises(sf.errors.TokenizerError, match="text cannot be used; give ids"):
+            call()
+
+
+def ids_only() -> sf.Behaviour:
+    return sf.Behaviour("ids", [([1, 2], 4, 5, "l"), ([1, 3], 5, 4, "r")])

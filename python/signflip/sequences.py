@@ -53,6 +53,13 @@ class Rendered(tuple[str, str]):
     __slots__ = ()
 
 
+def _encoded(model: Model, text: str, refused: str = "text cannot be used; give ids") -> list[int]:
+    """Ids of a text, with nothing in front."""
+    if model.tokenizer is None:
+        raise TokenizerError(f"tokenizer: {model.name} has none, so {refused}")
+    return [int(one) for one in model.tokenizer.encode(text, False)]
+
+
 def raw_ids(model: Model, text: str) -> list[int]:
     """Ids of the beginning of a raw text: what the tokenizer puts in front, and the text's own.
 
@@ -63,9 +70,8 @@ def raw_ids(model: Model, text: str) -> list[int]:
     TokenizerError
         If the model has no tokenizer, or it refuses the text.
     """
-    if model.tokenizer is None:
-        raise TokenizerError(f"tokenizer: {model.name} has none, so text cannot be used; give ids")
-    return [*model.tokenizer.prefix_ids, *(int(one) for one in model.tokenizer.encode(text, False))]
+    own = _encoded(model, text)
+    return [*model.tokenizer.prefix_ids, *own]
 
 
 def rendered_ids(model: Model, text: str) -> list[int]:
@@ -79,9 +85,7 @@ def rendered_ids(model: Model, text: str) -> list[int]:
     TokenizerError
         If the model has no tokenizer, or it refuses the text.
     """
-    if model.tokenizer is None:
-        raise TokenizerError(f"tokenizer: {model.name} has none, so a chat template cannot be used")
-    return [int(one) for one in model.tokenizer.encode(text, False)]
+    return _encoded(model, text, "a chat template cannot be used")
 
 
 # Texts that a tokenizer hardly joins with what follows.
@@ -99,12 +103,11 @@ def continued_ids(model: Model, text: str) -> list[int]:
     TokenizerError
         If the model has no tokenizer, or it refuses the text.
     """
-    alone = rendered_ids(model, text)
     for anchor in _ANCHORS if text else ():
-        before, whole = rendered_ids(model, anchor), rendered_ids(model, anchor + text)
+        before, whole = _encoded(model, anchor), _encoded(model, anchor + text)
         if before and whole[: len(before)] == before:
             return whole[len(before) :]
-    return alone
+    return _encoded(model, text)
 
 
 def continued_text(model: Model, before: Sequence[int], ids: Sequence[int]) -> str:
