@@ -14,7 +14,7 @@ import pytest
 from signflip.cli import main
 from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import cartpole
+from signflip.organisms.experiments import cartpole, statistics
 from signflip.organisms.experiments.cartpole import measuring, picture, reporting, training
 from signflip.organisms.scoring import Share
 
@@ -324,3 +324,8 @@ def test_results_are_written_from_what_was_run(small: tuple[Path, dict[str, dict
         experiments.report(tmp_path / "empty", tmp_path)
     with pytest.raises(FileError, match="cannot be made"):
         experiments.report(out, tmp_path / "results.md" / "inside", seeds=3, small=True)
+
+
+def test_seeds_are_listed_as_they_were_run() -> None:
+    runs = [{"arm": arm, "seed": seed} for arm, seeds in (("a", (0, 1, 2, 5)), ("b", (3, 3))) for seed in seeds]
+    assert statistics.seeds_of(runs, lambda run: str(run["arm"])) == "a 0–2, 5 (4); b 3 (1)"

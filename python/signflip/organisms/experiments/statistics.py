@@ -52,6 +52,24 @@ def over_seeds(runs: Sequence[Run], statistic: Callable[[Sequence[Run]], float])
     return value, float(np.quantile(finite, 0.025)), float(np.quantile(finite, 0.975))
 
 
+def seeds_of(runs: Sequence[Run], name: Callable[[Run], str]) -> str:
+    """The seeds that were run of each arm, as text: ``tuned 0–2, 5 (4)``."""
+    arms: dict[str, set[int]] = {}
+    for one in runs:
+        arms.setdefault(name(one), set()).add(one["seed"])
+    return "; ".join(f"{arm} {_ranges(sorted(seeds))} ({len(seeds)})" for arm, seeds in arms.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    spans: list[list[int]] = []
+    for one in numbers:
+        if spans and one == spans[-1][1] + 1:
+            spans[-1][1] = one
+        else:
+            spans.append([one, one])
+    return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in spans)
+
+
 def pearson(a: Sequence[float], b: Sequence[float]) -> float:
     """Correlation; NaN where one side does not vary."""
     x, y = np.asarray(a, float), np.asarray(b, float)

@@ -30,6 +30,35 @@ class Weighted(Protocol):
         """All of them, by name."""
 
 
+class Wrapped:
+    """A tiny GPT-2 (GELU) or Llama (SwiGLU) of transformers, made by a subclass.
+
+    Attributes
+    ----------
+    architecture
+        ``"gelu"`` for the GPT-2.
+    model
+        The model.
+    """
+
+    architecture: str
+    model: Any
+
+    @property
+    def gelu(self) -> bool:
+        """Whether it is the GPT-2 of the two."""
+        return self.architecture == "gelu"
+
+    @property
+    def embedding(self) -> Any:
+        """The input embedding."""
+        return self.model.get_input_embeddings()
+
+    def parameters(self) -> dict[str, Tensor]:
+        """All of them, by name."""
+        return dict(self.model.named_parameters())
+
+
 def gradient(value: Tensor, net: Weighted, *, keep: bool = False) -> Grads:
     """Of a scalar in all weights; zeros where it does not depend on one."""
     names, values = zip(*net.parameters().items(), strict=True)

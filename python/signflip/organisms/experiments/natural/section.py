@@ -19,7 +19,7 @@ from signflip.organisms.experiments.natural.predictions import (
     pick,
     void,
 )
-from signflip.organisms.experiments.statistics import Run, mark, shown, table
+from signflip.organisms.experiments.statistics import Run, mark, seeds_of, shown, table
 
 COMMAND = "signflip organisms run natural --seeds 10 --out results"
 SAID = (
@@ -42,10 +42,7 @@ def section(runs: list[Run], figures: Path) -> str:
     figures.mkdir(parents=True, exist_ok=True)
     margins(runs, figures / "natural-margins.png")
     law(runs, figures / "natural-law.png")
-    cells: dict[str, list[int]] = {}
-    for r in runs:
-        cells.setdefault(tables.name_of(r), []).append(r["seed"])
-    ran = "; ".join(f"{name} {min(s)}–{max(s)} ({len(s)})" for name, s in cells.items())
+    ran = seeds_of(runs, tables.name_of)
     voided = [f"{tables.name_of(r)} {r['seed']} ({r['log']['live']:.2f})" for r in runs if void(r)]
     void_ones = f"Void (an advantage in less than {LIVE} of the groups): {', '.join(voided) or 'none'}."
     return "\n\n".join(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from signflip.errors import ArgumentError
 from signflip.organisms.experiments.simulacra.world import LENGTH, PAD, Ids, documents, vocabulary
+from signflip.organisms.experiments.tangent import Wrapped
 
 Architecture = Literal["gelu", "swiglu"]
 ARCHITECTURES: tuple[Architecture, ...] = ("gelu", "swiglu")
@@ -23,7 +24,7 @@ STEPS: dict[Architecture, int] = {"gelu": 1500, "swiglu": 1000}
 SMALL_STEPS, BATCH, RATE = 400, 64, 4e-3
 
 
-class Net:
+class Net(Wrapped):
     """A transformers model of two layers: GPT-2 (GELU) or Llama (SwiGLU without bias).
 
     Attributes
@@ -31,6 +32,8 @@ class Net:
     model
         `GPT2LMHeadModel` or `LlamaForCausalLM`.
     """
+
+    architecture: Architecture
 
     def __init__(self, architecture: Architecture, seed: int) -> None:
         if architecture not in ARCHITECTURES:
@@ -41,20 +44,6 @@ class Net:
         for name, p in self.model.named_parameters():
             if p.ndim == 2 and "ln_" not in name and "norm" not in name:
                 torch.nn.init.normal_(p, std=INIT / math.sqrt(D_MODEL))
-
-    @property
-    def gelu(self) -> bool:
-        """Whether it is the GPT-2 of the two."""
-        return self.architecture == "gelu"
-
-    @property
-    def embedding(self) -> Any:
-        """The input embedding."""
-        return self.model.get_input_embeddings()
-
-    def parameters(self) -> dict[str, Tensor]:
-        """All of them, by name."""
-        return dict(self.model.named_parameters())
 
     def copy(self) -> Net:
         """The same weights."""

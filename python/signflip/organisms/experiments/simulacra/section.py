@@ -26,7 +26,7 @@ from signflip.organisms.experiments.simulacra.predictions import (
     shown_off,
 )
 from signflip.organisms.experiments.simulacra.world import PERSONAS
-from signflip.organisms.experiments.statistics import Interval, Run, over_seeds, shown, table
+from signflip.organisms.experiments.statistics import Interval, Run, over_seeds, seeds_of, shown, table
 
 COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (
@@ -57,8 +57,7 @@ def section(runs: list[Run], figures: Path) -> str:
     figures.mkdir(parents=True, exist_ok=True)
     paths(tuned, figures / "simulacra-readings.png")
     law_and_rates(runs, figures / "simulacra-law.png")
-    seeds = {arm: sorted({r["seed"] for r in runs if r["arm"] == arm}) for arm in dict.fromkeys(r["arm"] for r in runs)}
-    ran = "; ".join(f"{arm} {', '.join(map(str, s))}" for arm, s in seeds.items())
+    ran = seeds_of(runs, lambda r: str(r["arm"]))
     parts = [
         f"## {TITLE}",
         f"`{COMMAND}`",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from signflip.errors import ArgumentError
+from signflip.organisms.experiments.tangent import Wrapped
 from signflip.organisms.experiments.tuning.world import DOSES, Ids, Prompts, common, rare, word_ids
 
 Architecture = Literal["gelu", "swiglu", "swiglu_bias"]
@@ -26,7 +27,7 @@ INIT = 0.7
 SHARED, ALONG = 1.0, 1.5
 
 
-class Net:
+class Net(Wrapped):
     """A transformers model of one layer, and the place where X is read.
 
     Attributes
@@ -36,6 +37,8 @@ class Net:
     direction
         f, of unit norm.
     """
+
+    architecture: Architecture
 
     def __init__(self, architecture: Architecture, seed: int, *, reward: bool = False) -> None:
         if architecture not in ARCHITECTURES:
@@ -58,16 +61,6 @@ class Net:
     # ---- parts -------------------------------------------------------------------------------------------------------
 
     @property
-    def gelu(self) -> bool:
-        """Whether it is the GPT-2 of the two."""
-        return self.architecture == "gelu"
-
-    @property
-    def embedding(self) -> Any:
-        """The input embedding."""
-        return self.model.get_input_embeddings()
-
-    @property
     def block(self) -> Any:
         """The last layer."""
         return self.model.transformer.h[-1] if self.gelu else self.model.model.layers[-1]
@@ -76,10 +69,6 @@ class Net:
     def reader(self) -> Any:
         """The norm in front of the last MLP: its input is the residual stream in which X lies."""
         return self.block.ln_2 if self.gelu else self.block.post_attention_layernorm
-
-    def parameters(self) -> dict[str, Tensor]:
-        """All of them, by name."""
-        return dict(self.model.named_parameters())
 
     def copy(self, *, reward: bool = False) -> Net:
         """The same weights; as a reward model: the body's, and a head of zeros."""

@@ -16,6 +16,7 @@ from signflip.organisms.experiments.statistics import (
     exact,
     over_seeds,
     pearson,
+    seeds_of,
     shown,
     spearman,
     table,
@@ -55,8 +56,7 @@ def section(runs: list[Run], figures: Path) -> str:
     figures.mkdir(parents=True, exist_ok=True)
     paths(runs, figures / "tuning-paths.png")
     scatter(still, figures / "tuning-law.png")
-    seeds = {arm: sorted({r["seed"] for r in runs if r["arm"] == arm}) for arm in dict.fromkeys(r["arm"] for r in runs)}
-    ran = "; ".join(f"{arm} {min(s)}–{max(s)} ({len(s)})" for arm, s in seeds.items())
+    ran = seeds_of(runs, lambda r: str(r["arm"]))
     return "\n\n".join(
         [
             f"## {TITLE}",
