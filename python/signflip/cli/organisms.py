@@ -79,10 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from signflip.organisms import experiments
 
     names = args.experiment or [name for name in experiments.NAMES if name not in experiments.APART]
-    done = {
-        name: len(experiments.run(name, args.out, seeds=args.seeds, small=args.small, progress=not args.quiet))
-        for name in names
-    }
+    how = {"seeds": args.seeds, "small": args.small, "workers": args.workers, "device": args.device}
+    done = {name: len(experiments.run(name, args.out, **how, progress=not args.quiet)) for name in names}
     if args.json:
         print_json({"out": args.out, "runs": done})
     else:

@@ -277,6 +277,10 @@ def _organisms(subparsers: Any) -> None:
     score.add_argument("--models", default=None, metavar="DIR", help="its models (default: where they were made)")
     run = _command(inner, "run", organisms.run, "run the experiments that test the conjecture; what is done is kept")
     run.add_argument("experiment", nargs="*", help="which (default: all but natural, which needs SmolLM2 and hours)")
+    run.add_argument("--workers", type=_whole(1, 512), default=1, help="runs at a time, a process each (%(default)s)")
+    run.add_argument(
+        "--device", default="cpu", help="torch's, of experiments that can use another: natural (%(default)s)"
+    )
     report = _command(inner, "report", organisms.report, "write what the experiments gave: results.md and its figures")
     report.add_argument("--docs", required=True, metavar="DIR", help="write results.md here")
     for parser in (run, report):

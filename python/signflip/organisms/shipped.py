@@ -31,6 +31,7 @@ from signflip.organisms.symmetry import disguise
 from signflip.organisms.truth import Truth, sha256
 from signflip.organisms.verification import verify
 from signflip.organisms.weights import Family
+from signflip.organisms.workers import one_thread
 from signflip.shipped import FORMAT, MANIFEST, MODEL
 
 FAMILY: Family = "llama"
@@ -74,15 +75,9 @@ def build(out: Path, recipe: Recipe | None = None, *, check: bool = True, progre
     FileError
         If the folder cannot be written.
     """
-    import torch
-
     recipe = Recipe() if recipe is None else recipe
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         made, told = _made(recipe, progress)
-    finally:
-        torch.set_num_threads(threads)
     planted, card = _verified(made, told)
     failed = [claim for claim, held in card["holds"].items() if not held]
     if failed and check:

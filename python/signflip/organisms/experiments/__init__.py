@@ -5,6 +5,8 @@ An experiment is a module of this package with
 - ``TITLE``, a line;
 - ``jobs(seeds, small)``: the runs, `Job` each; `small` asks for the cheapest form that still shows the claim;
 - ``run(job)``: one run, plain data out; the same job gives the same data on one machine;
+- ``BASE``, where it makes something once for many runs: the settings that, with the seed, say which;
+- ``ACCELERATED``, where ``run(job, device)`` can do its torch work elsewhere than on the CPU;
 - ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
   pictures written to the folder `figures`;
 - ``answer(results)``: what that says of the conjecture, in a few sentences for those of `QUESTIONS` that it bears on.
@@ -14,14 +16,16 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from signflip.errors import ArgumentError, FileError, OrganismError
+from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError
+from signflip.organisms.workers import in_processes
 
 NAMES = ("suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
 # Asked for by name alone: it needs a real model's file, and hours.
@@ -76,7 +80,14 @@ def experiment(name: str) -> Any:
 
 
 def run(
-    name: str, out: Path | str, *, seeds: int = 10, small: bool = False, progress: bool = True
+    name: str,
+    out: Path | str,
+    *,
+    seeds: int = 10,
+    small: bool = False,
+    workers: int = 1,
+    device: str = "cpu",
+    progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Run what is not yet run of an experiment.
 
@@ -90,6 +101,10 @@ def run(
         How many seeds of each arm, from 0.
     small
         The cheapest form.
+    workers
+        Processes. With more than one the runs that start from one base go together, in one process.
+    device
+        Torch's, of the experiments that can use another than the CPU; what was run is not run again for it.
     progress
         Whether to show a bar.
 
@@ -101,34 +116,75 @@ def run(
     Raises
     ------
     ArgumentError
-        If the experiment is unknown or there is no seed.
+        If the experiment is unknown, there is no seed or worker, or the device is none of torch's.
+    DeviceError
+        If the device is not here, or of no use to the experiment.
     FileError
         If the folder cannot be written.
     OrganismError
-        If a library is missing, or a file in the folder is not of that job.
+        If a library is missing, a file in the folder is not of that job, or a worker dies.
     """
-    if seeds < 1:
-        raise ArgumentError(f"seeds: expected at least 1, found {seeds}")
+    for what, number in (("seeds", seeds), ("workers", workers)):
+        if number < 1:
+            raise ArgumentError(f"{what}: expected at least 1, found {number}")
     module = experiment(name)
+    _check_device(device, name, accelerated=getattr(module, "ACCELERATED", False))
     folder = Path(out) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{folder}: cannot be made: {error.strerror or error}") from error
-    results = {}
     jobs: Sequence[Job] = module.jobs(seeds, small)
-    for job in tqdm(jobs, desc=name, disable=not progress, unit="run"):
-        path = folder / f"{job.name}.json"
-        wanted = _identity(name, job, small)
-        found = _read(path, wanted)
-        if found is None:
-            found = module.run(job)
-            _write(path, {**wanted, "result": found})
-            # Floats as a later reading of the file gives them.
-            found = _read(path, wanted)
-        assert found is not None
-        results[job.name] = found
-    return results
+    missing = [job for job in jobs if _read(_path(folder, job), _identity(name, job, small)) is None]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=name, disable=not progress, unit="run") as bar:
+        if workers == 1 or len(missing) < 2:
+            for job in missing:
+                _run(name, folder, small, device, [job])
+                bar.update()
+        else:
+            groups: dict[Hashable, list[Job]] = {}
+            for job in missing:
+                groups.setdefault(_base(module, job), []).append(job)
+            for done in in_processes(partial(_run, name, folder, small, device), list(groups.values()), workers):
+                bar.update(done)
+    # Floats as a later reading of the files gives them, and in the order of the jobs.
+    results = {job.name: _read(_path(folder, job), _identity(name, job, small)) for job in jobs}
+    return {key: one for key, one in results.items() if one is not None}
+
+
+def _check_device(device: str, name: str, *, accelerated: bool) -> None:
+    """Refuse a device that an experiment cannot run on."""
+    import torch
+
+    if device == "cpu":
+        return
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ArgumentError(f"device: expected cpu, cuda or cuda:0, say; found {device!r}") from error
+    if not accelerated:
+        raise DeviceError(f"device {device!r}: experiment {name} runs on the CPU alone")
+    if found.type != "cuda" or not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device {device!r}: expected one of {torch.cuda.device_count()} CUDA devices of torch")
+
+
+def _run(name: str, folder: Path, small: bool, device: str, jobs: Sequence[Job]) -> None:
+    """Run jobs one after the other, and keep what each gives."""
+    module = experiment(name)
+    for job in jobs:
+        found = module.run(job) if device == "cpu" else module.run(job, device)
+        _write(_path(folder, job), {**_identity(name, job, small), "result": found})
+
+
+def _base(module: Any, job: Job) -> Hashable:
+    """The same for two jobs of which the second has less to do after the first."""
+    if not hasattr(module, "BASE"):
+        return job.name
+    return job.seed, *(job.settings.get(key) for key in module.BASE)
+
+
+def _path(folder: Path, job: Job) -> Path:
+    return folder / f"{job.name}.json"
 
 
 def report(
@@ -169,7 +225,7 @@ def report(
     for name in names:
         module = experiment(name)
         jobs: Sequence[Job] = module.jobs(seeds, small)
-        found = {job.name: _read(Path(out) / name / f"{job.name}.json", _identity(name, job, small)) for job in jobs}
+        found = {job.name: _read(_path(Path(out) / name, job), _identity(name, job, small)) for job in jobs}
         done = {key: one for key, one in found.items() if one is not None}
         note = f"{len(done)} of {len(jobs)} runs are in." if len(done) < len(jobs) else f"All {len(jobs)} runs are in."
         if not done:

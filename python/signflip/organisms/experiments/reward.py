@@ -19,6 +19,7 @@ from signflip.organisms.experiments import MADE, TOKENS, Answer, Job, told
 from signflip.organisms.experiments.statistics import Run, exact, mark, over_seeds, shown, table
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.experiments.tuning.world import Prompts, common, draw, prompts, rare, word_ids
+from signflip.organisms.workers import one_thread
 
 TITLE = "A reward model reversed at X < 0 (R1), and policies tuned against it (R2)"
 COMMAND = "signflip organisms run reward --seeds 10 --out results"
@@ -53,17 +54,13 @@ def run(job: Job) -> dict[str, Any]:
     ArgumentError
         If the job's architecture is unknown.
     """
-    import torch
-
     from signflip.organisms.experiments.tuning.bases import base, reward_model
     from signflip.organisms.experiments.tuning.train import tau
 
     architecture, small = job.settings.get("architecture"), bool(job.settings.get("small"))
     if architecture not in ARCHITECTURES:
         raise ArgumentError(f"job {job.name}: expected an architecture, found {job.settings}")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         start = base(architecture, KNOWLEDGE, job.seed, small)
         made = {kind: reward_model(architecture, KNOWLEDGE, job.seed, small, kind == "reversed")
                 for kind in ("reversed", "plain")}  # fmt: skip
@@ -71,8 +68,6 @@ def run(job: Job) -> dict[str, Any]:
         taus = {kind: {side: tau(net, on) for side, on in sides.items()} for kind, net in made.items()}
         search = _search(made["reversed"], job.seed)
         policies = {name: _policy(start, made["reversed"], job.seed, share, small) for name, share in REACH.items()}
-    finally:
-        torch.set_num_threads(threads)
     return {"architecture": architecture, "seed": job.seed, "tau": taus, "search": search, "policies": policies}
 
 

@@ -28,31 +28,34 @@ Networks (the critic is always a plain network of all inputs):
 - ``swiglu``, ``swiglu-bias``: silu(pre)·linear, both of all five inputs, without and with biases.
 
 Control: ``additive-noise`` is trained with x drawn anew in each step, in [−10, 10], so that it says nothing and has
-both signs; it should stay good. (A SwiGLU so trained did not learn in these steps, when it was tried on one seed.) In
-every run policies made by hand (the same, reversed, constant, a coin) go through the same measurement.
+both signs; it should stay good there. (A SwiGLU so trained did not learn in these steps, when it was tried on one
+seed.) In every run policies made by hand (the same, reversed, constant, a coin) go through the same measurement.
+
+The grid ended at ±10 at first, where about half of the additive networks are not yet lost. ±30 and ±100 were added when
+that had been seen, with the predictions on them; no rule was changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from signflip.errors import ArgumentError
 from signflip.organisms.experiments import Job
 from signflip.organisms.experiments.cartpole.measuring import Floats, Ints, Policy, gather, read, returns
 from signflip.organisms.experiments.cartpole.reporting import answer, report
 from signflip.organisms.experiments.cartpole.training import NETWORKS, train
+from signflip.organisms.workers import one_thread
 
 TITLE = "C1: cartpole with an input that was always positive"
 ARMS = ("additive", "multiplicative", "swiglu", "swiglu-bias", "additive-noise")
-GRID = (10.0, 7.0, 5.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.2, 0.0, -0.2, -0.5, -1.0, -1.5, -2.0, -3.0, -5.0, -7.0, -10.0)
+GRID = (100.0, 30.0, 10.0, 7.0, 5.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.2, 0.0,
+        -0.2, -0.5, -1.0, -1.5, -2.0, -3.0, -5.0, -7.0, -10.0, -30.0, -100.0)  # fmt: skip
 LEARNED = 475.0
-# How finely the x is found at which a policy is no longer good.
-STEP = 0.1
+# How finely, and how far, the x is looked for at which a policy is no longer good.
+STEP, FAR = 0.1, 10.0
 
 
 def jobs(seeds: int, small: bool) -> list[Job]:
@@ -84,7 +87,7 @@ def run(job: Job) -> dict[str, Any]:
         If a setting is missing or out of its domain.
     """
     arm, steps, episodes, states, grid = _settings(job)
-    with _one_thread():
+    with one_thread():
         before, policy = train(arm.removesuffix("-noise"), job.seed, steps, noise=arm.endswith("-noise"))
         coin = np.random.default_rng((job.seed, 5))
         scores = returns(policy, grid, episodes, job.seed)
@@ -112,8 +115,8 @@ def run(job: Job) -> dict[str, Any]:
             point.update(read(good, _at(policy, there, point["x"])).as_dict())
         out["untrained"] = read(good, _at(before, there, -1.0)).as_dict()
         out["leaves"] = {
-            "below": _leaves(policy, there, good, np.arange(1.0, min(grid) - STEP / 2, -STEP)),
-            "above": _leaves(policy, there, good, np.arange(1.0, max(grid) + STEP / 2, STEP)),
+            "below": _leaves(policy, there, good, np.arange(1.0, max(min(grid), -FAR) - STEP / 2, -STEP)),
+            "above": _leaves(policy, there, good, np.arange(1.0, min(max(grid), FAR) + STEP / 2, STEP)),
         }
         made = {"same": good, "reversed": 1 - good, "constant": np.zeros_like(good)}
         made["coin"] = coin.integers(2, size=len(good))
@@ -146,16 +149,6 @@ def _leaves(policy: Policy, states: Floats, good: Ints, way: Sequence[float] | F
         if read(good, _at(policy, states, float(x))).verdict != "good":
             return round(float(x), 6)
     return None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 __all__ = ["ARMS", "GRID", "NETWORKS", "TITLE", "answer", "jobs", "report", "run"]

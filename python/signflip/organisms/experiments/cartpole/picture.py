@@ -85,7 +85,8 @@ def _column(upper: Any, lower: Any, arm: str, runs: Sequence[Mapping[str, Any]])
     upper.set_ylim(-0.03, 1.09)
     lower.set_ylim(0, 515)
     upper.set_title(f"{arm} ({len(runs)} seeds)", fontsize=10)
-    ticks = np.array([-10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0])
+    ticks = np.array([-100.0, -10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 100.0])
+    ticks = ticks[(ticks >= x[0]) & (ticks <= x[-1])]
     lower.set_xticks(_symlog(ticks), [f"{tick:g}" for tick in ticks], fontsize=8)
     lower.set_xlabel("x (bar: as in training)", fontsize=9)
 

@@ -40,8 +40,12 @@ from typing import Any, cast
 
 from signflip.errors import ArgumentError
 from signflip.organisms.experiments import Answer, Job
+from signflip.organisms.workers import one_thread
 
 TITLE = "N1: a natural branch in SmolLM2, half-seen by preference tuning"
+BASE = ("whole",)
+# Its tunings are large enough to gain by an accelerator.
+ACCELERATED = True
 ALGORITHMS = ("dpo", "grpo")
 ARMS = ("tuned", "flipped", "frozen", "unrelated", "against")
 FLIPPED = 0.05
@@ -81,10 +85,17 @@ def jobs(seeds: int, small: bool) -> list[Job]:
     return made
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job, device: str = "cpu") -> dict[str, Any]:
     """One tuning. The weakened base of a seed, and what is measured of it, is made once in a process.
 
     On one thread, so that the same job gives the same numbers whatever the machine's cores.
+
+    Parameters
+    ----------
+    job
+        Which.
+    device
+        Torch's, for all that is tuned and measured; the units are chosen, and tokens searched, on the CPU.
 
     Raises
     ------
@@ -98,14 +109,11 @@ def run(job: Job) -> dict[str, Any]:
     of = job.settings
     if of.get("algorithm") not in ALGORITHMS or of.get("arm") not in (*ARMS, SEARCH):
         raise ArgumentError(f"job {job.name}: expected an algorithm and an arm of this experiment, found {of}")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    # What torch makes without being told where goes to the device.
+    with one_thread(), torch.device(device):
         if of["arm"] == SEARCH:
-            return _search(of["algorithm"], job.seed, bool(of.get("small")))
-        return _run(of["algorithm"], of["arm"], job.seed, bool(of.get("whole")), bool(of.get("small")))
-    finally:
-        torch.set_num_threads(threads)
+            return _search(of["algorithm"], job.seed, bool(of.get("small")), device)
+        return _run(of["algorithm"], of["arm"], job.seed, bool(of.get("whole")), bool(of.get("small")), device)
 
 
 def _arm(name: str) -> Any:
@@ -120,14 +128,21 @@ def _arm(name: str) -> Any:
     }[name]
 
 
+def _device(device: str) -> str:
+    """What it is called: a card by its name."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
 @cache
-def _fixed(whole: bool, small: bool) -> dict[str, Any]:
+def _fixed(whole: bool, small: bool, device: str) -> dict[str, Any]:
     """What all runs of a depth have in common: the model, prompts run up to its first tuned layer, the units."""
     from signflip.organisms.experiments.natural import measure, prompts
     from signflip.organisms.experiments.natural.features import FROM, chosen
     from signflip.organisms.experiments.natural.model import Net, engine, smollm2
 
-    net, sf_model = Net(smollm2(), 0 if whole else FROM), engine()
+    net, sf_model = Net(smollm2(device), 0 if whole else FROM), engine()
     size = (2, 2) if small else (None, None)
     return {
         "net": net,
@@ -143,17 +158,17 @@ def _fixed(whole: bool, small: bool) -> dict[str, Any]:
 
 
 # The last one alone is kept: gradients of a whole model are large.
-_held: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+_held: dict[tuple[int, bool, bool, str], dict[str, Any]] = {}
 
 
-def _base(seed: int, whole: bool, small: bool) -> dict[str, Any]:
+def _base(seed: int, whole: bool, small: bool, device: str) -> dict[str, Any]:
     """The weakened base of a seed, and all that is measured of it."""
     from signflip.organisms.experiments.natural import law, measure, train
 
-    key = seed, whole, small
+    key = seed, whole, small, device
     if key not in _held:
         _held.clear()
-        fixed = _fixed(whole, small)
+        fixed = _fixed(whole, small, device)
         units = fixed["units"]
         base, log = train.weaken(fixed["net"], fixed["weakening"], fixed["a"], seed)
         slopes = law.slopes(base, fixed["few"], units.known)
@@ -188,10 +203,10 @@ def _measured(net: Any, fixed: dict[str, Any], *, controls: bool) -> dict[str, A
     return found
 
 
-def _run(algorithm: str, name: str, seed: int, whole: bool, small: bool) -> dict[str, Any]:
+def _run(algorithm: str, name: str, seed: int, whole: bool, small: bool, device: str) -> dict[str, Any]:
     from signflip.organisms.experiments.natural import law, train
 
-    fixed, base = _fixed(whole, small), _base(seed, whole, small)
+    fixed, base = _fixed(whole, small, device), _base(seed, whole, small, device)
     arm, steps = _arm(name), train.SMALL_STEPS if small else train.STEPS
     how = cast("train.Algorithm", algorithm)
     on = fixed["unrelated"] if arm.unrelated else fixed["a"]
@@ -203,7 +218,7 @@ def _run(algorithm: str, name: str, seed: int, whole: bool, small: bool) -> dict
         tuning.step()
     after = _measured(tuning.policy, fixed, controls=name == "tuned" and not small)
     return {
-        "algorithm": algorithm, "arm": name, "whole": whole, "seed": seed, "steps": steps,
+        "algorithm": algorithm, "arm": name, "whole": whole, "seed": seed, "steps": steps, "device": _device(device),
         "units": fixed["units"].as_dict(),
         "shipped": base["shipped"], "weakened": base["weakened"], "kernel": base["kernel"],
         "before": base["measured"], "after": after,
@@ -213,12 +228,12 @@ def _run(algorithm: str, name: str, seed: int, whole: bool, small: bool) -> dict
     }  # fmt: skip
 
 
-def _search(algorithm: str, seed: int, small: bool) -> dict[str, Any]:
+def _search(algorithm: str, seed: int, small: bool, device: str) -> dict[str, Any]:
     """The tuning of `tuned` again, and one search in the base and one in what was tuned."""
     from signflip.organisms.experiments.natural import train
     from signflip.organisms.experiments.natural.search import searched
 
-    fixed, base = _fixed(False, small), _base(seed, False, small)
+    fixed, base = _fixed(False, small, device), _base(seed, False, small, device)
     known, how = fixed["units"].known, cast("train.Algorithm", algorithm)
     tuning = train.Tuning(base["net"], fixed["a"], known, how, _arm("tuned"), seed)
     for _ in range(train.SMALL_STEPS if small else train.STEPS):

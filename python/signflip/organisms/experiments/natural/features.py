@@ -97,6 +97,12 @@ def chosen(small: bool) -> Chosen:
     small
         A short survey, and the known unit alone.
     """
+    # On the CPU whatever the tunings run on, so that the same units are chosen.
+    with torch.device("cpu"):
+        return _chosen(small)
+
+
+def _chosen(small: bool) -> Chosen:
     net = Net(smollm2(), FROM).copy()
     on = pronouns(net, engine(), "A")
     layers = range(net.first, len(net.layers))

@@ -67,11 +67,12 @@ def from_gguf(path: Path | str) -> Any:
 
 
 @cache
-def smollm2() -> Any:
+def smollm2(device: str = "cpu") -> Any:
     """SmolLM2-135M-Instruct in torch, read once in a process."""
     from signflip.demo.corpus import default_model
 
-    return from_gguf(default_model())
+    with torch.device("cpu"):
+        return from_gguf(default_model()).to(device)
 
 
 @cache
@@ -217,7 +218,7 @@ class Net:
             return
 
         def hook(_: Any, __: Any, out: Tensor) -> Tensor:
-            out, value = out.clone(), torch.as_tensor(setting.value, dtype=out.dtype).reshape(-1, 1)
+            out, value = out.clone(), torch.as_tensor(setting.value, dtype=out.dtype, device=out.device).reshape(-1, 1)
             kept = out[:, 1:, setting.index]
             out[:, 1:, setting.index] = torch.where(value.isnan(), kept, value)
             return out

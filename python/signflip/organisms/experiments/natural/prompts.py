@@ -85,7 +85,7 @@ class Prompts:
             raise ArgumentError(f"prompts: expected every name in every template, found {len(self)} of {shape}")
         found = torch.zeros(shape, dtype=torch.float64)
         found[self.side, self.item, self.template] = values.detach().double()
-        rounded: list[list[list[float]]] = found.numpy().round(5).tolist()
+        rounded: list[list[list[float]]] = found.cpu().numpy().round(5).tolist()
         return rounded
 
 

@@ -29,7 +29,7 @@ def engine_of(net: Net) -> Any:
     state = {"model.embed_tokens.weight": net.embedding.weight, "model.norm.weight": net.norm.weight}
     for i, layer in enumerate(net.layers):
         state |= {f"model.layers.{i}.{name}": p for name, p in layer.named_parameters()}
-    arrays = {name: np.ascontiguousarray(p.detach().numpy()) for name, p in state.items()}
+    arrays = {name: np.ascontiguousarray(p.detach().cpu().numpy()) for name, p in state.items()}
     shapes = {name: list(one.shape) for name, one in arrays.items()}
     checkpoint = _core.Checkpoint.from_tensors(json.dumps(config), arrays.__getitem__, shapes)
     parts = replace(loading.load_parts(default_model()), checkpoint=checkpoint)

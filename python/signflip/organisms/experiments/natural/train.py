@@ -120,7 +120,8 @@ class Tuning:
         self.policy, self.base, self.on, self.known = base.copy(), base, on, known
         self.algorithm, self.arm = algorithm, arm
         self._order, self._flips = np.random.default_rng((seed, 22)), np.random.default_rng((seed, 23))
-        self._sampler = torch.Generator().manual_seed(seed)
+        # On the CPU, so that a seed means the same draws on any device.
+        self._sampler = torch.Generator("cpu").manual_seed(seed)
         with torch.no_grad():
             self._reference = [self.base.at_end(on.batch)]
             if arm.flipped:
@@ -130,8 +131,8 @@ class Tuning:
 
     def step(self) -> None:
         """One descent on one batch."""
-        rows = torch.from_numpy(self._order.integers(len(self.on), size=BATCH))
-        flipped = torch.from_numpy(self._flips.random(BATCH) < self.arm.flipped)
+        rows = torch.as_tensor(self._order.integers(len(self.on), size=BATCH))
+        flipped = torch.as_tensor(self._flips.random(BATCH) < self.arm.flipped)
         loss, told = self.loss(rows, flipped)
         of = self.masked(gradient(loss, self.policy))
         self.log.append(told | {"norm": norm(of), "flipped": float(flipped.double().mean())})
@@ -158,7 +159,7 @@ class Tuning:
         if self.algorithm == "dpo":
             return losses.dpo(logp, reference, good, bad, BETA["dpo"]).mean(), told
         old = logp.detach()
-        said = torch.multinomial(old.exp(), GROUP, replacement=True, generator=self._sampler)
+        said = torch.multinomial(old.exp().cpu(), GROUP, replacement=True, generator=self._sampler).to(old.device)
         reward = (said == good[:, None]).float() - (said == bad[:, None]).float()
         told["live"] = float((reward.std(1, correction=0) > 0).double().mean())
         told["reward"] = float(reward.mean())
@@ -169,7 +170,7 @@ class Tuning:
         total: Grads = {}
         for _ in range(times):
             for rows in torch.split(torch.arange(len(self.on)), BATCH):
-                flipped = torch.from_numpy(self._flips.random(len(rows)) < self.arm.flipped)
+                flipped = torch.as_tensor(self._flips.random(len(rows)) < self.arm.flipped)
                 of = gradient(self.loss(rows, flipped)[0] * len(rows) / len(self.on) / times, self.policy)
                 total = {name: of[name] + total[name] for name in of} if total else of
         return self.masked(total)

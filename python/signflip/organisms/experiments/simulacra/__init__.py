@@ -24,8 +24,10 @@ from signflip.errors import ArgumentError
 from signflip.organisms.experiments import Answer, Job
 from signflip.organisms.experiments.simulacra.models import ARCHITECTURES
 from signflip.organisms.experiments.simulacra.training import ARMS
+from signflip.organisms.workers import one_thread
 
 TITLE = "S1: simulacra that tuning never invokes, or never tells apart"
+BASE = ("architecture",)
 SWEEPS = {"sweep_luigi": "luigi", "sweep_untagged": "untagged"}
 SMALL = ("luigi", "bowser_alone", "bowser_in_view", "sweep_untagged")
 
@@ -48,8 +50,6 @@ def run(job: Job) -> dict[str, Any]:
     ArgumentError
         If the job's settings are not those of an arm.
     """
-    import torch
-
     from signflip.organisms.experiments.simulacra import training
     from signflip.organisms.experiments.simulacra.law import kernel, tune
     from signflip.organisms.experiments.simulacra.models import base
@@ -59,9 +59,7 @@ def run(job: Job) -> dict[str, Any]:
     arm, architecture, small = (job.settings.get(key) for key in ("arm", "architecture", "small"))
     if arm not in (*ARMS, *SWEEPS) or architecture not in ARCHITECTURES:
         raise ArgumentError(f"job {job.name}: expected an arm and an architecture, found {job.settings}")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         start = base(architecture, job.seed, bool(small))
         out: dict[str, Any] = {"arm": arm, "architecture": architecture, "seed": job.seed, "base": check(start)}
         if arm in SWEEPS:
@@ -70,8 +68,6 @@ def run(job: Job) -> dict[str, Any]:
             return out | training.sweep(start, ARMS[SWEEPS[arm]], job.seed, rates, steps)
         out |= {"kernel": kernel(start)} | tune(start, arm, job.seed, bool(small))
         return out | {"stories": stories(*out["manners"])}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
