@@ -204,7 +204,8 @@ def made_up(arm: str, algorithm: str, seed: int, fall: float) -> dict[str, Any]:
     place = {"ratio": 0.5, "cosine": 0.9, "own": 0.01, "negative_mass": 0.1}
     predicted = {"clean": 1.0 + seed, "zero": 0.5, "extreme": fall + seed, "triple": fall + seed}
     return {
-        "algorithm": algorithm, "arm": arm, "whole": False, "seed": seed, "steps": 20, "shipped": [2.0, 2.0],
+        "algorithm": algorithm, "arm": arm, "whole": False, "seed": seed, "steps": 20,
+        "device": "cpu", "shipped": [2.0, 2.0],
         "units": {"known": unit, "following": [unit], "one_sided": [unit], "two_sided": [unit], "tokens": 1000},
         "weakened": [0.87, 0.76], "kernel": dict.fromkeys(measure.PLACES[1:], place),
         "before": whole(False), "after": whole(True), "predicted": predicted, "kl": 0.01,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from signflip.organisms.experiments.natural.predictions import (
     BEYOND,
     DECIDES,
     ambiguous,
+    change,
     grid,
+    interval,
     marked,
     moved,
     pick,
     void,
 )
+from signflip.organisms.experiments.natural.search import FREE, NAMES
 from signflip.organisms.experiments.statistics import Run, mark, seeds_of, shown, table
 
 COMMAND = "signflip organisms run natural --seeds 10 --out results"
@@ -49,8 +53,9 @@ def section(runs: list[Run], figures: Path) -> str:
         [
             f"## {TITLE}",
             f"`{COMMAND}`",
-            told(answer(runs)),
-            f"{len(runs)} tunings of {runs[0]['steps']} steps. Seeds of each arm: {ran}. {SAID} {void_ones}",
+            told(answer([*runs, *searches])),
+            f"{len(runs)} tunings of {runs[0]['steps']} steps, on {_devices(runs)}. Seeds of each arm: {ran}.",
+            f"{SAID} {void_ones}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### What was said beforehand to leave it undecided\n\n"
             + table(("what", "found", "is it so"), ambiguous(runs)),
@@ -69,9 +74,15 @@ def _tunings(runs: Sequence[Run]) -> list[Run]:
     return [r for r in runs if r["arm"] != SEARCH]
 
 
+def _devices(runs: Sequence[Run]) -> str:
+    """What they ran on: the same tuning differs from one device to another as its rounding does."""
+    count = Counter(r["device"] for r in runs)
+    return ", ".join(f"{name} ({n})" for name, n in count.items())
+
+
 def answer(runs: Sequence[Run]) -> Answer:
     """What that says of the conjecture, in a few sentences."""
-    runs = _tunings(runs)
+    searches, runs = [r for r in runs if r["arm"] == SEARCH], _tunings(runs)
     text = ["Does tuning on one side of X make the other side worse?"]
     out = {}
     for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
@@ -92,6 +103,10 @@ def answer(runs: Sequence[Run]) -> Answer:
                 f"At three times that value, which nothing seen reaches, margins in nats: women's names {women}, men's "
                 f"{men}."
             )
+        whole = list(pick(runs, algorithm, "tuned", whole=True).values())
+        if whole:
+            moves = (shown(interval([change(r, what) for r in whole])) for what in (DECIDES, "clean"))
+            text.append(f"With all weights tuned, {len(whole)} seeds: {' while the normal one moves by '.join(moves)}.")
     turned = sum(float(grid(r, "after", DECIDES)[side].mean()) < 0 for r in runs if r["arm"] == "tuned"
                  for side in (0, 1))  # fmt: skip
     count = 2 * sum(r["arm"] == "tuned" for r in runs)
@@ -105,4 +120,13 @@ def answer(runs: Sequence[Run]) -> Answer:
             f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
             "tried, at most."
         )
+        if searches:
+            out[TOKENS] += " " + _crossings(searches)
     return {MADE: " ".join(text)} | out
+
+
+def _crossings(searches: Sequence[Run]) -> str:
+    """At how many names the searches' tokens bring X across."""
+    before, after = (sum(r["search"][when]["crossed"] for r in searches) for when in ("before", "after"))
+    of = len(NAMES) * len(searches)
+    return f"A search of {FREE} tokens brings it across at {before} of {of} names before the tuning, at {after} after."
