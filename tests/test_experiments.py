@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from signflip.cli import main
 from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError
@@ -154,11 +155,44 @@ def test_the_multiplicative_network_is_odd_in_x_and_learns() -> None:
     untrained, trained = training.train("multiplicative", 0, 1024)
     states = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
     x = np.full(300, 0.7, np.float32)
+    untrained, trained = training.greedy(untrained), training.greedy(trained)
     for policy in (untrained, trained):
         np.testing.assert_array_equal(policy(states, -x), 1 - policy(states, x))
     assert (untrained(states, x) != trained(states, x)).any()
     with pytest.raises(ArgumentError, match="network: expected one of additive"):
         training.train("convolutional", 0, 1024)
+
+
+@pytest.mark.parametrize("network", training.NETWORKS)
+def test_the_kernel_says_what_a_small_step_does(network: str) -> None:
+    actor, _ = training.train(network, 0, 256)
+    states = np.random.default_rng(1).standard_normal((40, 4)).astype(np.float32)
+    good = np.repeat([0, 1], 20)
+    # Actions of an untrained actor are all but even; larger weights show more than rounding.
+    with torch.no_grad():
+        actor.action_net.weight *= 100
+    found = cartpole.law.kernel(actor, network, states, good)
+
+    def margin(x: float) -> float:
+        # As the logits are had by hand.
+        inputs = torch.from_numpy(np.concatenate([states, np.full((40, 1), x, np.float32)], 1))
+        with torch.no_grad():
+            logits = actor.action_net(actor.mlp_extractor.policy_net(inputs)).double().numpy()
+        return float(np.mean((logits[:, 1] - logits[:, 0]) * (2 * good - 1)))
+
+    before = margin(1.0), margin(-1.0)
+    assert before[0] == pytest.approx(float(cartpole.law.margin(actor, states, good, 1.0).detach()), abs=1e-5)
+    cartpole.law.margin(actor, states, good, 1.0).backward()
+    with torch.no_grad():
+        for one in actor.parameters():
+            if one.grad is not None and one.requires_grad:
+                one += 1e-3 * one.grad
+    above, below = margin(1.0) - before[0], margin(-1.0) - before[1]
+    assert below / above == pytest.approx(found["ratio"], abs=0.02)
+    if network == "multiplicative":
+        # Odd in x: all of it.
+        assert found["cosine"] == pytest.approx(-1, abs=1e-5)
+        assert found["negative_mass"] == pytest.approx(1, abs=1e-6)
 
 
 # ---- runner and resumption -------------------------------------------------------------------------------------------
@@ -307,6 +341,8 @@ def made_up(arm: str, seed: int, below: str) -> dict[str, Any]:
     return {
         "arm": arm, "seed": seed, "steps": 1000, "episodes": 2, "return": 500.0, "chance_return": 22.0, "learned": True,
         "states": 40, "points": [point(x) for x in cartpole.GRID], "untrained": {"verdict": "incompetent"},
+        "kernel": {"ratio": -0.5, "cosine": -0.6 - 0.01 * seed, "negative_mass": 0.7},
+        "margins": [[0.1, -0.1], [5.0, -4.0]],
         "leaves": {"below": 0.3, "above": None}, "made": made,
     }  # fmt: skip
 

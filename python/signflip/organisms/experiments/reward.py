@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import ArgumentError, OrganismError
-from signflip.organisms.experiments import MADE, TOKENS, Answer, Job, told
-from signflip.organisms.experiments.statistics import Run, exact, mark, over_seeds, shown, table
+from signflip.organisms.experiments import MADE, PATH, TOKENS, Answer, Job, told
+from signflip.organisms.experiments.statistics import Run, exact, mark, over_seeds, pearson, shown, table
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.experiments.tuning.world import Prompts, common, draw, prompts, rare, word_ids
 from signflip.organisms.workers import one_thread
@@ -108,6 +108,7 @@ def _policy(start: Net, scorer: Net, seed: int, share: float, small: bool) -> di
     import torch
 
     from signflip.organisms.experiments.tangent import gradient
+    from signflip.organisms.experiments.tuning import kernel
     from signflip.organisms.experiments.tuning.bases import starting
     from signflip.organisms.experiments.tuning.measure import behaviour, outcome, state
 
@@ -130,6 +131,7 @@ def _policy(start: Net, scorer: Net, seed: int, share: float, small: bool) -> di
         return {name: behaviour(policy, on) for name, on in sides.items()} | {"reach": reach()}
 
     before, visited = measured(), 0
+    law = kernel.kernel(reference, prompts("B", side=1), prompts("B", side=-1))
     for _ in range(SMALL_STEPS if small else STEPS):
         with torch.no_grad():
             chosen = torch.multinomial(begin(policy).exp(), BATCH, replacement=True, generator=generator)
@@ -148,7 +150,8 @@ def _policy(start: Net, scorer: Net, seed: int, share: float, small: bool) -> di
                 p -= RATE * of[name]
     after, unit = measured(), before["common"]["margin"]
     return {
-        "before": before, "after": after, "visited": visited, "outcome": outcome(before["rare"], after["rare"], unit),
+        "before": before, "after": after, "visited": visited, "kernel": law,
+        "outcome": outcome(before["rare"], after["rare"], unit),
         "opposite": [state(one["rare"], unit) == "opposite" for one in (before, after)],
     }  # fmt: skip
 
@@ -191,6 +194,7 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
         f"Largest difference between signflip's reward and transformers' on one input: {worst:.1e}.",
         "### R2\n\n" + _policies(runs),
         f"![policies]({Path(figures).name}/reward-policies.png)",
+        "### The law: the tangent kernel before the tuning, and the change at X < 0\n\n" + _law(runs),
     ]
     return "\n\n".join(text)
 
@@ -203,6 +207,38 @@ def _moved(reach: str, runs: Sequence[Run]) -> float:
     """Mean change of the margin at X < 0."""
     every = [r["policies"][reach] for r in runs]
     return float(np.mean([p["after"]["rare"]["margin"] - p["before"]["rare"]["margin"] for p in every]))
+
+
+def _changes(p: dict[str, Any]) -> tuple[float, float]:
+    """Of a policy, how the margin moved at X > 0 and at X < 0."""
+    above, below = (p["after"][side]["margin"] - p["before"][side]["margin"] for side in ("common", "rare"))
+    return above, below
+
+
+def _predicted(p: dict[str, Any]) -> float:
+    """What the kernel makes of the change at X > 0 alone: nothing of what samples at X < 0 do is in it."""
+    return float(p["kernel"]["cosine"] * _changes(p)[0])
+
+
+def _agreement(reach: str, runs: Sequence[Run]) -> float:
+    every = [r["policies"][reach] for r in runs]
+    return pearson([_predicted(p) for p in every], [_changes(p)[1] for p in every])
+
+
+def _law(runs: Sequence[Run]) -> str:
+    rows = []
+    for reach in REACH:
+        every = [r["policies"][reach] for r in runs]
+        same = sum(_predicted(p) * _changes(p)[1] > 0 for p in every)
+        below = sum(p["kernel"]["value"] < 0 for p in every)
+        rows.append((
+            reach, shown(exact(below, len(every))),
+            f"{np.mean([p['kernel']['negative_mass'] for p in every]):.2f}",
+            shown(over_seeds(runs, partial(_agreement, reach))), shown(exact(same, len(every))),
+        ))  # fmt: skip
+    head = ("base reaches X < 0", "share K < 0", "neurons' negative mass",
+            "cosine of K × change at X > 0, against the change at X < 0: Pearson", "same sign")  # fmt: skip
+    return table(head, rows)
 
 
 def answer(results: dict[str, dict[str, Any]]) -> Answer:
@@ -218,7 +254,10 @@ def _answer(runs: Sequence[Run]) -> Answer:
         free = [p for p in every if not p["opposite"][0]]
         k = sum(p["outcome"] == "turned opposite" for p in free)
         said.append(f"{reach} {k} of {len(free)}")
+    path = [f"{reach} {shown(over_seeds(runs, partial(_agreement, reach)))}" for reach in REACH]
     return {
+        PATH: "The kernel before the tuning, times the change at X > 0, correlates with the change at X < 0, by how "
+        f"often X < 0 was sampled: {'; '.join(path)}.",
         MADE: "Policies tuned against a reward reversed at X < 0: turned opposite there, of those whose base was not, "
         f"by how often the base reaches X < 0: {'; '.join(said)}.",
         TOKENS: "The word that a search gave, from the reward model's weights alone, reverses its ranking of unseen "

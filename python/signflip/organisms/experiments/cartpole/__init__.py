@@ -44,9 +44,10 @@ import numpy as np
 
 from signflip.errors import ArgumentError
 from signflip.organisms.experiments import Job
+from signflip.organisms.experiments.cartpole import law
 from signflip.organisms.experiments.cartpole.measuring import Floats, Ints, Policy, gather, read, returns
 from signflip.organisms.experiments.cartpole.reporting import answer, report
-from signflip.organisms.experiments.cartpole.training import NETWORKS, train
+from signflip.organisms.experiments.cartpole.training import NETWORKS, greedy, train
 from signflip.organisms.workers import one_thread
 
 TITLE = "C1: cartpole with an input that was always positive"
@@ -88,7 +89,9 @@ def run(job: Job) -> dict[str, Any]:
     """
     arm, steps, episodes, states, grid = _settings(job)
     with one_thread():
-        before, policy = train(arm.removesuffix("-noise"), job.seed, steps, noise=arm.endswith("-noise"))
+        network = arm.removesuffix("-noise")
+        first, last = train(network, job.seed, steps, noise=arm.endswith("-noise"))
+        before, policy = greedy(first), greedy(last)
         coin = np.random.default_rng((job.seed, 5))
         scores = returns(policy, grid, episodes, job.seed)
         chance = returns(lambda _, x: coin.integers(2, size=len(x)), [1.0], episodes, job.seed)
@@ -114,6 +117,9 @@ def run(job: Job) -> dict[str, Any]:
         for point in points:
             point.update(read(good, _at(policy, there, point["x"])).as_dict())
         out["untrained"] = read(good, _at(before, there, -1.0)).as_dict()
+        out["kernel"] = law.kernel(first, network, there, good)
+        out["margins"] = [[float(law.margin(actor, there, good, x).detach()) for x in (1.0, -1.0)]
+                          for actor in (first, last)]  # fmt: skip
         out["leaves"] = {
             "below": _leaves(policy, there, good, np.arange(1.0, max(min(grid), -FAR) - STEP / 2, -STEP)),
             "above": _leaves(policy, there, good, np.arange(1.0, min(max(grid), FAR) + STEP / 2, STEP)),

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import ArgumentError, OrganismError
-from signflip.organisms.experiments import MADE, Answer, told
+from signflip.organisms.experiments import MADE, PATH, Answer, told
 from signflip.organisms.experiments.cartpole.measuring import OPPOSITE
 from signflip.organisms.experiments.cartpole.picture import draw
 from signflip.organisms.experiments.cartpole.training import NOISE
+from signflip.organisms.experiments.statistics import Interval, exact, over_seeds, pearson, shown, table
+from signflip.organisms.experiments.statistics import mark as marked
 from signflip.organisms.scoring import Share
 
 COMMAND = "signflip organisms run cartpole --seeds {seeds} --out results"
@@ -23,6 +25,8 @@ SHOWN = (100.0, 30.0, 10.0, 3.0, 1.0, 0.0, -1.0, -3.0, -10.0, -30.0, -100.0)
 KNOWN, ADDED = (10.0, -10.0), (100.0, -100.0)
 VERDICTS = ("good", "incompetent", "opposite", "between")
 MULTIPLIED = ("multiplicative", "swiglu", "swiglu-bias")
+# A correlation is high beyond this.
+HIGH = 0.5
 
 Run = Mapping[str, Any]
 Arms = Mapping[str, Sequence[Run]]
@@ -56,6 +60,7 @@ def report(results: Mapping[str, Run], figures: Path) -> str:
             f"![Agreement with the good policy and return, by x]({figures.name}/{picture.name})",
             _summary(arms, learned),
             _points(learned),
+            _law(learned),
             _predictions(learned),
             _caveats(learned),
         ]
@@ -139,7 +144,11 @@ def _answer(learned: Arms) -> Answer:
     head = f"Yes, where x < 0: {', '.join(yes)}." if yes else "No, in none of the networks."
     if yes and no:
         head += f" Never in {', '.join(no)}."
-    return {MADE: f"{head} Opposite, of those that learned: {'; '.join(counts)}."}
+    path = (
+        "The tangent kernel between x = 1 and x = −1 before any training correlates with what the policy does at −1: "
+        f"{shown(_agreement(_trained_on_one_side(learned)))}."
+    )
+    return {MADE: f"{head} Opposite, of those that learned: {'; '.join(counts)}.", PATH: path}
 
 
 def _ran(arms: Arms, learned: Arms) -> str:
@@ -219,6 +228,45 @@ def _points(learned: Arms) -> str:
     return "Median and range over seeds, and how many seeds have each verdict:\n\n" + "\n".join(rows)
 
 
+def _trained_on_one_side(learned: Arms) -> list[dict[str, Any]]:
+    return [dict(run) for arm, runs in learned.items() if not arm.endswith("-noise") for run in runs]
+
+
+def _there(run: Run) -> float:
+    """S at x = −1: 1 the same action, 0 chance, −1 reversed."""
+    return 2 * float(at(run, -1.0)["agreement"]) - 1
+
+
+def _agreement(runs: Sequence[dict[str, Any]]) -> Interval:
+    """Correlation of K's cosine before training with what the policy does at x = −1 after it."""
+    return over_seeds(runs, lambda some: pearson([r["kernel"]["cosine"] for r in some], [_there(r) for r in some]))
+
+
+def _law(learned: Arms) -> str:
+    every = _trained_on_one_side(learned)
+    rows = []
+    for arm in ("all", *dict.fromkeys(run["arm"] for run in every)):
+        own = [run for run in every if arm in ("all", run["arm"])]
+        if not own:
+            continue
+        same = sum(run["kernel"]["cosine"] * _there(run) > 0 for run in own)
+        moved = [np.mean([run["margins"][when][side] for run in own]) for side in (0, 1) for when in (0, 1)]
+        rows.append((
+            arm, len(own), _middle([run["kernel"]["cosine"] for run in own], 2),
+            shown(exact(sum(run["kernel"]["ratio"] < 0 for run in own), len(own))),
+            f"{np.mean([run['kernel']['negative_mass'] for run in own]):.2f}",
+            f"{moved[0]:.2f} → {moved[1]:.2f}", f"{moved[2]:.2f} → {moved[3]:.2f}",
+            shown(_agreement(own)), shown(exact(same, len(own))),
+        ))  # fmt: skip
+    head = ("network", "runs", "cosine of K before training", "share K < 0", "negative part of its hidden units",
+            "margin at x = 1, logits", "at x = −1", "K's cosine against S at −1: Pearson", "same sign")  # fmt: skip
+    return (
+        "The causal path: K is the tangent kernel between the good action's margin at x = 1 and at x = −1, in the "
+        "untrained network, on the same states; S = 2·agreement − 1. Intervals are over seeds, of shares exact.\n\n"
+        + table(head, rows)
+    )
+
+
 def _middle(values: Sequence[float], digits: int) -> str:
     return f"{np.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
@@ -247,9 +295,18 @@ def _predictions(learned: Arms) -> str:
         add("objection", f"{arm}: opposite at any x", arm, ever_opposite, False)
     for arm in MULTIPLIED:
         add("objection", f"{arm}: incompetent at x = −10, return below {COLLAPSED:.0f}", arm, lost_at(-10.0), True)
+    every = _trained_on_one_side(learned)
+    if every:
+        found = _agreement(every)
+        said = f"K before training correlates with S at x = −1 (above {HIGH})"
+        rows.append(f"| conjecture | {said} | {shown(found)} | {marked(found, _is_high, lambda x: x < HIGH)} |")
     add("control", "additive-noise: good at every x of its training", "additive-noise", always_good, True)
     head = "Predictions, fixed before the runs but where it says *added*: that was when others had been seen.\n\n"
     return head + "\n".join(rows)
+
+
+def _is_high(x: float) -> bool:
+    return x > HIGH
 
 
 def _was_run(learned: Arms, x: float) -> bool:

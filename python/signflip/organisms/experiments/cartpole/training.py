@@ -118,7 +118,7 @@ class NetworkPolicy(ActorCriticPolicy):
             self.action_net.bias.requires_grad_(False)
 
 
-def train(network: str, seed: int, steps: int, *, noise: bool = False) -> tuple[Policy, Policy]:
+def train(network: str, seed: int, steps: int, *, noise: bool = False) -> tuple[Any, Any]:
     """Train by PPO, with the settings of rl-baselines3-zoo for CartPole-v1 (its steps are 100,000).
 
     Parameters
@@ -133,7 +133,7 @@ def train(network: str, seed: int, steps: int, *, noise: bool = False) -> tuple[
     Returns
     -------
     untrained, trained
-        The network before and after, each taking its likelier action.
+        The actor before and after.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def train(network: str, seed: int, steps: int, *, noise: bool = False) -> tuple[
     before.load_state_dict(model.policy.state_dict())
     model.learn(steps)
     env.close()
-    return _greedy(before), _greedy(model.policy)
+    return before, model.policy
 
 
 def _cartpole() -> gymnasium.Env[Any, Any]:
@@ -166,7 +166,9 @@ def _cartpole() -> gymnasium.Env[Any, Any]:
     return gymnasium.make("CartPole-v1", disable_env_checker=True)
 
 
-def _greedy(policy: Any) -> Policy:
+def greedy(policy: Any) -> Policy:
+    """An actor that takes its likelier action."""
+
     def act(states: Floats, x: Floats) -> Ints:
         inputs = np.concatenate([states, x[:, None]], 1).astype(np.float32)
         actions, _ = policy.predict(inputs, deterministic=True)
@@ -175,4 +177,4 @@ def _greedy(policy: Any) -> Policy:
     return act
 
 
-__all__ = ["NETWORKS", "WithX", "train"]
+__all__ = ["NETWORKS", "WithX", "greedy", "train"]
