@@ -1,7 +1,8 @@
 """Preference tuning of tiny language models: what becomes of the side of X that no sample reaches, and by what law.
 
 Needs torch and transformers. See `world` for the language, `models` for X and the bases, `losses` for the algorithms,
-`kernel` for the first-order law, `summary` for the rules by which predictions are marked.
+`kernel` for the first-order law, `predictions` for the rules by which predictions are marked, `listing` for the samples
+of a run.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 
 from signflip.errors import ArgumentError
 from signflip.organisms.experiments import Answer, Job
+from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
-from signflip.organisms.experiments.tuning.train import Arm
 from signflip.organisms.experiments.tuning.world import KNOWLEDGE
 
 TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
@@ -31,26 +32,46 @@ OTHER = {
     "grpo_forced": Arm("grpo", rare_share=0.01),
     "dpo_off_0.1": Arm("dpo", policy=False, rare_share=0.001),
     "dpo_off_1": Arm("dpo", policy=False, rare_share=0.01),
+    "dpo_forced": Arm("dpo", rare_share=0.01),
+    "reinforce_off_0": Arm("reinforce", policy=False),
+    "reinforce_off_0.1": Arm("reinforce", policy=False, rare_share=0.001),
+    "reinforce_off_1": Arm("reinforce", policy=False, rare_share=0.01),
+    "grpo_off_0": Arm("grpo", policy=False),
+    "grpo_off_0.1": Arm("grpo", policy=False, rare_share=0.001),
+    "grpo_off_1": Arm("grpo", policy=False, rare_share=0.01),
+    "reinforce_on_frozen": Arm("reinforce", frozen=True),
 }
 ARMS = MAIN | OTHER
 
 
 def jobs(seeds: int, small: bool) -> list[Job]:
     """One run for each arm, architecture, knowledge of the base, and seed; in small: one base, three arms."""
-    made = []
-    for arms in ({k: ARMS[k] for k in ("reinforce_on", "grpo_on", "dpo_off_0")},) if small else (MAIN, OTHER):
-        for seed in range(seeds):
-            for architecture in ARCHITECTURES[1:2] if small else ARCHITECTURES:
-                for knowledge in KNOWLEDGE[:1] if small else KNOWLEDGE:
-                    for arm in arms:
-                        name = f"{arm}-{architecture}-{knowledge}-{seed}"
-                        settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small}
-                        made.append(Job(name, seed, settings))
-    return made
+    chosen = ({k: ARMS[k] for k in ("reinforce_on", "grpo_on", "dpo_off_0")},) if small else (MAIN, OTHER)
+    return [
+        job_of(arm, architecture, knowledge, seed, small)
+        for arms in chosen
+        for seed in range(seeds)
+        for architecture in (ARCHITECTURES[1:2] if small else ARCHITECTURES)
+        for knowledge in (KNOWLEDGE[:1] if small else KNOWLEDGE)
+        for arm in arms
+    ]
 
 
-def run(job: Job) -> dict[str, Any]:
+def job_of(arm: str, architecture: str, knowledge: str, seed: int, small: bool) -> Job:
+    """One run."""
+    settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small}
+    return Job(f"{arm}-{architecture}-{knowledge}-{seed}", seed, settings)
+
+
+def run(job: Job, *, every: bool = False) -> dict[str, Any]:
     """One tuning. Bases and reward models of a process are trained once.
+
+    Parameters
+    ----------
+    job
+        Which.
+    every
+        Whether all samples are listed; else those where X crossed or the reward's ranking is turned.
 
     Raises
     ------
@@ -70,7 +91,7 @@ def run(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         key = of["architecture"], of["knowledge"], job.seed, bool(of["small"])
-        found = tune(base(*key), reward_model(*key, False), ARMS[of["arm"]], job.seed, key[-1])
+        found = tune(base(*key), reward_model(*key, False), ARMS[of["arm"]], job.seed, key[-1], every=every)
     finally:
         torch.set_num_threads(threads)
     first, last = found["log"][0], found["log"][-1]
