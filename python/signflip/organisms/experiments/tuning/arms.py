@@ -31,7 +31,8 @@ class Arm:
         `reinforce`, `grpo` or `dpo`.
     policy
         Whether answers are sampled from the policy as it is. Else prompts are a fixed set; their answers were sampled
-        once, by the base, and scored once (REINFORCE, GRPO), or are pairs that are labelled truly (DPO).
+        once, by the base, and scored once (REINFORCE; GRPO, whose clip then bounds how far it goes from the base), or
+        are pairs that are labelled truly (DPO).
     rare_share
         Share of prompts with a rare word in front.
     true_reward

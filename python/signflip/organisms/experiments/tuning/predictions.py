@@ -163,6 +163,6 @@ def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str
         ("objection", f"{what} (above {STAYED}: no change)", shown(found),
          mark(found, lambda x: x > STAYED, lambda x: x <= STAYED)),
         ("control", "gelu, additive, input weights frozen: the same share", shown(gelu), "—"),
-        ("conjecture", "units of opposite sign carry it (share of |contributions| at X < 0, above 0.5)", shown(units),
-         mark(units, lambda x: x > 0.5, lambda x: x <= 0.5)),
+        ("conjecture", "units of opposite sign carry it (share of the change at X < 0 by what units write, above 0.5)",
+         shown(units), mark(units, lambda x: x > 0.5, lambda x: x <= 0.5)),
     ]  # fmt: skip

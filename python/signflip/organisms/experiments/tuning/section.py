@@ -40,10 +40,10 @@ LISTING = "signflip organisms samples ARM-ARCHITECTURE-KNOWLEDGE-SEED"
 # Samples in the section, at most.
 SHOWN = 12
 SAID = (
-    "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them with "
-    "rare words; answers of REINFORCE and GRPO were sampled by the base and scored once, DPO's pairs are labelled truly. "
-    "`frozen`: the weights that take X into the MLP stay. Margins are in nats, on names and templates that no tuning "
-    "saw; intervals are 95%, exact for shares, else by drawing seeds again."
+    "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
+    "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
+    "truly. `frozen`: the weights that take X into the MLP stay. Margins are in nats, on names and templates that no "
+    "tuning saw; intervals are 95%, exact for shares, else by drawing seeds again."
 )
 OUTCOMES = ("turned opposite", "never opposite", "strengthened", "kept", "weakened", "removed")
 
@@ -195,6 +195,10 @@ def _log(runs: Sequence[Run]) -> str:
     def ends(own: Sequence[Run], part: str, key: str) -> str:
         return f"{_mean(own, 0, part, key):.2f} → {_mean(own, -1, part, key):.2f}"
 
+    def units(own: Sequence[Run]) -> str:
+        moved = [r["units"]["opposite"] + r["units"]["same"] for r in own]
+        return f"{np.mean(moved):.3f}; {shown(over_seeds(own, carried))}" if own else "—"
+
     def steps(own: Sequence[Run]) -> str:
         # Runs made before steps were logged hold none.
         found = [x > 0 for r in own if "steps" in r for x in r["steps"]["x_below"]]
@@ -209,13 +213,13 @@ def _log(runs: Sequence[Run]) -> str:
             over(own, "rare_neurons"), ends(own, "common", "x_mean"), ends(own, "common", "x_sd"),
             ends(own, "rare", "x_mean"), ends(own, "in_x", "slope"), ends(own, "in_x", "offset"),
             ends(own, "in_x", "mirrored"), shown(over_seeds(own, lambda rs: mean_of(rs, "lead"))),
-            shown(over_seeds([r for r in own if "units" in r], carried)),
+            units([r for r in own if "units" in r]),
         ))  # fmt: skip
     head = ("arm", "architecture", "samples", "of rare words", "with X < 0", "misranked", "steps with X < 0",
             "gradient from X < 0: share", "its cosine to the rest", "update's cosine to what truth asks at X < 0",
             "share of neurons' gradient on those more active at X < 0", "share of such neurons", "mean X", "sd X",
             "X of rare words", "slope b", "offset a", "margin at −X (edit)", "b's growth less a's, nats",
-            "change at X < 0 by units of opposite sign")  # fmt: skip
+            "change at X < 0 by what units write, to first order, nats; share of those of opposite sign")  # fmt: skip
     return table(head, rows)
 
 
