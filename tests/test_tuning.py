@@ -15,9 +15,10 @@ from signflip.organisms import experiments
 from signflip.organisms.experiments import Job, tangent, tuning
 from signflip.organisms.experiments.statistics import exact, mark, over_seeds
 from signflip.organisms.experiments.tuning import kernel, losses, world
+from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.measure import behaviour, outcome, rank, state
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
-from signflip.organisms.experiments.tuning.train import Arm, Tuning
+from signflip.organisms.experiments.tuning.train import Tuning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -160,8 +161,8 @@ def test_rules() -> None:
     assert mark((-1, -2, -0.5), lambda x: x > 0, lambda x: x <= 0) == "failed"
     low = over_seeds([{"seed": i, "v": float(i)} for i in range(9)], lambda rs: float(np.mean([r["v"] for r in rs])))
     assert low[1] < low[0] == 4 < low[2]
-    with pytest.raises(ArgumentError, match="off-policy"):
-        Arm("grpo", policy=False)
+    with pytest.raises(ArgumentError, match="rare_share"):
+        Arm("grpo", rare_share=1.5)
     with pytest.raises(ArgumentError, match="reinforce"):
         Arm("ppo")
     with pytest.raises(ArgumentError, match="arm"):
@@ -197,6 +198,8 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert last["common"]["margin"] > first["common"]["margin"] + 0.3
     assert run["counts"]["rare_word"] == 0 < run["counts"]["samples"]
     assert first["gradient"]["share_below"] == 0
+    assert run["steps"]["share_below"] == [0.0] * 20
+    assert run["steps"]["common"][-1] > run["steps"]["common"][0] + 0.3
     # Resumed: a file that is there is not run again, one that is not gives the same.
     path = tmp_path / "tuning" / f"{again[0].name}.json"
     text = path.read_text()

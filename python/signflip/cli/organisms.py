@@ -1,4 +1,4 @@
-"""``signflip organisms``: make a suite, audit it, score an audit; run the experiments and report on them."""
+"""``signflip organisms``: make a suite, audit it, score an audit; run the experiments, list samples, report."""
 
 from __future__ import annotations
 
@@ -85,6 +85,38 @@ def run(args: argparse.Namespace) -> int:
         print_json({"out": args.out, "runs": done})
     else:
         print("\n".join(f"{name}: {n} runs in {Path(args.out) / name}" for name, n in done.items()))
+    return OK
+
+
+def samples(args: argparse.Namespace) -> int:
+    """``signflip organisms samples``."""
+    _package()
+    from signflip.organisms import experiments
+
+    # Says what is missing if the libraries are.
+    experiments.experiment("tuning")
+    from signflip.organisms.experiments.tuning import listing
+
+    found = listing.samples(args.name, every=args.all, small=args.small)
+    if args.json:
+        print_json(found)
+        return OK
+    head = ("step", "prompt", "answer", "X", "reward", "X crossed", "ranking turned")
+    rows = [
+        (
+            str(one["step"]), one["text"], one["said"], f"{one['x']:.3f}",
+            "" if one["reward"] is None else f"{one['reward']:.3f}",
+            "yes" if one["crossed"] else "", "yes" if one["turned"] else "",
+        )
+        for one in found["samples"]
+    ]  # fmt: skip
+    if rows:
+        print(table(head, rows))
+    counts = found["counts"]
+    print(
+        f"{found['name']}: {counts['samples']} samples, {counts['rare_word']} with a rare word, {counts['x_below']} "
+        f"with X below 0, {counts['misranked']} of prompts whose ranking is turned"
+    )
     return OK
 
 

@@ -252,7 +252,7 @@ def _demo(subparsers: Any) -> None:
 def _organisms(subparsers: Any) -> None:
     group = subparsers.add_parser(
         "organisms",
-        help="models whose right verdict is known, and experiments on them: make, audit, score, run, report",
+        help="models whose right verdict is known, and experiments on them: make, audit, score, run, samples, report",
         description="Models whose right verdict is known. Needs the extra signflip[organisms].",
     )
     inner = group.add_subparsers(metavar="command", required=True)
@@ -281,6 +281,12 @@ def _organisms(subparsers: Any) -> None:
     run.add_argument(
         "--device", default="cpu", help="torch's, of experiments that can use another: natural (%(default)s)"
     )
+    samples = _command(
+        inner, "samples", organisms.samples, "list a tuning's samples: the run is made again, and the same"
+    )
+    samples.add_argument("name", help="the run's, as its file is named: reinforce_forced-gelu-nothing-0")
+    samples.add_argument("--all", action="store_true", help="all; else those where X crossed or the ranking is turned")
+    samples.add_argument("--small", action="store_true", help="a run of the small form")
     report = _command(inner, "report", organisms.report, "write what the experiments gave: results.md and its figures")
     report.add_argument("--docs", required=True, metavar="DIR", help="write results.md here")
     for parser in (run, report):

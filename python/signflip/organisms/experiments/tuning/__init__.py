@@ -1,7 +1,8 @@
 """Preference tuning of tiny language models: what becomes of the side of X that no sample reaches, and by what law.
 
 Needs torch and transformers. See `world` for the language, `models` for X and the bases, `losses` for the algorithms,
-`kernel` for the first-order law, `summary` for the rules by which predictions are marked.
+`kernel` for the first-order law, `predictions` for the rules by which predictions are marked, `listing` for the samples
+of a run.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Any
 
 from signflip.errors import ArgumentError
 from signflip.organisms.experiments import Answer, Job
+from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
-from signflip.organisms.experiments.tuning.train import Arm
 from signflip.organisms.experiments.tuning.world import KNOWLEDGE
+from signflip.organisms.workers import one_thread
 
 TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
 
+BASE = ("architecture", "knowledge")
 # The cells that decide, then the others. Of all seeds the first are run first.
 MAIN = {
     "reinforce_on": Arm("reinforce"),
@@ -31,34 +34,52 @@ OTHER = {
     "grpo_forced": Arm("grpo", rare_share=0.01),
     "dpo_off_0.1": Arm("dpo", policy=False, rare_share=0.001),
     "dpo_off_1": Arm("dpo", policy=False, rare_share=0.01),
+    "dpo_forced": Arm("dpo", rare_share=0.01),
+    "reinforce_off_0": Arm("reinforce", policy=False),
+    "reinforce_off_0.1": Arm("reinforce", policy=False, rare_share=0.001),
+    "reinforce_off_1": Arm("reinforce", policy=False, rare_share=0.01),
+    "grpo_off_0": Arm("grpo", policy=False),
+    "grpo_off_0.1": Arm("grpo", policy=False, rare_share=0.001),
+    "grpo_off_1": Arm("grpo", policy=False, rare_share=0.01),
+    "reinforce_on_frozen": Arm("reinforce", frozen=True),
 }
 ARMS = MAIN | OTHER
 
 
 def jobs(seeds: int, small: bool) -> list[Job]:
     """One run for each arm, architecture, knowledge of the base, and seed; in small: one base, three arms."""
-    made = []
-    for arms in ({k: ARMS[k] for k in ("reinforce_on", "grpo_on", "dpo_off_0")},) if small else (MAIN, OTHER):
-        for seed in range(seeds):
-            for architecture in ARCHITECTURES[1:2] if small else ARCHITECTURES:
-                for knowledge in KNOWLEDGE[:1] if small else KNOWLEDGE:
-                    for arm in arms:
-                        name = f"{arm}-{architecture}-{knowledge}-{seed}"
-                        settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small}
-                        made.append(Job(name, seed, settings))
-    return made
+    chosen = ({k: ARMS[k] for k in ("reinforce_on", "grpo_on", "dpo_off_0")},) if small else (MAIN, OTHER)
+    return [
+        job_of(arm, architecture, knowledge, seed, small)
+        for arms in chosen
+        for seed in range(seeds)
+        for architecture in (ARCHITECTURES[1:2] if small else ARCHITECTURES)
+        for knowledge in (KNOWLEDGE[:1] if small else KNOWLEDGE)
+        for arm in arms
+    ]
 
 
-def run(job: Job) -> dict[str, Any]:
+def job_of(arm: str, architecture: str, knowledge: str, seed: int, small: bool) -> Job:
+    """One run."""
+    settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small}
+    return Job(f"{arm}-{architecture}-{knowledge}-{seed}", seed, settings)
+
+
+def run(job: Job, *, every: bool = False) -> dict[str, Any]:
     """One tuning. Bases and reward models of a process are trained once.
+
+    Parameters
+    ----------
+    job
+        Which.
+    every
+        Whether all samples are listed; else those where X crossed or the reward's ranking is turned.
 
     Raises
     ------
     ArgumentError
         If the job's settings are not those of an arm.
     """
-    import torch
-
     from signflip.organisms.experiments.tuning.bases import base, reward_model
     from signflip.organisms.experiments.tuning.measure import outcome
     from signflip.organisms.experiments.tuning.train import tune
@@ -66,13 +87,9 @@ def run(job: Job) -> dict[str, Any]:
     of = job.settings
     if of.get("arm") not in ARMS or of.get("knowledge") not in KNOWLEDGE:
         raise ArgumentError(f"job {job.name}: expected an arm and a knowledge of this experiment, found {of}")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         key = of["architecture"], of["knowledge"], job.seed, bool(of["small"])
-        found = tune(base(*key), reward_model(*key, False), ARMS[of["arm"]], job.seed, key[-1])
-    finally:
-        torch.set_num_threads(threads)
+        found = tune(base(*key), reward_model(*key, False), ARMS[of["arm"]], job.seed, key[-1], every=every)
     first, last = found["log"][0], found["log"][-1]
     end = outcome(first["rare"], last["rare"], first["common"]["margin"])
     return {**{k: of[k] for k in ("arm", "architecture", "knowledge")}, "seed": job.seed, "outcome": end, **found}

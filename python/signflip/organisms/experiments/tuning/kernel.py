@@ -24,18 +24,50 @@ def margins(net: Net, prompts: Prompts) -> Tensor:
 
 def openness(net: Net, common: Prompts, rare: Prompts) -> Tensor:
     """Of each neuron, the share of its activity that is in rare contexts: mean |activation| there over both."""
-    sizes = []
-    writer = net.block.mlp.c_proj if net.gelu else net.block.mlp.down_proj
-    for prompts in (common, rare):
-        seen: list[Tensor] = []
-        handle = writer.register_forward_pre_hook(lambda _, inputs, into=seen: into.append(inputs[0]))
-        try:
-            with torch.no_grad():
-                net.at_end(prompts)
-        finally:
-            handle.remove()
-        sizes.append(seen[0][torch.arange(len(prompts)), torch.from_numpy(prompts.end)].abs().mean(0))
+    sizes = [_activations(net, prompts).abs().mean(0) for prompts in (common, rare)]
     return sizes[1] / (sizes[0] + sizes[1]).clamp_min(1e-12)
+
+
+def _writer(net: Net) -> Any:
+    return net.block.mlp.c_proj if net.gelu else net.block.mlp.down_proj
+
+
+def _activations(net: Net, prompts: Prompts) -> Tensor:
+    """What the last MLP's neurons are at the end of each prompt, `[n, d_mlp]`."""
+    seen: list[Tensor] = []
+    handle = _writer(net).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            net.at_end(prompts)
+    finally:
+        handle.remove()
+    return seen[0][torch.arange(len(prompts)), torch.from_numpy(prompts.end)]
+
+
+def units(before: Net, after: Net, common: Prompts, rare: Prompts) -> dict[str, float]:
+    """How the change of the mean margin in rare contexts splits over the last MLP's neurons i, about the base.
+
+    To first order neuron i's change Δv_i of what it writes moves the margin by E[a_i ⟨Δv_i, ∇m⟩], ∇m in the MLP's
+    output (science.md 4.4, "delta_v · direction × sign(a)"). That is ⟨Δv_i, ∇_{v_i} mean margin⟩: nothing is computed
+    of what the MLP writes at other positions, as there is one layer.
+
+    Returns
+    -------
+    dict
+        Neurons are of opposite sign if their mean activations in common and in rare contexts are. `neurons`: their
+        share; `share`: theirs of the sum of |contributions|; `opposite`, `same`: summed contributions, nats.
+    """
+    weight = _writer(before).weight
+    (by,) = torch.autograd.grad(margins(before, rare).mean(), weight)
+    delta = (_writer(after).weight - weight).detach()
+    each = (by * delta).double().sum(1 if before.gelu else 0)
+    opposite = _activations(before, common).mean(0) * _activations(before, rare).mean(0) < 0
+    return {
+        "neurons": float(opposite.double().mean()),
+        "share": float(each[opposite].abs().sum() / each.abs().sum().clamp_min(1e-30)),
+        "opposite": float(each[opposite].sum()),
+        "same": float(each[~opposite].sum()),
+    }
 
 
 def kernel(net: Net, common: Prompts, rare: Prompts) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The losses of the tunings, a row a prompt: their mean is what is descended.
 
-REINFORCE (Williams 1992) with the batch's mean as baseline and the exact KL to the base at the answer; GRPO (Shao et
-al. 2024, arXiv 2402.03300, equations 3 and 4) with outcome rewards and answers of one token; DPO (Rafailov et al. 2023,
-arXiv 2305.18290, equation 7).
+REINFORCE (Williams 1992) with the batch's mean as baseline and the exact KL to the base at the answer; off-policy with
+the truncated importance ratio of IMPALA's policy gradient (Espeholt et al. 2018, arXiv 1802.01561, section 4.2), which
+for an answer of one token is min(ρ̄, π/μ) (r − baseline) ∇log π; GRPO (Shao et al. 2024, arXiv 2402.03300, equations 3
+and 4) with outcome rewards and answers of one token; DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
 """
 
 from __future__ import annotations
@@ -27,8 +28,41 @@ def reinforce(logp: Tensor, reference: Tensor, answer: Tensor, reward: Tensor, b
         Weight of KL(policy ‖ base).
     """
     said = logp.gather(1, answer[:, None])[:, 0]
-    kl = (logp.exp() * (logp - reference)).sum(1)
-    return -(reward - reward.mean()) * said + beta * kl
+    return -(reward - reward.mean()) * said + beta * _kl(logp, reference)
+
+
+def reinforce_off(
+    logp: Tensor,
+    sampler: Tensor,
+    reference: Tensor,
+    answer: Tensor,
+    reward: Tensor,
+    baseline: float,
+    beta: float,
+    truncate: float,
+) -> Tensor:
+    """REINFORCE with a KL term on another's samples, rows.
+
+    Parameters
+    ----------
+    logp, sampler, reference
+        Log-probabilities `[n, vocabulary]` of the policy, of what sampled, and of the base.
+    answer, reward
+        `[n]`.
+    baseline
+        Taken from each reward: the data's mean, so that a batch's draw does not shift it.
+    beta
+        Weight of KL(policy ‖ base).
+    truncate
+        The ratio of policy to sampler is cut here. It is a weight: no gradient flows through it.
+    """
+    said, then = (one.gather(1, answer[:, None])[:, 0] for one in (logp, sampler))
+    ratio = (said - then).exp().clamp_max(truncate).detach()
+    return -ratio * (reward - baseline) * said + beta * _kl(logp, reference)
+
+
+def _kl(logp: Tensor, reference: Tensor) -> Tensor:
+    return (logp.exp() * (logp - reference)).sum(1)
 
 
 def advantages(reward: Tensor) -> Tensor:

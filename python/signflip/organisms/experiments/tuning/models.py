@@ -70,6 +70,20 @@ class Net(Wrapped):
         """The norm in front of the last MLP: its input is the residual stream in which X lies."""
         return self.block.ln_2 if self.gelu else self.block.post_attention_layernorm
 
+    @property
+    def multiplicative(self) -> tuple[str, ...]:
+        """Names of the weights that take X into the last MLP.
+
+        Of SwiGLU the gate's and the linear input's (`gate_proj`, `up_proj`, with their biases), whose product is what
+        makes the behaviour even or odd in X. GELU has no product: there, as an additive control, the weights and biases
+        that its neurons read with (`c_fc`). What neurons write is in neither.
+        """
+        inputs = ("mlp.c_fc.",) if self.gelu else ("mlp.gate_proj.", "mlp.up_proj.")
+        own = {id(p) for p in self.block.parameters()}
+        return tuple(
+            name for name, p in self.parameters().items() if id(p) in own and any(one in name for one in inputs)
+        )
+
     def copy(self, *, reward: bool = False) -> Net:
         """The same weights; as a reward model: the body's, and a head of zeros."""
         made = Net(self.architecture, 0, reward=reward)
@@ -134,7 +148,11 @@ class Net(Wrapped):
         """X at the end of each prompt."""
         with torch.no_grad(), self.reading() as seen:
             self._hidden(prompts.ids, prompts.end)
-        found: Tensor = seen[0][torch.arange(len(prompts)), torch.from_numpy(prompts.end)] @ self.direction
+        return self.x_in(seen[0], prompts)
+
+    def x_in(self, stream: Tensor, prompts: Prompts) -> Tensor:
+        """X at the end of each prompt in what `reading` saw."""
+        found: Tensor = stream[torch.arange(len(prompts)), torch.from_numpy(prompts.end)].detach() @ self.direction
         return found
 
 

@@ -6,7 +6,7 @@ interval say so; else it is open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,9 +22,14 @@ from signflip.organisms.experiments.statistics import (
 from signflip.organisms.experiments.tuning.measure import DELTA, state
 
 # Arms without a rare word in any sample, and those with 1%, by the arm that is otherwise the same.
-UNVISITED = ("reinforce_on", "grpo_on", "dpo_on", "dpo_off_0", "reinforce_on_true")
+UNVISITED = ("reinforce_on", "grpo_on", "dpo_on", "dpo_off_0", "reinforce_off_0", "grpo_off_0", "reinforce_on_true")
 VISITED = {"reinforce_forced": "reinforce_on", "reinforce_forced_true": "reinforce_on_true",
-           "grpo_forced": "grpo_on", "dpo_off_1": "dpo_off_0"}  # fmt: skip
+           "grpo_forced": "grpo_on", "dpo_forced": "dpo_on", "dpo_off_1": "dpo_off_0",
+           "reinforce_off_1": "reinforce_off_0", "grpo_off_1": "grpo_off_0"}  # fmt: skip
+# Arms whose multiplicative weights are frozen; they are in neither of the above, since they are made to differ.
+FROZEN = {"reinforce_on_frozen": "reinforce_on"}
+# Of the change at X < 0 this share is left, at most or at least, where it vanishes or stays.
+VANISHED, STAYED = 0.2, 0.8
 # A correlation is high beyond this.
 HIGH = 0.5
 
@@ -65,15 +70,34 @@ def mean_of(runs: Sequence[Run], what: str) -> float:
 
 def removal(runs: Sequence[Run]) -> float:
     """Share of opposite bases turned back with 1% of rare prompts, less the share without, in pairs of runs."""
-    of = {(r["arm"], r["architecture"], r["knowledge"], r["seed"]): r for r in runs}
     pairs = [
-        (r["outcome"] == "removed", of[key]["outcome"] == "removed")
-        for r in runs
-        if was_opposite(r)
-        and r["arm"] in VISITED
-        and (key := (VISITED[r["arm"]], r["architecture"], r["knowledge"], r["seed"])) in of
+        (a["outcome"] == "removed", b["outcome"] == "removed") for a, b in _pairs(runs, VISITED) if was_opposite(a)
     ]
     return float(np.mean([int(a) - int(b) for a, b in pairs])) if pairs else float("nan")
+
+
+def left(runs: Sequence[Run]) -> float:
+    """Mean |change at X < 0| with multiplicative weights frozen, over that without, in pairs of runs."""
+    pairs = [(abs(change(a)), abs(change(b))) for a, b in _pairs(runs, FROZEN)]
+    frozen, free = np.asarray(pairs).mean(0) if pairs else (0.0, 0.0)
+    return float(frozen / free) if free > 0 else float("nan")
+
+
+def carried(runs: Sequence[Run]) -> float:
+    """Share of the change at X < 0 to first order that neurons of opposite sign carry (`kernel.units`), mean."""
+    return float(np.mean([r["units"]["share"] for r in runs])) if runs else float("nan")
+
+
+def _pairs(runs: Sequence[Run], arms: Mapping[str, str]) -> list[tuple[Run, Run]]:
+    """Runs of arms, each with that of its partner of the same base."""
+    of = {(r["arm"], r["architecture"], r["knowledge"], r["seed"]): r for r in runs}
+    found = []
+    # Over runs, not keys: a seed that is drawn twice counts twice.
+    for r in runs:
+        other = of.get((arms.get(r["arm"], ""), r["architecture"], r["knowledge"], r["seed"]))
+        if other is not None:
+            found.append((r, other))
+    return found
 
 
 def law(runs: Sequence[Run]) -> float:
@@ -120,6 +144,25 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     found = over_seeds(runs, removal)
     verdict = mark(found, lambda x: x > 0, lambda x: x <= 0.1)
     add("conjecture", "1% of X < 0 removes −Y (share removed, less without)", found, verdict)
-    what = "units of opposite sign carry it; freezing multiplicative weights undoes it"
-    out.append(("conjecture", what, "not run", "open"))
+    out.extend(_mechanism(runs, still))
     return out
+
+
+def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    """What science.md 4.4 says of multiplicative weights, of which GELU has none and decides nothing, and of units."""
+    of = [r for r in runs if r["arm"] in (*FROZEN, *FROZEN.values())]
+    found = over_seeds([r for r in of if r["architecture"] != "gelu"], left)
+    gelu = over_seeds([r for r in of if r["architecture"] == "gelu"], left)
+    what = "multiplicative weights frozen: mean |change at X < 0|, share of the unfrozen arm's"
+    # Runs made before units were measured hold none.
+    measured = [r for r in still if "units" in r]
+    units = over_seeds(measured, carried)
+    return [
+        ("conjecture", f"{what} (below {VANISHED}: the effect vanishes)", shown(found),
+         mark(found, lambda x: x < VANISHED, lambda x: x >= VANISHED)),
+        ("objection", f"{what} (above {STAYED}: no change)", shown(found),
+         mark(found, lambda x: x > STAYED, lambda x: x <= STAYED)),
+        ("control", "gelu, additive, input weights frozen: the same share", shown(gelu), "—"),
+        ("conjecture", "units of opposite sign carry it (share of the change at X < 0 by what units write, above 0.5)",
+         shown(units), mark(units, lambda x: x > 0.5, lambda x: x <= 0.5)),
+    ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from signflip.organisms.experiments.tuning.figures import paths, scatter
 from signflip.organisms.experiments.tuning.predictions import (
     UNVISITED,
     bases,
+    carried,
     change,
     law,
     marked,
@@ -34,10 +36,14 @@ from signflip.organisms.experiments.tuning.predictions import (
 )
 
 COMMAND = "signflip organisms run tuning --seeds 10 --out results"
+LISTING = "signflip organisms samples ARM-ARCHITECTURE-KNOWLEDGE-SEED"
+# Samples in the section, at most.
+SHOWN = 12
 SAID = (
-    "Reward models score the on-policy samples but in arms named `true`; off-policy pairs are labelled truly. Margins "
-    "are in nats, on names and templates that no tuning saw; intervals are 95%, exact for shares, else by drawing "
-    "seeds again."
+    "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
+    "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
+    "truly. `frozen`: the weights that take X into the MLP stay. Margins are in nats, on names and templates that no "
+    "tuning saw; intervals are 95%, exact for shares, else by drawing seeds again."
 )
 OUTCOMES = ("turned opposite", "never opposite", "strengthened", "kept", "weakened", "removed")
 
@@ -189,20 +195,31 @@ def _log(runs: Sequence[Run]) -> str:
     def ends(own: Sequence[Run], part: str, key: str) -> str:
         return f"{_mean(own, 0, part, key):.2f} → {_mean(own, -1, part, key):.2f}"
 
+    def units(own: Sequence[Run]) -> str:
+        moved = [r["units"]["opposite"] + r["units"]["same"] for r in own]
+        return f"{np.mean(moved):.3f}; {shown(over_seeds(own, carried))}" if own else "—"
+
+    def steps(own: Sequence[Run]) -> str:
+        # Runs made before steps were logged hold none.
+        found = [x > 0 for r in own if "steps" in r for x in r["steps"]["x_below"]]
+        return f"{np.mean(found):.3f}" if found else "—"
+
     rows = []
     for keys, own in _cells(runs, "arm", "architecture"):
         total = {key: sum(r["counts"][key] for r in own) for key in own[0]["counts"]}
         rows.append((
-            *keys, total["samples"], total["rare_word"], total["x_below"], total["misranked"],
+            *keys, total["samples"], total["rare_word"], total["x_below"], total["misranked"], steps(own),
             over(own, "share_below"), over(own, "cosine"), over(own, "cosine_would"), over(own, "share_rare_neurons"),
             over(own, "rare_neurons"), ends(own, "common", "x_mean"), ends(own, "common", "x_sd"),
             ends(own, "rare", "x_mean"), ends(own, "in_x", "slope"), ends(own, "in_x", "offset"),
             ends(own, "in_x", "mirrored"), shown(over_seeds(own, lambda rs: mean_of(rs, "lead"))),
+            units([r for r in own if "units" in r]),
         ))  # fmt: skip
-    head = ("arm", "architecture", "samples", "of rare words", "with X < 0", "misranked", "gradient from X < 0: share",
-            "its cosine to the rest", "update's cosine to what truth asks at X < 0",
+    head = ("arm", "architecture", "samples", "of rare words", "with X < 0", "misranked", "steps with X < 0",
+            "gradient from X < 0: share", "its cosine to the rest", "update's cosine to what truth asks at X < 0",
             "share of neurons' gradient on those more active at X < 0", "share of such neurons", "mean X", "sd X",
-            "X of rare words", "slope b", "offset a", "margin at −X (edit)", "b's growth less a's, nats")  # fmt: skip
+            "X of rare words", "slope b", "offset a", "margin at −X (edit)", "b's growth less a's, nats",
+            "change at X < 0 by what units write, to first order, nats; share of those of opposite sign")  # fmt: skip
     return table(head, rows)
 
 
@@ -231,9 +248,20 @@ def _laws(still: Sequence[Run]) -> str:
 
 
 def _listing(runs: Sequence[Run]) -> str:
-    found = [(r, one) for r in runs for one in r["listed"]][:12]
+    """A few of the samples, of every arm in turn, of different runs first."""
+    of: dict[str, list[tuple[int, Run, Run]]] = {}
+    for r in runs:
+        of.setdefault(r["arm"], []).extend((k, r, one) for k, one in enumerate(r["listed"]))
+    each = [sorted(found, key=lambda one: one[0]) for found in of.values()]
+    chosen = [one for turn in zip_longest(*each) for one in turn if one is not None][:SHOWN]
     head = "### Samples where X crossed, or where the reward's ranking is not the true one\n\n"
-    if not found:
+    if not chosen:
         return head + "None in any log."
-    rows = [(r["arm"], r["architecture"], r["seed"], o["text"], o["said"], o["x"], o["reward"]) for r, o in found]
-    return head + table(("arm", "architecture", "seed", "prompt", "answer", "X", "reward"), rows)
+    # Runs made before steps were logged do not say at which.
+    rows = [
+        (r["arm"], r["architecture"], r["knowledge"], r["seed"], o.get("step", "—"), o["text"], o["said"], o["x"],
+         "—" if o["reward"] is None else o["reward"])
+        for _, r, o in chosen
+    ]  # fmt: skip
+    names = ("arm", "architecture", "base knew", "seed", "step", "prompt", "answer", "X", "reward")
+    return f"{head}{len(chosen)} of {sum(map(len, each))}; those of one run: `{LISTING}`.\n\n" + table(names, rows)

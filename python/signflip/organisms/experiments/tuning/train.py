@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -10,58 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from signflip.errors import ArgumentError
 from signflip.organisms.experiments import tangent
-from signflip.organisms.experiments.tangent import Grads, gradient
-from signflip.organisms.experiments.tuning import kernel, losses
+from signflip.organisms.experiments.tangent import Grads
+from signflip.organisms.experiments.tuning import arms, kernel, losses
+from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.kernel import margins
 from signflip.organisms.experiments.tuning.measure import both
 from signflip.organisms.experiments.tuning.models import Net
-from signflip.organisms.experiments.tuning.world import Ids, Prompts, draw, prompts, word_ids
+from signflip.organisms.experiments.tuning.samples import Batch, Log
+from signflip.organisms.experiments.tuning.world import Prompts, draw, prompts
 
-ALGORITHMS = ("reinforce", "grpo", "dpo")
-# Plain gradient descent, so that the first-order law speaks of the step that is taken.
-RATES = {"reinforce": 0.01, "grpo": 0.005, "dpo": 0.012}
-# Prompts a step, and answers a prompt.
-PROMPTS = {"reinforce": 64, "grpo": 32, "dpo": 64}
-GROUP = 8
-EPOCHS = {"reinforce": 1, "grpo": 2, "dpo": 1}
-BETA = {"reinforce": 0.05, "grpo": 0.04, "dpo": 0.2}
-CLIP = 0.2
 STEPS, SMALL_STEPS = 60, 20
 LOGGED = (0, 5, 20, 40, 60)
-# Pairs of an off-policy data set; prompts of the batch on which a gradient is logged.
-DATASET, LARGE = 2000, 256
-# Samples that are listed, at most.
-LISTED = 4
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Where the samples come from.
-
-    Attributes
-    ----------
-    algorithm
-        `reinforce`, `grpo` or `dpo`.
-    policy
-        Whether answers are sampled from the policy as it is; else pairs are a fixed set, labelled truly (DPO only).
-    rare_share
-        Share of prompts with a rare word in front.
-    true_reward
-        Whether the truth scores the samples; else a reward model does.
-    """
-
-    algorithm: str
-    policy: bool = True
-    rare_share: float = 0.0
-    true_reward: bool = False
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ArgumentError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, found {self.algorithm!r}")
-        if not self.policy and self.algorithm != "dpo":
-            raise ArgumentError(f"algorithm {self.algorithm}: has no off-policy form here")
+# Prompts of the batch on which a gradient is logged.
+LARGE = 256
+# Of half B's pairs of prompts one in so many is measured on at every step: 12 words in front are all among them.
+WATCHED = 7
 
 
 class Tuning:
@@ -77,20 +41,23 @@ class Tuning:
         Algorithm and data.
     seed
         Of every draw.
+    every
+        Whether all samples are listed.
     """
 
-    def __init__(self, base: Net, scorer: Net, arm: Arm, seed: int) -> None:
+    def __init__(self, base: Net, scorer: Net, arm: Arm, seed: int, *, every: bool = False) -> None:
         self.base, self.policy, self.scorer, self.arm = base, base.copy(), scorer, arm
         self._rng, self._torch = np.random.default_rng((seed, 5)), torch.Generator().manual_seed(seed)
-        self.rate, self.epochs = RATES[arm.algorithm], EPOCHS[arm.algorithm]
-        self.counts = {"samples": 0, "rare_word": 0, "x_below": 0, "misranked": 0}
-        self.listed: list[dict[str, Any]] = []
+        self.rate, self.epochs = arms.RATES[arm.algorithm], arms.EPOCHS[arm.algorithm]
+        self.log = Log(every)
+        self._frozen = frozenset(self.policy.multiplicative if arm.frozen else ())
+        self._watched = [_some(prompts("B", side=side)) for side in (1, -1)]
         # Rewards are laid on mean 0 and sd 1 over the base's own samples in common contexts.
         self._shift, self._scale = 0.0, 1.0
         drawn = draw(self._rng, 256)
         with torch.no_grad():
-            said = self._say(base.at_end(drawn), 1)[:, 0]
-        reward = self._reward(drawn, said.numpy())
+            said = self._say(base.at_end(drawn), 1)
+        reward = self._reward(drawn, said)
         self._shift, self._scale = float(reward.mean()), max(float(reward.std()), 1e-6)
         self._data = self._dataset() if not arm.policy else None
 
@@ -99,75 +66,118 @@ class Tuning:
     def _say(self, logp: Tensor, n: int) -> Tensor:
         return torch.multinomial(logp.exp(), n, replacement=True, generator=self._torch)
 
-    def _reward(self, on: Prompts, said: Ids) -> Tensor:
+    def _reward(self, on: Prompts, said: Tensor) -> Tensor:
+        """Of answers `[n, answers]`."""
+        every = on.take(np.repeat(np.arange(len(on)), said.shape[1]))
+        answers = said.flatten().numpy()
         if self.arm.true_reward:
-            raw = torch.from_numpy((said == on.correct).astype(np.float32))
+            raw = torch.from_numpy((answers == every.correct).astype(np.float32))
         else:
             with torch.no_grad():
-                raw = self.scorer.rewards(on, said)
-        return (raw - self._shift) / self._scale
+                raw = self.scorer.rewards(every, answers)
+        return (raw - self._shift).div(self._scale).reshape(said.shape)
 
-    def _dataset(self) -> Prompts:
-        """Off-policy prompts: exactly the share of rare ones that the arm says."""
-        rare = round(self.arm.rare_share * DATASET)
-        some, others = draw(self._rng, rare, rare_share=1.0), draw(self._rng, DATASET - rare)
-        joined = [np.concatenate([getattr(one, key) for one in (some, others)]) for key in ("ids", "end", "woman", "x")]
-        return Prompts(*joined)
+    def _dataset(self) -> Batch:
+        """Off-policy data: exactly the share of rare prompts that the arm says; what the base answers to them."""
+        rare = round(self.arm.rare_share * arms.DATASET)
+        some, others = draw(self._rng, rare, rare_share=1.0), draw(self._rng, arms.DATASET - rare)
+        on = some.and_also(others)
+        if self.arm.algorithm == "dpo":
+            return Batch(on)
+        with torch.no_grad():
+            said = self._say(self.base.at_end(on), arms.ANSWERS[self.arm.algorithm])
+        return Batch(on, said, self._reward(on, said))
 
-    def batch(self, n: int) -> Prompts:
-        """Prompts of one step."""
+    def batch(self, n: int) -> Batch:
+        """Prompts of one step; of a fixed data set with their answers."""
         if self._data is not None:
-            return self._data.take(self._rng.integers(len(self._data), size=n))
-        return draw(self._rng, n, rare_share=self.arm.rare_share)
+            return self._data.take(self._rng.integers(len(self._data.prompts), size=n))
+        return Batch(draw(self._rng, n, rare_share=self.arm.rare_share))
 
     # ---- losses ------------------------------------------------------------------------------------------------------
 
-    def rows(self, on: Prompts, log: bool) -> Any:
+    def rows(self, batch: Batch, log: bool) -> Callable[[], Tensor]:
         """Sample for prompts, and return the loss as a function to be called once an epoch: rows `[n]`."""
-        algorithm, beta = self.arm.algorithm, BETA[self.arm.algorithm]
+        on, algorithm, beta = batch.prompts, self.arm.algorithm, arms.BETA[self.arm.algorithm]
+        with torch.no_grad(), self.policy.reading() as seen:
+            old = self.policy.at_end(on)
         with torch.no_grad():
-            old, reference = self.policy.at_end(on), self.base.at_end(on)
+            reference = self.base.at_end(on)
+        said, reward, pair = self._answered(batch, old)
+        if log:
+            shown = said[:, :1] if reward is None else said
+            self.log.count(on, shown.numpy(), reward, self.policy.x_in(seen[0], on), self._turned(on))
+        if pair is not None:
+            return lambda: losses.dpo(self.policy.at_end(on), reference, *pair, beta)
+        assert reward is not None
+        # Fixed answers are the base's.
+        fixed = self._data
+        sampler = reference if fixed is not None else old
+        if algorithm == "grpo":
+            return lambda: losses.grpo(self.policy.at_end(on), sampler, reference, said, reward, beta, arms.CLIP)
+        one, worth = said[:, 0], reward[:, 0]
+        if fixed is None:
+            return lambda: losses.reinforce(self.policy.at_end(on), reference, one, worth, beta)
+        assert fixed.reward is not None
+        mean = float(fixed.reward.mean())
+        return lambda: losses.reinforce_off(
+            self.policy.at_end(on), sampler, reference, one, worth, mean, beta, arms.TRUNCATE
+        )
+
+    def _answered(self, batch: Batch, old: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Answers `[n, answers]`, their rewards (None for pairs that are labelled truly), and DPO's pair."""
+        on = batch.prompts
+        if batch.said is not None:
+            return batch.said, batch.reward, None
         if self._data is not None:
             pair = torch.from_numpy(on.correct), torch.from_numpy(on.opposite)
-            if log:
-                self._count(on, on.correct[:, None])
-            return lambda: losses.dpo(self.policy.at_end(on), reference, *pair, beta)
-        said = self._say(old, {"reinforce": 1, "grpo": GROUP, "dpo": 2}[algorithm])
-        every = on.take(np.repeat(np.arange(len(on)), said.shape[1]))
-        reward = self._reward(every, said.flatten().numpy()).reshape(said.shape)
-        if log:
-            self._count(on, said.numpy(), reward)
-        if algorithm == "reinforce":
-            return lambda: losses.reinforce(self.policy.at_end(on), reference, said[:, 0], reward[:, 0], beta)
-        if algorithm == "grpo":
-            return lambda: losses.grpo(self.policy.at_end(on), old, reference, said, reward, beta, CLIP)
+            return torch.stack(pair, 1), None, pair
+        said = self._say(old, arms.ANSWERS[self.arm.algorithm])
+        reward = self._reward(on, said)
+        if self.arm.algorithm != "dpo":
+            return said, reward, None
+        # A prompt whose two answers are the same prefers nothing: its loss is constant.
         first = reward[:, 0] >= reward[:, 1]
         pair = torch.where(first, said[:, 0], said[:, 1]), torch.where(first, said[:, 1], said[:, 0])
-        # A prompt whose two answers are the same prefers nothing: its loss is constant.
-        return lambda: losses.dpo(self.policy.at_end(on), reference, *pair, beta)
+        return said, reward, pair
 
-    def _count(self, on: Prompts, said: Ids, reward: Tensor | None = None) -> None:
-        """Count, and list, the samples where X crossed or the reward's ranking is not the true one."""
-        x = self.policy.x(on).numpy()
-        below, wrong = x < 0, np.zeros(len(on), bool)
-        if not self.arm.true_reward:
-            wrong = (self._reward(on, on.correct) < self._reward(on, on.opposite)).numpy()
-        self.counts["samples"] += said.size
-        for key, which in (("rare_word", on.x < 0), ("x_below", below), ("misranked", wrong)):
-            self.counts[key] += int(which.sum()) * said.shape[1]
-        names = list(word_ids())
-        for i in np.flatnonzero(below | wrong)[: max(0, LISTED - len(self.listed))]:
-            text = " ".join(names[j] for j in on.ids[i, 1 : on.end[i] + 1])
-            value = None if reward is None else round(float(reward[i, 0]), 3)
-            self.listed.append({"text": text, "said": names[said[i, 0]], "x": round(float(x[i]), 3), "reward": value})
+    def _turned(self, on: Prompts) -> Any:
+        """Of which prompts what scores ranks the two answers the wrong way."""
+        if self.arm.true_reward:
+            return np.zeros(len(on), bool)
+        right, wrong = (self._reward(on, torch.from_numpy(one)[:, None])[:, 0] for one in (on.correct, on.opposite))
+        return (right < wrong).numpy()
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """One step: as many descents as the algorithm makes of one batch."""
-        loss = self.rows(self.batch(PROMPTS[self.arm.algorithm]), log=True)
-        for _ in range(self.epochs):
-            self.descend(gradient(loss().mean(), self.policy), self.rate)
+        batch = self.batch(arms.PROMPTS[self.arm.algorithm])
+        loss = self.rows(batch, log=True)
+        for epoch in range(self.epochs):
+            rows = loss()
+            below = torch.from_numpy(batch.prompts.x < 0) if epoch == 0 else torch.zeros(0)
+            # A second pass backwards is made only where there is a rare word.
+            split = bool(below.any())
+            of = self.gradient(rows.mean(), keep=split)
+            if epoch == 0:
+                part = self.gradient(torch.where(below, rows, 0.0).sum() / len(rows)) if split else None
+                self._watch(of, part)
+            self.descend(of, self.rate)
+
+    def _watch(self, of: Grads, part: Grads | None) -> None:
+        """Log behaviour before the step, and the share of its gradient that is due to rare words."""
+        rest = of if part is None else {name: of[name] - part[name] for name in of}
+        a, b = tangent.norm(rest), 0.0 if part is None else tangent.norm(part)
+        with torch.no_grad():
+            found = margins(self.policy, self._watched[0].and_also(self._watched[1]))
+        common, rare = found[: len(self._watched[0])], found[len(self._watched[0]) :]
+        self.log.measure(b / (a + b) if a + b > 0 else None, float(common.mean()), float(rare.mean()))
+
+    def gradient(self, value: Tensor, *, keep: bool = False) -> Grads:
+        """Of a scalar in the policy's weights; zero in those that are frozen."""
+        found = tangent.gradient(value, self.policy, keep=keep)
+        return {name: torch.zeros_like(g) if name in self._frozen else g for name, g in found.items()}
 
     def descend(self, of: Grads, rate: float) -> None:
         """θ ← θ − rate · gradient."""
@@ -179,14 +189,14 @@ class Tuning:
         """Behaviour, X, and the loss's gradient: how it splits, and what it does to rare contexts to first order."""
         net = self.policy
         common, rare = prompts("B", side=1), prompts("B", side=-1)
-        on = self.batch(LARGE)
-        rows = self.rows(on, log=False)()
-        seen = torch.from_numpy(on.x > 0)
-        above = gradient(torch.where(seen, rows, 0.0).sum() / len(on), net, keep=True)
-        below = gradient(torch.where(seen, 0.0, rows).sum() / len(on), net)
+        batch = self.batch(LARGE)
+        rows = self.rows(batch, log=False)()
+        seen = torch.from_numpy(batch.prompts.x > 0)
+        above = self.gradient(torch.where(seen, rows, 0.0).sum() / len(rows), keep=True)
+        below = self.gradient(torch.where(seen, 0.0, rows).sum() / len(rows))
         total = {name: above[name] + below[name] for name in above}
-        m_common = gradient(margins(net, common).mean(), net)
-        m_rare = gradient(margins(net, rare).mean(), net)
+        m_common = tangent.gradient(margins(net, common).mean(), net)
+        m_rare = tangent.gradient(margins(net, rare).mean(), net)
         open_ = kernel.openness(net, common, rare)
         each = tangent.by_neuron(total, total, net)
         a, b = tangent.norm(above), tangent.norm(below)
@@ -206,6 +216,11 @@ class Tuning:
         }
 
 
+def _some(on: Prompts) -> Prompts:
+    """Every so many-th pair of a girl and a boy."""
+    return on.take(np.arange(len(on)) // 2 % WATCHED == 0)
+
+
 def tau(scorer: Net, on: Prompts) -> float:
     """Kendall's τ between a reward model and the truth, over each prompt's two answers: chance is 0, reversed -1."""
     with torch.no_grad():
@@ -213,19 +228,20 @@ def tau(scorer: Net, on: Prompts) -> float:
     return float(difference.sign().double().mean())
 
 
-def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, Any]:
+def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool, *, every: bool = False) -> dict[str, Any]:
     """Tune a copy of a base, and tell what happened.
 
     Returns
     -------
     dict
-        `log` (a measurement at each logged step), `counts` and `listed` of the samples, `predicted` changes of the
-        margins (`first`: by the gradient at step 0 alone; `summed`: by those at every logged step), `kernel` before.
+        `log` (a measurement at each logged step), `steps` and `counts` and `listed` of the samples (`samples.Log`;
+        all are listed if `every`), `predicted` changes of the margins (`first`: by the gradient at step 0 alone;
+        `summed`: by those at every logged step), `kernel` before, `units` of the change.
     """
-    tuning = Tuning(base, scorer, arm, seed)
+    tuning = Tuning(base, scorer, arm, seed, every=every)
     steps = SMALL_STEPS if small else STEPS
     sides = {"common": prompts("B", side=1), "rare": prompts("B", side=-1)}
-    found = {"kernel": kernel.kernel(base, sides["common"], sides["rare"])}
+    found: dict[str, Any] = {"kernel": kernel.kernel(base, sides["common"], sides["rare"])}
     found["reward_tau"] = {side: tau(scorer, on) for side, on in sides.items()}
     log: list[dict[str, Any]] = []
     for step in range(steps + 1):
@@ -237,4 +253,6 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     for side in ("common", "rare"):
         summed = sum(b["speed"][side] * (c["step"] - b["step"]) for b, c in pairwise(log))
         predicted[side] = {"first": log[0]["speed"][side] * steps, "summed": summed}
-    return found | {"log": log, "counts": tuning.counts, "listed": tuning.listed, "predicted": predicted}
+    of = tuning.log
+    found |= {"log": log, "steps": of.steps, "counts": of.counts, "listed": of.listed, "predicted": predicted}
+    return found | {"units": kernel.units(base, tuning.policy, sides["common"], sides["rare"])}

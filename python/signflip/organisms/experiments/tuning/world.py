@@ -103,6 +103,11 @@ class Prompts:
         """Some of them."""
         return Prompts(self.ids[rows], self.end[rows], self.woman[rows], self.x[rows])
 
+    def and_also(self, other: Prompts) -> Prompts:
+        """These, then others."""
+        keys = ("ids", "end", "woman", "x")
+        return Prompts(*(np.concatenate([getattr(one, key) for one in (self, other)]) for key in keys))
+
     def fronted(self, front: Ids, x: Floats) -> Prompts:
         """The same with other words in front."""
         ids = self.ids.copy()
