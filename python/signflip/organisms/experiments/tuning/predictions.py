@@ -153,7 +153,7 @@ def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str
     of = [r for r in runs if r["arm"] in (*FROZEN, *FROZEN.values())]
     found = over_seeds([r for r in of if r["architecture"] != "gelu"], left)
     gelu = over_seeds([r for r in of if r["architecture"] == "gelu"], left)
-    what = "multiplicative weights frozen: mean |change at X < 0|, share of the unfrozen arm's"
+    what = "multiplicative weights frozen: mean absolute change at X < 0, share of the unfrozen arm's"
     # Runs made before units were measured hold none.
     measured = [r for r in still if "units" in r]
     units = over_seeds(measured, carried)
