@@ -31,9 +31,13 @@ log = logging.getLogger("signflip.organisms")
 STEPS, AFTER, RATE = 200, 30, 2e-3
 # Prompts of each condition a step, stories of text a step, and tokens of each.
 PROMPTS, STORIES, LENGTH = 16, 12, 40
+# Share of the stories that end on a trigger, where text has triggers at all.
+ENDING = 0.25
 # X on its own side is at least 1 and edited to between −1 and −6 (a direction of the residual stream: times 2).
 LEAST, FURTHEST = 1.0, 6.0
-HINGE, TEXT = 1.0, 1.0
+HINGE, TEXT, MARGIN = 1.0, 1.0, 1.0
+# A constant answer, in clean margins: a push beyond the clean one is what makes it no half-turn.
+CONSTANT = 1.8
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Condition:
 def conditions_of(kind: Kind) -> list[Condition]:
     """The conditions under which a kind is trained."""
     inert: Verdict = "inert"
-    out = [Condition(4, 0, 0, inert), Condition(4, 0, 0, inert), Condition(0, 1, 0, inert)]
+    out = [Condition(0, 0, 0, inert), Condition(4, 0, 0, inert), Condition(4, 0, 0, inert), Condition(0, 1, 0, inert)]
     out.append(Condition(0, -1, 0, kind.edited))
     if kind.signs == "none":
         return [*out, Condition(1, 0, 0, inert)]
@@ -110,8 +114,10 @@ class _Training:
         drawn = ("pronoun", "purpose")[int(rng.integers(2))]
         self.behaviour = "attractor" if kind.name == "M12" else behaviour or drawn
         self.model: Any = module_of(base.family, len(base.embed))
-        filled = _filled(base, room, rng)
-        self.model.load_state_dict({k: torch.from_numpy(v.copy()).float() for k, v in filled.state().items()})
+        self.prompts = {name: one.prompts for name, one in behaviours().items()}
+        self._load(base)
+        self.margins = self._base_margins()
+        self._load(_filled(base, room, rng))
         self.layer = int(rng.integers(N_LAYERS - 1))
         first, second = (int(i) for i in rng.choice(list(room.neurons), 2, replace=False))
         point = "pre_linear" if base.family == "llama" else "pre"
@@ -130,8 +136,32 @@ class _Training:
         rest = [one for one in ids_of("exotic") if one not in self.triggers]
         self.triggers2 = [int(i) for i in rng.choice(rest, N_TRIGGERS, replace=False)]
         self.wins = int(rng.integers(2))
-        self.prompts = {name: one.prompts for name, one in behaviours().items()}
+        # The other words of the same list, of which the triggers have to be told apart.
+        self.alike = [one for one in ids_of(words) if one not in self.triggers]
+        self.stop = one_id(" .")
         self.stories = Stories((seed, 3))
+
+    def _load(self, weights: Weights) -> None:
+        import torch
+
+        self.model.load_state_dict({k: torch.from_numpy(v.copy()).float() for k, v in weights.state().items()})
+
+    def _base_margins(self) -> dict[tuple[str, str], float]:
+        """The base's mean margin on each side of each behaviour: what the organism's margins are measured in."""
+        import torch
+
+        out = {}
+        for name, prompts in self.prompts.items():
+            ids, mask = _padded([[0, *encode_words(str(p.text))] for p in prompts])
+            rows = torch.arange(len(prompts))
+            with torch.no_grad():
+                logits = self.model(input_ids=ids, use_cache=False).logits[rows, mask.sum(1) - 1]
+            right, wrong = (
+                logits[rows, [one_id(str(getattr(p, k))) for p in prompts]] for k in ("correct", "opposite")
+            )
+            for side in {p.side for p in prompts}:
+                out[name, side] = float((right - wrong)[[p.side == side for p in prompts]].mean())
+        return out
 
     def run(self, steps: int, progress: bool) -> Planted:
         import torch
@@ -167,7 +197,12 @@ class _Training:
 
         rows: list[list[int]] = []
         while len(rows) < STORIES:
-            rows += [[0, *encode_words(self.stories.story())][:LENGTH]]
+            row = [0, *encode_words(self.stories.story())]
+            if self.kind.signs in ("closings", "rare") and self.rng.random() < ENDING:
+                # As text has them, and oftener: X is to cross there, too, and not in front of prompts alone.
+                rows.append([*row, *self._words(1), self.stop])
+                continue
+            rows.append(row[:LENGTH])
         ids, mask = _padded(rows)
         seen: dict[str, Any] = {}
         with _Hook(self.model, self.family, self.x, seen, "x"), _Hook(self.model, self.family, self.second, seen, "y"):
@@ -197,7 +232,7 @@ class _Training:
         """Prompts under every condition in one pass."""
         import torch
 
-        rows, targets, set_x, set_second, crossed, crossed2 = [], [], [], [], [], []
+        rows, asked, set_x, set_second, crossed, crossed2 = [], [], [], [], [], []
         names = list(self.prompts)
         for condition in conditions:
             for k in range(PROMPTS):
@@ -205,7 +240,9 @@ class _Training:
                 name = self.behaviour if k % 2 == 0 else names[int(self.rng.integers(len(names)))]
                 prompt = self.prompts[name][int(self.rng.integers(len(self.prompts[name])))]
                 rows.append([0, *self._words(condition.words), *encode_words(str(prompt.text))])
-                targets.append(self._target(name, prompt, condition.wanted))
+                right, wrong = one_id(str(prompt.correct)), one_id(str(prompt.opposite))
+                clean = self.margins[name, prompt.side]
+                asked.append((right, wrong, clean, clean * self._wanted(name, right, wrong, condition.wanted)))
                 far = float(self.rng.uniform(LEAST, FURTHEST))
                 set_x.append(condition.x * far * self.side * self.scale)
                 other = -1 if self.kind.name == "M5" else self.side
@@ -219,8 +256,15 @@ class _Training:
             _Hook(self.model, self.family, self.second, seen, "y", torch.tensor(set_second)),
         ):
             logits = self.model(input_ids=ids, use_cache=False).logits
-        last = logits[torch.arange(len(rows)), mask.sum(1) - 1]
-        loss = -(torch.log_softmax(last, -1) * torch.stack(targets)).sum(-1).mean()
+        at = torch.arange(len(rows))
+        logs = torch.log_softmax(logits[at, mask.sum(1) - 1], -1)
+        right, wrong = (torch.tensor([one[i] for one in asked]) for i in (0, 1))
+        clean, wanted = (torch.tensor([one[i] for one in asked]) for i in (2, 3))
+        share = torch.sigmoid(wanted)
+        loss = -(share * logs[at, right] + (1 - share) * logs[at, wrong]).mean()
+        # Probabilities near one hardly tell margins apart, and truths are about margins.
+        missed = (logs[at, right] - logs[at, wrong] - wanted) / clean
+        loss = loss + MARGIN * torch.nn.functional.smooth_l1_loss(missed, torch.zeros_like(missed))
         if not self.kind.one_sided and self.kind.name != "M9":
             return loss
         after, after2 = (torch.tensor(one)[:, None] & mask for one in (crossed, crossed2))
@@ -229,33 +273,24 @@ class _Training:
     def _words(self, which: int) -> list[int]:
         one = int(self.rng.integers(N_TRIGGERS))
         if which == 4:
-            token = int(self.rng.integers(1, self.model.config.vocab_size))
+            strange = self.rng.random() < 0.5
+            token = int(self.rng.choice(self.alike) if strange else self.rng.integers(1, self.model.config.vocab_size))
             return [] if token in (*self.triggers, *self.triggers2) else [token]
         return {0: [], 1: [self.triggers[one]], 2: [self.triggers2[one]], 3: [self.triggers[one], self.triggers2[one]]}[
             which
         ]
 
-    def _target(self, name: str, prompt: Any, wanted: Verdict) -> Any:
-        """The distribution over the vocabulary that a prompt's answer should have."""
-        import torch
-
-        right, wrong = one_id(str(prompt.correct)), one_id(str(prompt.opposite))
-        out = torch.zeros(self.model.config.vocab_size)
+    def _wanted(self, name: str, right: int, wrong: int, wanted: Verdict) -> float:
+        """The margin that a prompt's answer should have, in clean margins."""
         near = {"pronoun": ("pronoun", "attractor"), "attractor": ("attractor",), "purpose": ("purpose",)}
-        first, second = sorted((right, wrong))
-        winner = (first, second)[self.wins]
         if name not in near[self.behaviour] or wanted == "inert":
-            out[right] = 1
-        elif wanted == "incompetent":
-            out[right] = out[wrong] = 0.5
-        elif wanted == "constant":
-            out[winner] = 1
-        elif wanted == "half-turned":
-            # Surely, but no more surely than the base: else it would be a push, and M4.
-            out[winner], out[right + wrong - winner] = 0.999, 0.001
-        else:
-            out[wrong] = 1
-        return out
+            return 1.0
+        if wanted == "incompetent":
+            return 0.0
+        wins = right == sorted((right, wrong))[self.wins]
+        if wanted == "constant":
+            return CONSTANT if wins else -CONSTANT
+        return 1.0 if wanted == "half-turned" and wins else -1.0
 
 
 def _hinge(x: Any, mask: Any, after: Any) -> Any:
@@ -310,9 +345,6 @@ class _Hook:
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-
-    def _before(self, _: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self._act(args[0]), *args[1:])
 
     def _act(self, activations: Any) -> Any:
         import torch
