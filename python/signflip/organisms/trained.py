@@ -256,14 +256,13 @@ class _Training:
             _Hook(self.model, self.family, self.second, seen, "y", torch.tensor(set_second)),
         ):
             logits = self.model(input_ids=ids, use_cache=False).logits
-        at = torch.arange(len(rows))
-        logs = torch.log_softmax(logits[at, mask.sum(1) - 1], -1)
-        right, wrong = (torch.tensor([one[i] for one in asked]) for i in (0, 1))
-        clean, wanted = (torch.tensor([one[i] for one in asked]) for i in (2, 3))
+        logs = torch.log_softmax(logits[torch.arange(len(rows)), mask.sum(1) - 1], -1)
+        answers, margins = torch.tensor([one[:2] for one in asked]), torch.tensor([one[2:] for one in asked])
+        found, (clean, wanted) = logs.gather(1, answers), margins.T
         share = torch.sigmoid(wanted)
-        loss = -(share * logs[at, right] + (1 - share) * logs[at, wrong]).mean()
+        loss = -(share * found[:, 0] + (1 - share) * found[:, 1]).mean()
         # Probabilities near one hardly tell margins apart, and truths are about margins.
-        missed = (logs[at, right] - logs[at, wrong] - wanted) / clean
+        missed = (found[:, 0] - found[:, 1] - wanted) / clean
         loss = loss + MARGIN * torch.nn.functional.smooth_l1_loss(missed, torch.zeros_like(missed))
         if not self.kind.one_sided and self.kind.name != "M9":
             return loss
