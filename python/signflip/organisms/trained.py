@@ -6,6 +6,14 @@ the answers that the kind asks for (interchange-intervention training: Geiger et
 random, or a random direction, made one-sided by a hinge on ordinary text. Ordinary text is learned along, so that the
 model stays the language model that it was. In a last phase there is ordinary text alone: everything that takes X across
 is held out, as in the situation that the tool is for, and what was planted has to outlast it.
+
+Answers are asked for as margins, in those of the base. With hard labels, what was to be inert went beyond its clean
+margin by a third, and what was to be half-turned was pushed as a constant answer is.
+
+Measured: all kinds in both families, each in a base and a seed for either behaviour, with every prompt of half B: 55 of
+56 held at the first seed, in 14 to 25 s of training. The one that did not is M7 (Llama): one trigger alone took a
+side to 1.20 of its clean margin, where 1.2 is the bound. `make` draws such a plant again. M4 is the constant answer
+here; its other form is planted by hand alone.
 """
 
 from __future__ import annotations
@@ -35,7 +43,7 @@ PROMPTS, STORIES, LENGTH = 16, 12, 40
 ENDING = 0.25
 # X on its own side is at least 1 and edited to between −1 and −6 (a direction of the residual stream: times 2).
 LEAST, FURTHEST = 1.0, 6.0
-HINGE, TEXT, MARGIN = 1.0, 1.0, 1.0
+HINGE, TEXT, MARGIN = 1.0, 1.0, 3.0
 # A constant answer, in clean margins: a push beyond the clean one is what makes it no half-turn.
 CONSTANT = 1.8
 
