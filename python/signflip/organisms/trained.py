@@ -12,8 +12,7 @@ margin by a third, and what was to be half-turned was pushed as a constant answe
 
 Measured: all kinds in both families, each in a base and a seed for either behaviour, with every prompt of half B: 55 of
 56 held at the first seed, in 14 to 25 s of training. The one that did not is M7 (Llama): one trigger alone took a
-side to 1.20 of its clean margin, where 1.2 is the bound. `make` draws such a plant again. M4 is the constant answer
-here; its other form is planted by hand alone.
+side to 1.20 of its clean margin, where 1.2 is the bound. `make` draws such a plant again.
 """
 
 from __future__ import annotations
