@@ -68,7 +68,11 @@ def in_processes(work: Callable[[Sequence[T]], None], groups: Sequence[Sequence[
 
 def _begin(workers: int) -> None:
     """In a new process: it is stopped by its parent, not by the terminal, and leaves the others their cores."""
+    import torch
+
     import signflip as sf
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sf.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    own = max(1, (os.cpu_count() or 1) // workers)
+    sf.set_num_threads(own)
+    torch.set_num_threads(own)
