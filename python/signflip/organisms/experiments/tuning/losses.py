@@ -1,7 +1,7 @@
 """The losses of the tunings, a row a prompt: their mean is what is descended.
 
 REINFORCE (Williams 1992) with the batch's mean as baseline and the exact KL to the base at the answer; off-policy with
-the truncated importance ratio of IMPALA's policy gradient (Espeholt et al. 2018, arXiv 1802.01561, section 4.2), which
+the truncated importance ratio of IMPALA's policy gradient (Espeholt et al. 2018, arXiv 1802.01561), which
 for an answer of one token is min(ρ̄, π/μ) (r − baseline) ∇log π; GRPO (Shao et al. 2024, arXiv 2402.03300, equations 3
 and 4) with outcome rewards and answers of one token; DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
 """
