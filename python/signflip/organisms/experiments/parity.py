@@ -35,6 +35,7 @@ from signflip.organisms.experiments.statistics import (
     spearman,
     table,
 )
+from signflip.organisms.workers import one_thread
 
 TITLE = "The law by architecture: where feedback at X > 0 turns X < 0 the other way"
 WIDTH, STATES = 32, 64
@@ -147,13 +148,14 @@ def run(job: Job) -> Run:
     """Bases of one architecture and seed, the law measured on each, and what tuning then does."""
     s = states(job.seed)
     found = {}
-    for base in BASES:
-        torch.manual_seed(1000 * job.seed + BASES.index(base))
-        net = ARCHITECTURES[job.settings["architecture"]]().double()
-        _learn(net, s, base, job.seed)
-        found[base] = {"law": law(net, s), "before": _seen(net, s)}
-        _tune(net, s, job.settings["steps"])
-        found[base]["after"] = _seen(net, s)
+    with one_thread():
+        for base in BASES:
+            torch.manual_seed(1000 * job.seed + BASES.index(base))
+            net = ARCHITECTURES[job.settings["architecture"]]().double()
+            _learn(net, s, base, job.seed)
+            found[base] = {"law": law(net, s), "before": _seen(net, s)}
+            _tune(net, s, job.settings["steps"])
+            found[base]["after"] = _seen(net, s)
     return {"seed": job.seed, "architecture": job.settings["architecture"], "bases": found}
 
 
