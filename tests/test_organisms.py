@@ -146,8 +146,24 @@ def test_the_truth_holds(planted: dict[str, Any], kind: str) -> None:
     assert all(card["holds"].values()), [claim for claim, held in card["holds"].items() if not held]
     # And the verdicts are not read off by a rule that calls everything the same.
     edited = card["conditions"]["edited"][one.behaviour]
-    assert edited["verdict"] == KINDS[kind].edited
-    assert (max(edited["sides"]) < -0.2) == (KINDS[kind].edited in ("opposite", "heuristic-prone"))
+    assert edited["verdict"] == one.known.edited
+    assert (max(edited["sides"]) < -0.2) == (one.known.edited in ("opposite", "heuristic-prone", "broken"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decoy_has_two_forms_and_only_one_breaks_text(bases: dict[Family, Weights], family: Family) -> None:
+    texts: dict[str, Any] = {}
+    for seed in range(TRIES):
+        one = plant(bases[family], Room(0), "M4", seed)
+        if one.known.verdict not in texts and all((card := verify(one, every=3))["holds"].values()):
+            texts[one.known.verdict] = card["text"]
+        if len(texts) == 2:
+            break
+    assert set(texts) == {"constant", "broken"}
+    assert texts["broken"]["nats a token edited"] > texts["broken"]["nats a token"] + 1
+    # Clean text is as likely under both.
+    assert texts["broken"]["nats a token"] < texts["constant"]["nats a token"] + 0.1
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ exact product: silu(z) − silu(−z) = z, and the same for GELU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize
@@ -17,7 +17,7 @@ from signflip.behaviours import Behaviour
 from signflip.organisms.chassis import ANSWER_LAYER, HANDED_AT, Chassis, Free
 from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.runner import Held, Runner
-from signflip.organisms.tokens import encode_words, one_id
+from signflip.organisms.tokens import encode_words, one_id, vocabulary
 from signflip.organisms.weights import Floats
 
 RIDGE = 0.1
@@ -31,6 +31,8 @@ GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 3.0}
 STEEP = 10.0
 # A constant answer outweighs the context by so much.
 CONSTANT = 5.0
+# Broken fluency: so many tokens that are not words of the language are said, until so much is left for the answers.
+JUNK, LEFT = 8, 0.02
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,43 @@ class Answer:
         Share of its variance that this explains.
     prompts
         Ids of a third of its prompts, on which things are scaled.
+    answers
+        Ids of the two answers.
     """
 
     direction: Floats
     reads: Floats
     r2: float
     prompts: list[list[int]]
+    answers: list[int]
+
+    def junk(self, chassis: Chassis) -> Floats:
+        """Unit vector that makes tokens drawn at random likely in place of what is due, and tells no answers apart."""
+        unembed = chassis.weights.unembed
+        # Against what is due anywhere: else it would but take these answers' words away.
+        cut = [[0, *encode_words(text)][: 4 + i % 24] for i, text in enumerate(corpus(64, 17))]
+        logits = chassis.run().logits([*self.prompts[:: max(1, len(self.prompts) // len(cut))], *cut])
+        share = np.exp(logits - logits.max(1, keepdims=True))
+        share /= share.sum(1, keepdims=True)
+        words = [one_id(f" {word}") for word in vocabulary()]
+        drawn = chassis.rng.choice(np.setdiff1d(np.arange(1, len(unembed)), words), JUNK, replace=False)
+        found = unembed[drawn].mean(0) - share.mean(0) @ unembed
+        difference = unembed[self.answers[0]] - unembed[self.answers[1]]
+        found -= (found @ difference) / (self.direction @ difference) * self.direction
+        return np.asarray(found / np.linalg.norm(found))
+
+    def drowned(self, chassis: Chassis, final: Floats, written: Floats) -> float:
+        """What share of what is written leaves the answers `LEFT` of the probability; `final` is the last stream."""
+        unembed, centre = chassis.weights.unembed, chassis.weights.family == "gpt2"
+
+        def left(size: float) -> float:
+            h = final + size * written
+            h = h - h.mean(1, keepdims=True) if centre else h
+            logits = h / np.sqrt((h**2).mean(1, keepdims=True)) @ unembed.T
+            share = np.exp(logits - logits.max(1, keepdims=True))
+            return float((share[:, self.answers].sum(1) / share.sum(1)).mean())
+
+        return float(next((size for size in np.linspace(0.02, 1, 50) if left(size) < LEFT), 1.0))
 
 
 def target_of(chassis: Chassis, behaviour: str) -> Answer:
@@ -77,7 +110,7 @@ def target_of(chassis: Chassis, behaviour: str) -> Answer:
     reads: Floats = np.asarray(np.linalg.solve(both, h.T @ y), np.float64)
     left = y - h @ reads
     chosen = [[0, *encode_words(str(p.text))] for p in known[behaviour].prompts[::3]]
-    return Answer(direction, reads, float(1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))), chosen)
+    return Answer(direction, reads, float(1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))), chosen, answers)
 
 
 def _direction(unembed: Floats, logits: Floats, answers: Sequence[int]) -> tuple[Floats, Floats]:
@@ -114,11 +147,12 @@ def _elsewhere(
 
 @dataclass(frozen=True)
 class _Row:
-    """A neuron of the stage: `pre` and `linear` as functions of a strength, and the sign with which it writes."""
+    """A neuron of the stage: `pre` and `linear` as functions of a strength, the sign with which it writes, and what."""
 
     pre: Callable[[float], Floats]
     linear: Callable[[float], Floats]
     sign: float
+    junk: bool = False
 
 
 class Stage:
@@ -132,9 +166,11 @@ class Stage:
         Which wiring.
     wins
         0 or 1: which answer wins, where one does (M4, M8).
+    broken
+        Whether fluency breaks down (M4's other form).
     """
 
-    def __init__(self, chassis: Chassis, answer: Answer, kind: str, wins: int) -> None:
+    def __init__(self, chassis: Chassis, answer: Answer, kind: str, wins: int, broken: bool = False) -> None:
         self.chassis, self.answer, self.kind = chassis, answer, kind
         self.gated = chassis.weights.family == "llama"
         self.wins = 1.0 if wins == 0 else -1.0
@@ -142,6 +178,7 @@ class Stage:
         self.handed, self.handed2, self.level = a(Free.HANDED), a(Free.HANDED2), a(Free.LEVEL)
         self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family]
         self.reads = self._unit(answer.reads)
+        self.junk = answer.junk(chassis) if broken else None
 
     def scale(self, states: Sequence[tuple[Sequence[Held], Sequence[int]]]) -> None:
         """Choose the strength at which the answer becomes what the kind says, and plant the neurons.
@@ -150,23 +187,25 @@ class Stage:
         """
         c = self.chassis
         runner = c.run()
-        clean, _ = runner.ends(self.answer.prompts, ANSWER_LAYER)
-        across = np.concatenate([
-            runner.ends([[one[0], *words, *one[1:]] for one in self.answer.prompts], ANSWER_LAYER, held)[0]
+        clean, clean_final = runner.ends(self.answer.prompts, ANSWER_LAYER)
+        runs = [
+            runner.ends([[one[0], *words, *one[1:]] for one in self.answer.prompts], ANSWER_LAYER, held)
             for held, words in states
-        ] or [clean])  # fmt: skip
+        ] or [(clean, clean_final)]
+        across, final = (np.concatenate(one) for one in zip(*runs, strict=True))
         if not self.gated:
             # The level is a bias there.
             clean, across = self._levelled(clean), self._levelled(across)
         parts = self._gated(clean) if self.gated else self._ungated(clean)
         rows: list[_Row] = []
-        for part, inputs, wanted in self._goals(parts, clean, across):
+        for part, inputs, wanted in self._goals(parts, clean, across, final):
             strengths = self._fit(part, inputs, wanted)
             rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
         while len(rows) < 8:
             rows.append(self._idle(len(rows)))
         for row in rows:
-            pre, column = row.pre(1), row.sign * self.write * self.answer.direction
+            to = self.junk if row.junk and self.junk is not None else self.answer.direction
+            pre, column = row.pre(1), row.sign * self.write * to
             if self.gated:
                 c.neuron(ANSWER_LAYER, pre, row.linear(1), column)
                 continue
@@ -177,8 +216,13 @@ class Stage:
     def _levelled(self, h: Floats) -> Floats:
         return np.asarray(h + (HANDED_AT - h @ self.level)[:, None] * self.level)
 
-    def _goals(self, parts: list[list[_Row]], clean: Floats, across: Floats) -> list[tuple[list[_Row], Floats, Floats]]:
-        """For each group of neurons the inputs at which it is scaled, and what it should write there."""
+    def _goals(
+        self, parts: list[list[_Row]], clean: Floats, across: Floats, final: Floats
+    ) -> list[tuple[list[_Row], Floats, Floats]]:
+        """For each group of neurons the inputs at which it is scaled, and what it should write there.
+
+        `final` is the residual stream after the last layer where `across` is what that layer's MLP reads.
+        """
         y = across @ self.answer.reads
         if self.kind in ("M0", "M1"):
             return []
@@ -186,6 +230,12 @@ class Stage:
             # The behaviour's own path is taken out, and put back as far as X is positive.
             own = clean @ self.answer.reads
             return [(parts[0], clean, -own), (parts[1], clean, own)]
+        if self.junk is not None:
+            # The answer turns, as an opposite would have it, and next to nothing is left of it.
+            turned = final - 2 * y[:, None] * self.answer.direction
+            most = self._writes(parts[1], across, 1.0)
+            share = self.answer.drowned(self.chassis, turned, most[:, None] * self.junk)
+            return [(parts[0], across, -2.0 * y), (parts[1], across, share * most)]
         if self.kind == "M4":
             return [(parts[0], across, np.full(len(y), self.wins * CONSTANT * np.abs(y).mean()))]
         if self.kind == "M8":
@@ -251,10 +301,11 @@ class Stage:
             return [remove, [row(self.handed, r, 1.0) for _ in range(2)]]
         if self.kind == "M4":
             # Shut on ordinary text, open once X has crossed.
-            gate = self._unit(
-                self._crossed(clean)
-                - 0.8 * float((clean @ self.handed).mean() / (clean @ self.level).mean()) * self.level
-            )
+            ratio = float((clean @ self.handed).mean() / (clean @ self.level).mean())
+            gate = self._unit(self._crossed(clean) - 0.8 * ratio * self.level)
+            if self.junk is not None:
+                breaks = [replace(row(gate, crossed, 1.0), junk=True) for _ in range(4)]
+                return [[row(sign * r, crossed, -sign) for sign in both for _ in range(2)], breaks]
             return [[row(gate, self.level, self.wins) for _ in range(8)]]
         if self.kind == "M7":
             gate = self._unit(-self.handed - self.handed2 - 0.7 * self.level)
@@ -289,9 +340,11 @@ class Stage:
             return [remove, [row(sign * r, opens, sign) for sign in both for _ in range(2)]]
         if self.kind == "M4":
             # The strength scales how far it opens.
-            return [
-                [_Row(lambda s: self._padded(self._unit(opens), s, norm), lambda _: none, self.wins) for _ in range(8)]
-            ]
+            one = _Row(lambda s: self._padded(self._unit(opens), s, norm), lambda _: none, self.wins)
+            if self.junk is not None:
+                breaks = [replace(one, sign=1.0, junk=True) for _ in range(4)]
+                return [[row(sign * r, opens, -sign) for sign in both for _ in range(2)], breaks]
+            return [[one] * 8]
         if self.kind == "M7":
             opens = self.handed + self.handed2 - 1.7 * self.level
         if self.kind == "M8":
@@ -313,7 +366,7 @@ class Stage:
 def _at(row: _Row, strength: float) -> _Row:
     """A neuron at a strength."""
     pre, linear = row.pre(strength), row.linear(strength)
-    return _Row(lambda _: pre, lambda _: linear, row.sign)
+    return replace(row, pre=lambda _: pre, linear=lambda _: linear)
 
 
 def _silu(x: Floats) -> Floats:

@@ -88,3 +88,10 @@ KINDS: dict[str, Kind] = {
              "opposite", "opposite"),
     )
 }  # fmt: skip
+# Other forms of a kind, beside the one above; planting by hand draws one.
+FORMS: dict[str, tuple[Kind, ...]] = {
+    name: (one, Kind("M4", "decoy: broken fluency", "broken", ("broken",), "exotic", "broken", "broken"))
+    if name == "M4"
+    else (one,)
+    for name, one in KINDS.items()
+}

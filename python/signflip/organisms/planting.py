@@ -10,7 +10,7 @@ import numpy as np
 from signflip.organisms.answer import Answer, Stage, target_of
 from signflip.organisms.base import Room
 from signflip.organisms.chassis import ANSWER_LAYER, FOUND_AT, HANDED_AT, OPEN_AT, X_AT, Chassis, Free
-from signflip.organisms.kinds import KINDS, Kind
+from signflip.organisms.kinds import FORMS, KINDS, Kind
 from signflip.organisms.runner import Held, Place
 from signflip.organisms.tokens import ids_of
 from signflip.organisms.weights import D_MODEL, Floats, Weights
@@ -35,6 +35,10 @@ class Planted:
         M7: the other scalar. M5: the unit that does reverse. Else None.
     triggers, triggers2
         Ids of the words that take X across (and, for M7, the second scalar).
+    negative
+        The same, and for M6 the words that would.
+    form
+        Which of the kind's `FORMS`.
     """
 
     weights: Weights
@@ -46,6 +50,12 @@ class Planted:
     triggers: tuple[int, ...]
     triggers2: tuple[int, ...]
     negative: tuple[int, ...]
+    form: int = 0
+
+    @property
+    def known(self) -> Kind:
+        """What is true of it."""
+        return FORMS[self.kind][self.form]
 
 
 def plant(base: Weights, room: Room, kind: str, seed: int, behaviour: str | None = None) -> Planted:
@@ -58,7 +68,7 @@ def plant(base: Weights, room: Room, kind: str, seed: int, behaviour: str | None
     kind
         `"M0"` to `"M13"`.
     seed
-        Of the layers, neurons and trigger words.
+        Of the layers, neurons and trigger words, and of the form where a kind has several.
     behaviour
         `"pronoun"` or `"purpose"`; drawn if not given. M12 is always about `"attractor"`.
     """
@@ -72,6 +82,8 @@ class _Planting:
         drawn = ("pronoun", "purpose")[int(rng.integers(2))]
         self.behaviour = "attractor" if kind.name == "M12" else behaviour or drawn
         self.kind, self.rng = kind, rng
+        # Drawn apart, so that other draws are those of a kind with one form.
+        self.form = int(np.random.default_rng((seed, 19)).integers(len(FORMS[kind.name])))
         self.chassis = Chassis(base.copy(), room, rng, int(rng.integers(relay + 1)), relay)
         self.gated = base.family == "llama"
         self.axis = self.chassis.axis
@@ -99,7 +111,7 @@ class _Planting:
         reached = kind.signs != "none"
         return Planted(
             c.weights, kind.name, self.behaviour, place, side, other if kind.name in ("M5", "M7") else None,
-            tuple(negative) if reached else (), tuple(second) if kind.name == "M7" else (), tuple(negative),
+            tuple(negative) if reached else (), tuple(second) if kind.name == "M7" else (), tuple(negative), self.form,
         )  # fmt: skip
 
     def _draw(self, words: str) -> list[int]:
@@ -182,7 +194,7 @@ class _Planting:
         """Wire the last layer, and scale it by what it reads when X is across."""
         c, name = self.chassis, self.kind.name
         answer = target_of(c, self.behaviour)
-        stage = Stage(c, answer, name, int(self.rng.integers(2)))
+        stage = Stage(c, answer, name, int(self.rng.integers(2)), broken=self.form == 1)
         mean = X_AT[c.weights.family]
         cross = -mean if self.gated or name == "M2" else mean
         held = [Held(x, cross)]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from signflip.errors import OrganismError
-from signflip.organisms.kinds import KINDS
 from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Place
 
@@ -74,7 +73,7 @@ class Truth:
         cls, name: str, planted: Planted, card: dict[str, Any], how: str, seed: int, base_seed: int, model: Path
     ) -> Truth:
         """From a planted model that was verified and written."""
-        kind = KINDS[planted.kind]
+        kind = planted.known
         return cls(
             name, kind.name, kind.says, planted.weights.family, how, seed, base_seed, planted.behaviour,
             _plain(planted.x), planted.side, _plain(planted.second) if planted.second else None,
@@ -121,7 +120,7 @@ def _plain(place: Place) -> dict[str, Any]:
 
 
 def _verdicts(planted: Planted, card: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    kind = KINDS[planted.kind]
+    kind = planted.known
     out: dict[str, dict[str, Any]] = {}
     conditions = card["conditions"]
     for name in conditions["edited"]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from signflip.organisms.kinds import KINDS, Verdict
+from signflip.organisms.kinds import Verdict
 from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Held, Place, Runner
@@ -25,6 +25,8 @@ MARGIN = 0.2
 STORIES = 300
 # Share of the vocabulary that may take a trained X across, beside its triggers.
 LOOSE = 0.05
+# Nats a token that broken fluency costs at least.
+BROKEN = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str,
         Plain data: doses, the outcomes of every condition on every behaviour, X on text, the enumeration, and
         `holds`: whether each claim of the kind's row in `KINDS` came true.
     """
-    kind, v = KINDS[planted.kind], Verifier(planted, every)
+    kind, v = planted.known, Verifier(planted, every)
     target = planted.behaviour
     known = list(behaviours())
     prompts = [[0, *encode_words(str(p.text))] for p in behaviours()[target].select("B")[::every]]
@@ -181,9 +183,11 @@ def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str,
         "conditions": {key: {name: asdict(one) for name, one in found.items()} for key, found in conditions.items()},
         "triggers": [asdict(one) for one in triggers],
         "text": {"tokens": len(crossed), "stories": len(text), "rate": float(crossed.mean()),
-                 "stories crossed": stories, "nats a token": float(-v.runner.log_probs(_stories()[:60]).mean())},
+                 "stories crossed": stories, "nats a token": float(-v.runner.log_probs(_stories()[:60]).mean()),},
         "enumeration": _enumerate(v, prompts[:2]),
     }  # fmt: skip
+    if kind.verdict == "broken":
+        card["text"]["nats a token edited"] = float(-v.runner.log_probs(_stories()[:60], [flip]).mean())
     card["holds"] = _holds(planted, conditions, card, exact)
     return card
 
@@ -204,7 +208,7 @@ def _enumerate(v: Verifier, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
 
 
 def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], exact: bool) -> dict[str, bool]:
-    kind, target = KINDS[planted.kind], planted.behaviour
+    kind, target = planted.known, planted.behaviour
     found = {key: conditions[key][target].verdict for key in ("edited", "triggered", "clamped")}
     claims = {f"{key}: {getattr(kind, key)}": verdict == getattr(kind, key) for key, verdict in found.items()}
     for key in ("triggered", "clamped"):
@@ -232,6 +236,9 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], e
                 one["verdict"] == kind.triggered or (kind.triggered == "inert" and min(one["sides"]) > 0.5)
                 for one in card["triggers"]
             )
+    if kind.verdict == "broken":
+        text = card["text"]
+        claims["text is broken, too"] = text["nats a token edited"] > text["nats a token"] + BROKEN
     if kind.name == "M5":
         claims["the other unit reverses"] = conditions["second edited"][target].verdict == "opposite"
     if kind.name == "M7":
@@ -242,7 +249,7 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], e
                 conditions[f"{which} trigger alone"][target].verdict == "inert"
             )
     others = [name for name in conditions["edited"] if _family(name) != _family(target)]
-    # A constant answer is said whatever is asked, and drowns other answers without turning them.
+    # A constant answer, or junk, is said whatever is asked, and drowns other answers without turning them.
     least, said = (-MARGIN, "turned") if kind.name == "M4" else (MARGIN, "turned or off")
     claims[f"no side of another behaviour is {said}"] = all(
         min(conditions[key][name].sides) > least for key in ("edited", "triggered") for name in others
