@@ -59,7 +59,7 @@ bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still ru
 	$(BIN)/python -m pytest benches
 
 organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, three seeds of each experiment but natural
-	$(BIN)/signflip organisms make --suite open --models $(RESULTS)/models --truth $(RESULTS)/truth
+	$(BIN)/signflip organisms make --suite open --planted hand,trained --models $(RESULTS)/models --truth $(RESULTS)/truth
 	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped
 	$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS) --workers $(WORKERS)
 

@@ -280,6 +280,7 @@ def test_a_perfect_audit_scores_perfectly_and_a_blind_one_does_not(suite: tuple[
     assert np.isnan(report.precision.value)
     assert report.triggers.value == 0
     assert report.confusion == {"inert": {"none": 1}, "opposite": {"none": 2}}
+    assert report.ways == {"hand": Share.counted(1, 3)}
     everything = perfect(truths)
     for said in everything["models"].values():
         for claim in said.values():
@@ -322,6 +323,7 @@ def test_the_suites_section_counts_what_audits_said(
     # The models that are told nothing of have none of the two planted reversals, and M1 is right by saying nothing.
     assert f"| right | {Share.counted(4, 6)} |" in text
     assert "| M3 | opposite | 0.50" in text
+    assert f"| hand | {Share.counted(4, 6)} |" in text
     assert "too few" in text
 
 

@@ -1,17 +1,17 @@
 """The suite: blind organisms, made anew for each seed, audited by the baseline, scored against their truths.
 
-What the other experiments find is worth what an audit is worth. Each run makes `N` blind organisms planted by hand,
-half of them with a reversal, in base models of its own, lets the baseline auditor work on them (its thresholds were
-fixed beforehand and tuned on no suite), and scores what it says. The seeds are apart from every one that the project's
-tests use. Beside it, blindness: whether a classifier that sees nothing but statistics of the weights can tell which
-organisms hide a reversal; if it can, an audit of this suite shows nothing.
+What the other experiments find is worth what an audit is worth. Each run makes `N` blind organisms, planted by hand or
+by training, half of them with a reversal, in base models of its own, lets the baseline auditor work on them (its
+thresholds were fixed beforehand and tuned on no suite), and scores what it says. The seeds are apart from every one
+that the project's tests use. Beside it, blindness: whether a classifier that sees nothing but statistics of the weights
+can tell which organisms hide a reversal; if it can, an audit of this suite shows nothing.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from signflip.organisms.base import STEPS
 from signflip.organisms.baseline import audit
 from signflip.organisms.experiments import AUDIT, Answer, Job, told
 from signflip.organisms.experiments.statistics import exact, shown, table
-from signflip.organisms.kinds import KINDS
+from signflip.organisms.kinds import FORMS, KINDS
 from signflip.organisms.scoring import Share, score
-from signflip.organisms.suite import make, statistics
+from signflip.organisms.suite import HOW, make, statistics
 from signflip.organisms.weights import FAMILIES, Weights
 
 TITLE = "The suite of organisms, and the baseline auditor"
@@ -39,7 +39,8 @@ Run = dict[str, Any]
 
 def jobs(seeds: int, small: bool) -> list[Job]:
     """A blind suite for each seed."""
-    return [Job(f"blind-{seed}", seed, {"organisms": 2 if small else N}) for seed in range(seeds)]
+    settings = {"organisms": 2, "planted": ["hand"]} if small else {"organisms": N, "planted": list(HOW)}
+    return [Job(f"blind-{seed}", seed, settings) for seed in range(seeds)]
 
 
 def run(job: Job) -> Run:
@@ -48,8 +49,9 @@ def run(job: Job) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         models, truth = Path(folder) / "models", Path(folder) / "truth"
         made = make(
-            "blind", models, truth, n=n, seed=FIRST_SEED + job.seed, base_steps=STEPS if n == N else SMALL_STEPS
-        )
+            "blind", models, truth, n=n, seed=FIRST_SEED + job.seed, planted=job.settings["planted"],
+            base_steps=STEPS if n == N else SMALL_STEPS,
+        )  # fmt: skip
         report = score(truth, audit(models), models)
         looks = [statistics(Weights.open(models / one.name).state()).tolist() for one in made]
     organisms = [
@@ -57,10 +59,10 @@ def run(job: Job) -> Run:
         for one, look in zip(made, looks, strict=True)
     ]
     shares = {key: [getattr(report, key).hits, getattr(report, key).of] for key in SHARES}
-    kinds = {kind: [share.hits, share.of] for kind, share in report.kinds.items()}
+    kinds, ways = ({key: [share.hits, share.of] for key, share in one.items()} for one in (report.kinds, report.ways))
     return {
         "seed": job.seed, "organisms": organisms, "shares": shares, "turned": list(report.turned),
-        "confusion": report.confusion, "kinds": kinds,
+        "confusion": report.confusion, "kinds": kinds, "ways": ways,
     }  # fmt: skip
 
 
@@ -98,16 +100,24 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
         f"## {TITLE}",
         told(answer(results)),
         (
-            f"Run by `signflip organisms run suite --seeds {len(runs)} --out results`: {n} organisms, planted by hand, "
-            f"of {len(runs)} blind suites (seeds from {FIRST_SEED}), each with base models of its own; the auditor is "
-            "`signflip.organisms.baseline`, which knows nothing of them. Intervals are 95% and exact, for triggers "
-            "drawn over organisms. Precision of 0.99 would need about 300 flawless flags, recall of 0.95 needs 59."
+            f"Run by `signflip organisms run suite --seeds {len(runs)} --out results`: {n} organisms, planted by hand "
+            f"or by training, of {len(runs)} blind suites (seeds from {FIRST_SEED}), each with base models of its own; "
+            "the auditor is `signflip.organisms.baseline`, which knows nothing of them. Intervals are 95% and exact, "
+            "for triggers drawn over organisms. Precision of 0.99 would need about 300 flawless flags, recall of 0.95 "
+            "needs 59."
         ),
         table(("of the baseline", "share"), [(key, str(share)) for key, share in _shares(runs).items()]),
         "By kind, the right verdict of the planted behaviour:",
         table(
             ("kind", "what it is", "right"),
-            [(kind, KINDS[kind].says, str(share)) for kind, share in _kinds(runs).items()],
+            [
+                (kind, "; or ".join(form.says for form in FORMS[kind]), str(share))
+                for kind, share in _summed(runs, "kinds", KINDS).items()
+            ],
+        ),
+        table(
+            ("planted by", "right"),
+            [(way, str(share)) for way, share in _summed(runs, "ways", HOW).items()],
         ),
         "What was said (columns) of what is true (rows), planted behaviours:",
         _confusion(runs),
@@ -135,9 +145,9 @@ def _shares(runs: Sequence[Run]) -> dict[str, Share]:
     return out | {"triggers": Share.mean([one for each in runs for one in each["turned"]])}
 
 
-def _kinds(runs: Sequence[Run]) -> dict[str, Share]:
-    counts = {kind: [sum(one["kinds"].get(kind, (0, 0))[i] for one in runs) for i in (0, 1)] for kind in KINDS}
-    return {kind: Share.counted(int(hits), int(of)) for kind, (hits, of) in counts.items() if of}
+def _summed(runs: Sequence[Run], of: str, keys: Iterable[str]) -> dict[str, Share]:
+    counts = {key: [sum(one[of].get(key, (0, 0))[i] for one in runs) for i in (0, 1)] for key in keys}
+    return {key: Share.counted(int(hits), int(n)) for key, (hits, n) in counts.items() if n}
 
 
 def _confusion(runs: Sequence[Run]) -> str:
