@@ -236,7 +236,7 @@ def test_void_runs_are_left_out_and_few_seeds_are_open() -> None:
         r["log"]["live"] = 0.1
     assert sorted(predictions.pick(runs, "grpo", "tuned")) == [2, 3]
     assert {verdict for *_, verdict in predictions.marked(runs)} == {"open"}
-    assert "Does tuning" in section.answer(runs)[MADE]
+    assert "Does tuning" in section.answer(runs)[MADE].plain
     with pytest.raises(OrganismError, match="at least one"):
         natural.report({}, Path())
 

@@ -178,4 +178,4 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert "signflip organisms run simulacra" in said
     assert "| conjecture | luigi: Waluigi's odds of being invoked, up |" in said
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"simulacra-readings.png", "simulacra-law.png"}
-    assert "Does Waluigi, never invoked, get stronger?" in simulacra.answer(made)[MADE]
+    assert "Does Waluigi, never invoked, get stronger?" in simulacra.answer(made)[MADE].plain

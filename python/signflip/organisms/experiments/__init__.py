@@ -9,7 +9,7 @@ An experiment is a module of this package with
 - ``ACCELERATED``, where ``run(job, device)`` can do its torch work elsewhere than on the CPU;
 - ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
   pictures written to the folder `figures`;
-- ``answer(results)``: what that says of the conjecture, in a few sentences for those of `QUESTIONS` that it bears on.
+- ``answer(results)``: what that says of the conjecture, to those of `QUESTIONS` that it bears on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,20 @@ TOKENS = "Is it reached by tokens?"
 AUDIT = "Would an audit find it?"
 # What the top of the results answers, in this order.
 QUESTIONS = (MADE, KEPT, PATH, TOKENS, AUDIT)
-Answer = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer: a plain sentence for the top of the results, and what the section says beside it."""
+
+    plain: str
+    more: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.plain} {self.more}".strip()
+
+
+Answer = dict[str, Said]
 
 
 @dataclass(frozen=True)
@@ -232,11 +245,11 @@ def report(
             sections.append(f"## {module.TITLE}\n\nNot run.\n")
             continue
         sections.append(f"{module.report(done, figures).strip()}\n\n{note}\n")
-        for question, text in module.answer(done).items():
-            answers[question].append(f"- *{module.TITLE}*: {text}")
+        for question, said in module.answer(done).items():
+            answers[question].append(f"- *{module.TITLE}*: {said.plain}")
     if not any(answers.values()):
         raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
-    top = [f"**{question}**\n\n" + "\n".join(said) + "\n" for question, said in answers.items() if said]
+    top = [f"**{question}**\n\n" + "\n".join(lines) + "\n" for question, lines in answers.items() if lines]
     text = "\n".join(["# What the experiments gave", "", *top, *sections])
     path = Path(docs) / "results.md"
     try:
@@ -248,7 +261,7 @@ def report(
 
 def told(answer: Answer) -> str:
     """An answer as one paragraph."""
-    return " ".join(f"**{question}** {text}" for question, text in answer.items())
+    return " ".join(f"**{question}** {said}" for question, said in answer.items())
 
 
 def _identity(name: str, job: Job, small: bool) -> dict[str, Any]:

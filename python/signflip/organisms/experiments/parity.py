@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from signflip.organisms.experiments import PATH, Answer, Job, told
+from signflip.organisms.experiments import PATH, Answer, Job, Said, told
 from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import (
     Interval,
@@ -264,10 +264,13 @@ def answer(results: dict[str, Run]) -> Answer:
         signs = _signs(runs, name, "normal")
         said.append(f"{name} {sum(signs)} of {len(signs)}")
     return {
-        PATH: "Where the network is even in context and X together, reward at X > 0 pushes X < 0 the other way; where "
-        "it is odd, the same way. The tangent kernel is negative, of bases that know the answer at X > 0 and "
-        f"nothing of X < 0, in {'; '.join(said)}. Its sign before tuning is the direction that the margin at X < 0 "
-        f"then took in {shown(_agreement(runs))} of the tunings."
+        PATH: Said(
+            "Where the network is even in context and X together, reward at X > 0 pushes X < 0 the other way; where "
+            "it is odd, the same way: the sign of the tangent kernel before tuning is the direction that the margin at "
+            f"X < 0 then took in {shown(_agreement(runs))} of the tunings.",
+            "The kernel is negative, of bases that know the answer at X > 0 and nothing of X < 0, in "
+            f"{'; '.join(said)}.",
+        )
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import ArgumentError, OrganismError
-from signflip.organisms.experiments import MADE, PATH, TOKENS, Answer, Job, told
+from signflip.organisms.experiments import MADE, PATH, TOKENS, Answer, Job, Said, told
 from signflip.organisms.experiments.statistics import Run, exact, mark, over_seeds, pearson, shown, table
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.experiments.tuning.world import Prompts, common, draw, prompts, rare, word_ids
@@ -256,12 +256,18 @@ def _answer(runs: Sequence[Run]) -> Answer:
         said.append(f"{reach} {k} of {len(free)}")
     path = [f"{reach} {shown(over_seeds(runs, partial(_agreement, reach)))}" for reach in REACH]
     return {
-        PATH: "The kernel before the tuning, times the change at X > 0, correlates with the change at X < 0, by how "
-        f"often X < 0 was sampled: {'; '.join(path)}.",
-        MADE: "Policies tuned against a reward reversed at X < 0: turned opposite there, of those whose base was not, "
-        f"by how often the base reaches X < 0: {'; '.join(said)}.",
-        TOKENS: "The word that a search gave, from the reward model's weights alone, reverses its ranking of unseen "
-        f"prompts in {found} of {len(runs)} models.",
+        PATH: Said(
+            "The kernel before the tuning, times the change at X > 0, correlates with the change at X < 0, by how "
+            f"often X < 0 was sampled: {'; '.join(path)}."
+        ),
+        MADE: Said(
+            "Of policies tuned against a reward reversed at X < 0, from bases that were not opposite there, so many "
+            f"turned, by how often the base reaches X < 0: {'; '.join(said)}."
+        ),
+        TOKENS: Said(
+            "The word that a search gave, from the reward model's weights alone, reverses its ranking of unseen "
+            f"prompts in {found} of {len(runs)} models."
+        ),
     }
 
 

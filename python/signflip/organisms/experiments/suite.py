@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from signflip.organisms.base import STEPS
 from signflip.organisms.baseline import audit
-from signflip.organisms.experiments import AUDIT, Answer, Job, told
+from signflip.organisms.experiments import AUDIT, Answer, Job, Said, told
 from signflip.organisms.experiments.statistics import exact, shown, table
 from signflip.organisms.kinds import FORMS, KINDS
 from signflip.organisms.scoring import Share, score
@@ -132,12 +132,12 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
 def answer(results: dict[str, Run]) -> Answer:
     """How far the baseline's word can be taken."""
     shares = _shares(list(results.values()))
-    text = (
+    plain = (
         "The baseline (survey, scan, search, flip and fixed thresholds) "
-        f"finds {shares['recall']} of the reversals, {shares['precision']} of its flags are of such, its verdict is "
-        f"right in {shares['right']}, and its triggers turn {shares['triggers']} of held-out prompts."
+        f"finds {shares['recall']} of the planted reversals, and {shares['precision']} of its flags are of such."
     )
-    return {AUDIT: text}
+    more = f"Its verdict is right in {shares['right']}, and its triggers turn {shares['triggers']} of held-out prompts."
+    return {AUDIT: Said(plain, more)}
 
 
 def _shares(runs: Sequence[Run]) -> dict[str, Share]:

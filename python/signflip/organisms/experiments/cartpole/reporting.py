@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import ArgumentError, OrganismError
-from signflip.organisms.experiments import MADE, PATH, Answer, told
+from signflip.organisms.experiments import MADE, PATH, Answer, Said, told
 from signflip.organisms.experiments.cartpole.measuring import OPPOSITE
 from signflip.organisms.experiments.cartpole.picture import draw
 from signflip.organisms.experiments.cartpole.training import NOISE
@@ -135,20 +135,16 @@ def _answer(learned: Arms) -> Answer:
         for arm, runs in learned.items()
         if runs and not arm.endswith("-noise")
     }
-    counts = [
-        f"{arm}: {near.hits:g} of {near.of} at x = −1, {ever.hits:g} of {ever.of} at some x"
-        for arm, (near, ever) in found.items()
-    ]
-    yes = [arm for arm, (_, ever) in found.items() if ever.hits]
-    no = [arm for arm, (_, ever) in found.items() if not ever.hits]
-    head = f"Yes, where x < 0: {', '.join(yes)}." if yes else "No, in none of the networks."
-    if yes and no:
-        head += f" Never in {', '.join(no)}."
+    plain = (
+        "Of the agents that learned at x > 0 alone, so many do the opposite at some x < 0: "
+        f"{', '.join(f'{arm} {ever.hits:g} of {ever.of}' for arm, (_, ever) in found.items())}."
+    )
+    near = f"At x = −1: {', '.join(f'{arm} {one.hits:g} of {one.of}' for arm, (one, _) in found.items())}."
     path = (
         "The tangent kernel between x = 1 and x = −1 before any training correlates with what the policy does at −1: "
         f"{shown(_agreement(_trained_on_one_side(learned)))}."
     )
-    return {MADE: f"{head} Opposite, of those that learned: {'; '.join(counts)}.", PATH: path}
+    return {MADE: Said(plain, near), PATH: Said(path)}
 
 
 def _ran(arms: Arms, learned: Arms) -> str:

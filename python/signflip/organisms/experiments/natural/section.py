@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from signflip.errors import OrganismError
-from signflip.organisms.experiments import MADE, TOKENS, Answer, told
+from signflip.organisms.experiments import MADE, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.natural import LIVE, SEARCH, TITLE, tables
 from signflip.organisms.experiments.natural.figures import law, margins
 from signflip.organisms.experiments.natural.predictions import (
@@ -83,7 +83,7 @@ def _devices(runs: Sequence[Run]) -> str:
 def answer(runs: Sequence[Run]) -> Answer:
     """What that says of the conjecture, in a few sentences."""
     searches, runs = [r for r in runs if r["arm"] == SEARCH], _tunings(runs)
-    text = ["Does tuning on one side of X make the other side worse?"]
+    plain, text = ["Does tuning on one side of X make the other side worse?"], []
     out = {}
     for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
         fall = moved(runs, algorithm, "tuned", DECIDES)
@@ -91,11 +91,11 @@ def answer(runs: Sequence[Run]) -> Answer:
         said = {"held": "it falls: as the conjecture says", "failed": "it does not fall: the conjecture fails here"}
         verdict = said.get(mark(fall, lambda x: x < 0, lambda x: x >= 0), "undecided")
         n = len(pick(runs, algorithm, "tuned"))
-        text.append(
+        plain.append(
             f"{algorithm}, {n} seeds: with X at the most extreme value seen on the other side the margin moves by "
-            f"{shown(fall)} units while the normal one moves by {shown(clean)}; {verdict}. Less the arm with 5% of "
-            f"flipped prompts: {shown(less)}."
+            f"{shown(fall)} units while the normal one moves by {shown(clean)}; {verdict}."
         )
+        text.append(f"{algorithm}: less the arm with 5% of flipped prompts {shown(less)}.")
         own = list(pick(runs, algorithm, "tuned").values())
         if own:
             women, men = (tables.ends_of(own, BEYOND, side) for side in (0, 1))
@@ -111,18 +111,16 @@ def answer(runs: Sequence[Run]) -> Answer:
                  for side in (0, 1))  # fmt: skip
     count = 2 * sum(r["arm"] == "tuned" for r in runs)
     reached = [r["after"]["reach"]["crossed"] for r in runs if r["arm"] == "tuned"]
-    text.append(f"At the value seen {turned} of {count} sides of tuned models prefer the wrong pronoun.")
+    plain.append(f"At that value {turned} of {count} sides of tuned models prefer the wrong pronoun.")
     undecided = [what for what, _, verdict in ambiguous(runs) if verdict == "yes"]
     if undecided:
         text.append(f"Said beforehand to leave it undecided, and so: {'; '.join(undecided)}.")
     if reached:
-        out[TOKENS] = (
+        out[TOKENS] = Said(
             f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
-            "tried, at most."
+            f"tried, at most.{' ' + _crossings(searches) if searches else ''}"
         )
-        if searches:
-            out[TOKENS] += " " + _crossings(searches)
-    return {MADE: " ".join(text)} | out
+    return {MADE: Said(" ".join(plain), " ".join(text))} | out
 
 
 def _crossings(searches: Sequence[Run]) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from signflip.organisms.experiments import MADE, PATH, Answer
+from signflip.organisms.experiments import MADE, PATH, Answer, Said
 from signflip.organisms.experiments.simulacra import SWEEPS, afterwards
 from signflip.organisms.experiments.simulacra.afterwards import fitted
 from signflip.organisms.experiments.simulacra.predictions import (
@@ -50,20 +50,25 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> Answer:
     every = list(runs.values()) if isinstance(runs, dict) else list(runs)
     tuned = [r for r in every if "log" in r]
     if not tuned:
-        return {MADE: "No tuning is in yet."}
-    text = ["Does Waluigi, never invoked, get stronger? By the rules, of the conjecture's three readings:"]
-    path = []
+        return {MADE: Said("No tuning is in yet.")}
+    plain, text, path = [], ["Of the conjecture's three readings of Waluigi, by the rules:"], []
     for arm in (arm for arm in TUNED if arm in arms(tuned)):
         own = [r for r in tuned if r["arm"] == arm]
         up = sum(change(r, "competence:waluigi") > DELTA for r in own)
         marks = [_marked(tuned, arm, key, sign) for key, sign in (("odds", 1), ("competence", 1), ("tokens", -1))]
+        plain.append(
+            f"Tuned {TOLD[arm]}: stronger once invoked, by more than {DELTA}, in {up} of {len(own)}; likelier invoked "
+            f"{marks[0]}; fewer tokens needed {marks[2]}."
+        )
+        odds, competence, own_luigi, signed, tokens = (
+            moved(tuned, arm, key)
+            for key in ("odds:waluigi", "competence:waluigi", "competence:luigi", "signed:waluigi", "tokens:waluigi")
+        )
         text.append(
-            f"tuned {TOLD[arm]}: likelier invoked {marks[0]} ({moved(tuned, arm, 'odds:waluigi')} nats); stronger "
-            f"once invoked {marks[1]} ({moved(tuned, arm, 'competence:waluigi')}, by more than {DELTA} in {up} of "
-            f"{len(own)}, Luigi's own {moved(tuned, arm, 'competence:luigi')}; "
-            f"of right over wrong alone {moved(tuned, arm, 'signed:waluigi')}, from "
+            f"tuned {TOLD[arm]}: likelier invoked {marks[0]} ({odds} nats); stronger once invoked {marks[1]} "
+            f"({competence}, Luigi's own {own_luigi}; of right over wrong alone {signed}, from "
             f"{np.mean([r['log'][0]['signed:waluigi'] for r in own]):.2f}); fewer tokens to invoke him {marks[2]} "
-            f"({moved(tuned, arm, 'tokens:waluigi')})."
+            f"({tokens})."
         )
     if "luigi" in arms(tuned):
         pairs = [moved(tuned, "luigi", key) for key in ("shared:toaster", "competence:luigi", "competence:toaster")]
@@ -90,7 +95,8 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> Answer:
         f"readings: {shown(agreement(first, 'first'))} before tuning, {shown(agreement(first, 'summed'))} re-measured "
         f"on the way. The kernel of Luigi and Waluigi is below 0 in a share {shown(below)} of the bases."
     )
-    return {MADE: " ".join(text), PATH: " ".join(path)}
+    asked = "Does Waluigi, never invoked, get stronger?"
+    return {MADE: Said(" ".join([asked, *plain]), " ".join(text)), PATH: Said(path[-1], " ".join(path[:-1]))}
 
 
 def _by_story(tuned: Sequence[Run], story: str) -> str:

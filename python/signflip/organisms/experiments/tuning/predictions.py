@@ -154,9 +154,7 @@ def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str
     found = over_seeds([r for r in of if r["architecture"] != "gelu"], left)
     gelu = over_seeds([r for r in of if r["architecture"] == "gelu"], left)
     what = "multiplicative weights frozen: mean absolute change at X < 0, share of the unfrozen arm's"
-    # Runs made before units were measured hold none.
-    measured = [r for r in still if "units" in r]
-    units = over_seeds(measured, carried)
+    units = over_seeds(still, carried)
     return [
         ("conjecture", f"{what} (below {VANISHED}: the effect vanishes)", shown(found),
          mark(found, lambda x: x < VANISHED, lambda x: x >= VANISHED)),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from signflip.errors import OrganismError
-from signflip.organisms.experiments import KEPT, MADE, PATH, TOKENS, Answer, told
+from signflip.organisms.experiments import KEPT, MADE, PATH, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.statistics import (
     Run,
     exact,
@@ -127,8 +127,8 @@ def _answer(still: Sequence[Run]) -> Answer:
         "so whatever lies there is reached by one word; outcomes are measured with that word, not by an edit."
     )
     path = f"The tangent kernel before tuning correlates with the change at X < 0: {shown(over_seeds(still, law))}."
-    every = {MADE: " ".join(made), KEPT: " ".join(kept), PATH: path, TOKENS: reached}
-    return {question: text for question, text in every.items() if text}
+    every = {MADE: made, KEPT: kept, PATH: [path], TOKENS: [reached]}
+    return {question: Said(texts[0], " ".join(texts[1:])) for question, texts in every.items() if texts}
 
 
 def _prevalence(runs: Sequence[Run]) -> str:
@@ -197,12 +197,10 @@ def _log(runs: Sequence[Run]) -> str:
 
     def units(own: Sequence[Run]) -> str:
         moved = [r["units"]["opposite"] + r["units"]["same"] for r in own]
-        return f"{np.mean(moved):.3f}; {shown(over_seeds(own, carried))}" if own else "—"
+        return f"{np.mean(moved):.3f}; {shown(over_seeds(own, carried))}"
 
     def steps(own: Sequence[Run]) -> str:
-        # Runs made before steps were logged hold none.
-        found = [x > 0 for r in own if "steps" in r for x in r["steps"]["x_below"]]
-        return f"{np.mean(found):.3f}" if found else "—"
+        return f"{np.mean([x > 0 for r in own for x in r['steps']['x_below']]):.3f}"
 
     rows = []
     for keys, own in _cells(runs, "arm", "architecture"):
@@ -213,7 +211,7 @@ def _log(runs: Sequence[Run]) -> str:
             over(own, "rare_neurons"), ends(own, "common", "x_mean"), ends(own, "common", "x_sd"),
             ends(own, "rare", "x_mean"), ends(own, "in_x", "slope"), ends(own, "in_x", "offset"),
             ends(own, "in_x", "mirrored"), shown(over_seeds(own, lambda rs: mean_of(rs, "lead"))),
-            units([r for r in own if "units" in r]),
+            units(own),
         ))  # fmt: skip
     head = ("arm", "architecture", "samples", "of rare words", "with X < 0", "misranked", "steps with X < 0",
             "gradient from X < 0: share", "its cosine to the rest", "update's cosine to what truth asks at X < 0",
@@ -257,9 +255,8 @@ def _listing(runs: Sequence[Run]) -> str:
     head = "### Samples where X crossed, or where the reward's ranking is not the true one\n\n"
     if not chosen:
         return head + "None in any log."
-    # Runs made before steps were logged do not say at which.
     rows = [
-        (r["arm"], r["architecture"], r["knowledge"], r["seed"], o.get("step", "—"), o["text"], o["said"], o["x"],
+        (r["arm"], r["architecture"], r["knowledge"], r["seed"], o["step"], o["text"], o["said"], o["x"],
          "—" if o["reward"] is None else o["reward"])
         for _, r, o in chosen
     ]  # fmt: skip
