@@ -313,7 +313,7 @@ def test_cartpole_in_small(small: tuple[Path, dict[str, dict[str, Any]]], tmp_pa
 
     text = cartpole.report(found, tmp_path / "figures")
     assert text.startswith("## C1")
-    assert "**Is −Y ever made by tuning itself, and how often?** Yes, where x < 0: " in text
+    assert "**Is −Y ever made by tuning itself, and how often?** Of the agents that learned at x > 0 alone" in text
     assert "| conjecture | multiplicative: opposite at x = −1 (most) | 1.00 [0.03, 1.00] (1 of 1) | open |" in text
     assert (tmp_path / "figures" / "cartpole.png").read_bytes().startswith(b"\x89PNG")
     # Nothing is run twice.

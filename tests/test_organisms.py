@@ -19,7 +19,20 @@ from scipy.stats import beta, binomtest
 import signflip as sf
 from signflip.cli import main
 from signflip.errors import ArgumentError, CheckpointError, FileError, OrganismError, SiteError
-from signflip.organisms import KINDS, Room, Truth, base, disguise, make, open_suite, plant, score, train, verify
+from signflip.organisms import (
+    KINDS,
+    Room,
+    Truth,
+    base,
+    baseline,
+    disguise,
+    make,
+    open_suite,
+    plant,
+    score,
+    train,
+    verify,
+)
 from signflip.organisms.baseline import audit_model
 from signflip.organisms.experiments.suite import classify
 from signflip.organisms.language import Stories, behaviours, corpus, words
@@ -292,6 +305,23 @@ def test_a_perfect_audit_scores_perfectly_and_a_blind_one_does_not(suite: tuple[
     path = tmp_path / "audit.json"
     path.write_text(json.dumps(perfect(truths)))
     assert main(["organisms", "score", "--truth", str(truth), str(path), "--json"]) == 0
+
+
+@pytest.mark.slow
+def test_the_baseline_audits_what_the_command_made(
+    suite: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, truth = suite
+    said = tmp_path / "audit.json"
+    assert main(["organisms", "audit", "--models", str(models), "--out", str(said), "--quiet"]) == 0
+    report = score(truth, said, models)
+    assert (report.auditor, report.n_models) == ("baseline", 3)
+    assert any(
+        claim["verdict"] != "none" for one in json.loads(said.read_text())["models"].values() for claim in one.values()
+    )
+    # Where no feature is one-sided there is nothing to claim.
+    monkeypatch.setattr(baseline, "FEATURES", 0)
+    assert score(truth, baseline.audit(models), models).recall.value == 0
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ def audit_model(folder: Path, corpus: Path, behaviours: Mapping[str, sf.Behaviou
     model = sf.load(folder)
     listed = sf.survey(model, corpus, prefix="<|endoftext|>", max_tokens=TOKENS, progress=False)
     features = listed.one_sided(max_rate=MAX_RATE)[:FEATURES]
+    if not features:
+        return {name: {"verdict": "none"} for name in behaviours}
     scan = sf.scan(model, features, list(behaviours.values()), replicates=400)
     claims: dict[str, Any] = {}
     for name, behaviour in behaviours.items():

@@ -56,14 +56,15 @@ def in_processes(work: Callable[[Sequence[T]], None], groups: Sequence[Sequence[
         for done in as_completed(waiting):
             done.result()
             yield waiting[done]
-    except BrokenProcessPool as error:
-        raise OrganismError("a worker process died, perhaps for want of memory; what is done is kept") from error
-    finally:
-        # After the last group nothing runs any more; after a failure nothing that runs is wanted.
-        pool.shutdown(wait=False, cancel_futures=True)
+    except BaseException as error:
+        # Nothing that still runs is wanted.
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
-            child.join()
+        if isinstance(error, BrokenProcessPool):
+            raise OrganismError("a worker process died, perhaps for want of memory; what is done is kept") from error
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(workers: int) -> None:

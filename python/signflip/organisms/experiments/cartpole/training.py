@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
@@ -156,6 +157,8 @@ def train(network: str, seed: int, steps: int, *, noise: bool = False) -> tuple[
     )
     before = NetworkPolicy(env.observation_space, env.action_space, lambda _: 0.0, network=network)
     before.load_state_dict(model.policy.state_dict())
+    # Its own would leave an empty folder for each model.
+    model.set_logger(Logger(folder=None, output_formats=[]))
     model.learn(steps)
     env.close()
     return before, model.policy
