@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +253,29 @@ def _dies(tasks: Sequence[int]) -> None:
 def test_a_worker_that_dies_is_told_of() -> None:
     with pytest.raises(OrganismError, match="a worker process died"):
         list(in_processes(_dies, [[1], [2]], 2))
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "sleepers.py"
+    script.write_text(
+        """
+import time
+from signflip.organisms.workers import in_processes
+
+def work(tasks):
+    print("begun", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(in_processes(work, [[1], [2]], 2))
+"""
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+    process.kill()
+    # The end of the stream comes once nobody holds it.
+    assert process.communicate(timeout=120) == ("", None)
 
 
 def test_devices(tmp_path: Path) -> None:

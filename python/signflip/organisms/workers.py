@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -74,6 +75,15 @@ def _begin(workers: int) -> None:
     import signflip as sf
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     own = max(1, (os.cpu_count() or 1) // workers)
     sf.set_num_threads(own)
     torch.set_num_threads(own)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed stops nobody: its processes would wait for more for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

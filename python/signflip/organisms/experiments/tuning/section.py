@@ -43,7 +43,8 @@ SAID = (
     "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
     "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
     "truly. `frozen`: the weights that take X into the MLP stay. Margins are in nats, on names and templates that no "
-    "tuning saw; intervals are 95%, exact for shares, else by drawing seeds again."
+    "tuning saw; intervals are 95%, exact for shares, else over seeds. A seed gives one run on one machine; "
+    "on another its base differs in the last bits of its training, and the tuning may end otherwise."
 )
 OUTCOMES = ("turned opposite", "never opposite", "strengthened", "kept", "weakened", "removed")
 
