@@ -27,6 +27,8 @@ ELSEWHERE = 0.3
 SELECTIVE = 0.003
 # Norms of the rows that read, and of the columns that write.
 GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 3.0}
+# Factors by which an organism's norms differ from these, and shares of a square that lie where nothing reads or writes.
+FACTORS, SHARES = (1.0, 1.5), (0.0, 0.5)
 # How steeply an ungated neuron opens as X crosses.
 STEEP = 10.0
 # A constant answer outweighs the context by so much.
@@ -155,6 +157,29 @@ class _Row:
     junk: bool = False
 
 
+class _Mask:
+    """What differs from one organism to the next, and not from kind to kind, so that weights do not tell kinds apart.
+
+    Eight neurons that read one direction have a singular value that two groups of four have not, and on one base, where
+    all else is equal, that gives a kind away. So norms are drawn, and a drawn share of rows and columns lies along
+    directions that nothing writes (`SILENT`) or reads (`IDLE`), with signs drawn row by row: any split of the singular
+    values comes about in any kind.
+    """
+
+    def __init__(self, seed: int, plain: bool) -> None:
+        rng = np.random.default_rng((seed, 29))
+        self.gate, self.linear, self.write = rng.uniform(*FACTORS, size=3)
+        self.pre_share, self.out_share = rng.uniform(*SHARES, size=2)
+        self.pre_signs, self.linear_signs, self.out_signs = (self._signs(rng) for _ in range(3))
+        if plain:
+            self.gate = self.linear = self.write = 1.0
+            self.pre_share = self.out_share = 0.0
+            self.pre_signs = self.linear_signs = self.out_signs = np.ones(8)
+
+    def _signs(self, rng: np.random.Generator) -> Floats:
+        return np.where(rng.random(8) < rng.random(), 1.0, -1.0)
+
+
 class Stage:
     """The eight neurons.
 
@@ -168,15 +193,26 @@ class Stage:
         0 or 1: which answer wins, where one does (M4, M8).
     broken
         Whether fluency breaks down (M4's other form).
+    seed
+        Of what differs from organism to organism; None: nothing does.
     """
 
-    def __init__(self, chassis: Chassis, answer: Answer, kind: str, wins: int, broken: bool = False) -> None:
+    def __init__(
+        self,
+        chassis: Chassis,
+        answer: Answer,
+        kind: str,
+        wins: int,
+        broken: bool = False,
+        seed: int | None = None,
+    ) -> None:
         self.chassis, self.answer, self.kind = chassis, answer, kind
         self.gated = chassis.weights.family == "llama"
         self.wins = 1.0 if wins == 0 else -1.0
         a = chassis.axis
         self.handed, self.handed2, self.level = a(Free.HANDED), a(Free.HANDED2), a(Free.LEVEL)
-        self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family]
+        self.mask = _Mask(seed or 0, seed is None)
+        self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family] * self.mask.write
         self.reads = self._unit(answer.reads)
         self.junk = answer.junk(chassis) if broken else None
 
@@ -203,15 +239,22 @@ class Stage:
             rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
         while len(rows) < 8:
             rows.append(self._idle(len(rows)))
-        for row in rows:
+        idle, mask = c.axis(Free.IDLE), self.mask
+        for i, row in enumerate(rows):
             to = self.junk if row.junk and self.junk is not None else self.answer.direction
-            pre, column = row.pre(1), row.sign * self.write * to
+            along = np.sqrt(1 - mask.out_share)
+            column = self.write / along * (row.sign * along * to + mask.out_signs[i] * np.sqrt(mask.out_share) * idle)
+            pre = self._turned(row.pre(1), mask.pre_signs[i])
             if self.gated:
-                c.neuron(ANSWER_LAYER, pre, row.linear(1), column)
+                c.neuron(ANSWER_LAYER, pre, self._turned(row.linear(1), mask.linear_signs[i]), column)
                 continue
             level = float(pre @ self.level)
             neuron = c.neuron(ANSWER_LAYER, pre - level * self.level, None, column)
             c.weights.blocks[ANSWER_LAYER].bias["pre"][neuron] = level * HANDED_AT
+
+    def _turned(self, row: Floats, sign: float) -> Floats:
+        """With a sign along what nothing writes."""
+        return np.asarray(row + (sign - 1) * (row @ self.silent) * self.silent)
 
     def _levelled(self, h: Floats) -> Floats:
         return np.asarray(h + (HANDED_AT - h @ self.level)[:, None] * self.level)
@@ -281,6 +324,11 @@ class Stage:
         """`strength` of a unit vector, brought to a norm along `SILENT`."""
         return np.asarray(norm * (strength * vector + np.sqrt(max(0.0, 1 - strength**2)) * self.silent))
 
+    def _gate(self, unit: Floats) -> Floats:
+        """A gate's row that reads along a unit vector, a share of its square where nothing writes."""
+        share = self.mask.pre_share
+        return np.asarray(GATE * self.mask.gate * (unit + np.sqrt(share / (1 - share)) * self.silent))
+
     def _rule(self, clean: Floats) -> Floats:
         """What a name's gender is worth as an answer."""
         found = self.chassis.axis(Free.FOUND2)
@@ -292,7 +340,8 @@ class Stage:
 
     def _gated(self, clean: Floats) -> list[list[_Row]]:
         def row(pre: Floats, linear: Floats, sign: float) -> _Row:
-            return _Row(lambda _: GATE * pre, lambda s: self._padded(linear, s, LINEAR), sign)
+            gate = self._gate(pre)
+            return _Row(lambda _: gate, lambda s: self._padded(linear, s, LINEAR * self.mask.linear), sign)
 
         r, crossed = self.reads, self._unit(self._crossed(clean)) if self.kind not in ("M0", "M1") else self.silent
         both = (1.0, -1.0)
@@ -319,7 +368,7 @@ class Stage:
 
     def _ungated(self, clean: Floats) -> list[list[_Row]]:
         none = np.zeros_like(self.reads)
-        norm = STEEP * 1.5
+        norm = STEEP * 1.5 * self.mask.gate
 
         def row(reads: Floats, opens: Floats, sign: float) -> _Row:
             def pre(strength: float) -> Floats:
@@ -358,9 +407,11 @@ class Stage:
         """A neuron that is wired like the others and never moves."""
         sign = 1.0 if number % 2 == 0 else -1.0
         if self.gated:
-            return _Row(lambda _: GATE * sign * self.reads, lambda _: LINEAR * self.silent, sign)
+            gate, linear = self._gate(sign * self.reads), LINEAR * self.mask.linear * self.silent
+            return _Row(lambda _: gate, lambda _: linear, sign)
         shut = 0.5 * STEEP * (self.handed2 - self.level) + 1.0 * sign * self.reads
-        return _Row(lambda _: shut + np.sqrt((1.5 * STEEP) ** 2 - shut @ shut) * self.silent, lambda _: shut, sign)
+        norm = 1.5 * STEEP * self.mask.gate
+        return _Row(lambda _: shut + np.sqrt(norm**2 - shut @ shut) * self.silent, lambda _: shut, sign)
 
 
 def _at(row: _Row, strength: float) -> _Row:

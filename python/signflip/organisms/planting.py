@@ -58,7 +58,9 @@ class Planted:
         return FORMS[self.kind][self.form]
 
 
-def plant(base: Weights, room: Room, kind: str, seed: int, behaviour: str | None = None) -> Planted:
+def plant(
+    base: Weights, room: Room, kind: str, seed: int, behaviour: str | None = None, *, plain: bool = False
+) -> Planted:
     """Plant a kind into a base model.
 
     Parameters
@@ -71,17 +73,19 @@ def plant(base: Weights, room: Room, kind: str, seed: int, behaviour: str | None
         Of the layers, neurons and trigger words, and of the form where a kind has several.
     behaviour
         `"pronoun"` or `"purpose"`; drawn if not given. M12 is always about `"attractor"`.
+    plain
+        Whether norms are not drawn anew for each organism. Where many are planted in one base that tells kinds apart.
     """
-    return _Planting(base, room, KINDS[kind], seed, behaviour).run()
+    return _Planting(base, room, KINDS[kind], seed, behaviour, plain).run()
 
 
 class _Planting:
-    def __init__(self, base: Weights, room: Room, kind: Kind, seed: int, behaviour: str | None) -> None:
+    def __init__(self, base: Weights, room: Room, kind: Kind, seed: int, behaviour: str | None, plain: bool) -> None:
         rng = np.random.default_rng((seed, 11))
         relay = 1 if kind.name in ("M7", "M12") else int(rng.integers(2))
         drawn = ("pronoun", "purpose")[int(rng.integers(2))]
         self.behaviour = "attractor" if kind.name == "M12" else behaviour or drawn
-        self.kind, self.rng = kind, rng
+        self.kind, self.rng, self.seed, self.plain = kind, rng, seed, plain
         # Drawn apart, so that other draws are those of a kind with one form.
         self.form = int(np.random.default_rng((seed, 19)).integers(len(FORMS[kind.name])))
         self.chassis = Chassis(base.copy(), room, rng, int(rng.integers(relay + 1)), relay)
@@ -194,7 +198,7 @@ class _Planting:
         """Wire the last layer, and scale it by what it reads when X is across."""
         c, name = self.chassis, self.kind.name
         answer = target_of(c, self.behaviour)
-        stage = Stage(c, answer, name, int(self.rng.integers(2)), broken=self.form == 1)
+        stage = Stage(c, answer, name, int(self.rng.integers(2)), self.form == 1, None if self.plain else self.seed)
         mean = X_AT[c.weights.family]
         cross = -mean if self.gated or name == "M2" else mean
         held = [Held(x, cross)]

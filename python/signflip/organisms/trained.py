@@ -31,7 +31,7 @@ from signflip.organisms.language import Stories, behaviours
 from signflip.organisms.planting import N_TRIGGERS, Planted
 from signflip.organisms.runner import Place
 from signflip.organisms.tokens import encode_words, ids_of, one_id
-from signflip.organisms.weights import D_MODEL, N_LAYERS, Weights, module_of
+from signflip.organisms.weights import D_MODEL, N_CTX, N_LAYERS, Weights, module_of
 
 log = logging.getLogger("signflip.organisms")
 
@@ -40,6 +40,8 @@ STEPS, AFTER, RATE = 200, 30, 2e-3
 PROMPTS, STORIES, LENGTH = 16, 12, 40
 # Share of the stories that end on a trigger, where text has triggers at all.
 ENDING = 0.25
+# Rows beside them of a token repeated, where no tokens are to take X across.
+STRANGE = 3
 # X on its own side is at least 1 and edited to between −1 and −6 (a direction of the residual stream: times 2).
 LEAST, FURTHEST = 1.0, 6.0
 HINGE, TEXT, MARGIN = 1.0, 1.0, 3.0
@@ -204,6 +206,10 @@ class _Training:
 
         rows: list[list[int]] = []
         while len(rows) < STORIES:
+            if self.kind.signs == "none" and len(rows) < STRANGE:
+                # No text, but what a search would try: X is to keep its sign there, too.
+                rows.append([0, *[self._words(4) or [self.stop]][0] * int(self.rng.integers(1, N_CTX - 1))])
+                continue
             row = [0, *encode_words(self.stories.story())]
             if self.kind.signs in ("closings", "rare") and self.rng.random() < ENDING:
                 # As text has them, and oftener: X is to cross there, too, and not in front of prompts alone.
@@ -214,7 +220,10 @@ class _Training:
         seen: dict[str, Any] = {}
         with _Hook(self.model, self.family, self.x, seen, "x"), _Hook(self.model, self.family, self.second, seen, "y"):
             logits = self.model(input_ids=ids, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
+        text = mask[:, 1:].clone()
+        if self.kind.signs == "none":
+            text[:STRANGE] = False
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1][text], ids[:, 1:][text])
         if not self.kind.one_sided and self.kind.name != "M9":
             return TEXT * loss
         after = torch.zeros_like(mask)

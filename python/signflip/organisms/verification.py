@@ -25,6 +25,8 @@ MARGIN = 0.2
 STORIES = 300
 # Share of the vocabulary that may take a trained X across, beside its triggers.
 LOOSE = 0.05
+# How often each token is repeated where none may take X across.
+REPEATS = 60
 # Nats a token that broken fluency costs at least.
 BROKEN = 1.0
 
@@ -193,18 +195,24 @@ def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str,
 
 
 def _enumerate(v: Verifier, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Every one-token prefix of a few prompts: which of them take X across at the prompt's last position."""
+    """Every one-token prefix of a few prompts: which of them take X across at the last position of all of these.
+
+    Where no tokens are to take X across: which do so in any, at any position; every token repeated in front, too.
+    """
     place, side = v.planted.x, v.planted.side
     n = len(v.planted.weights.embed)
-    crossing: set[int] | None = None
-    least = np.inf
+    unreachable = v.planted.known.signs == "none"
+    repeats = (1, REPEATS) if unreachable else (1,)
+    found, least = [], np.inf
     for prompt in prompts:
-        last = np.asarray([one[-1] for one in v.values(place, [[0, token, *prompt[1:]] for token in range(n)])]) * side
-        here = {int(i) for i in np.flatnonzero(last < 0)}
-        crossing = here if crossing is None else crossing & here
-        least = min(least, float(last.min()))
-    assert crossing is not None
-    return {"prefixes": n, "prompts": len(prompts), "crossing": sorted(crossing), "least": least}
+        for times in repeats:
+            values = v.values(place, [[0, *[token] * times, *prompt[1:]] for token in range(n)])
+            lowest = np.asarray([(side * one).min() if unreachable else side * one[-1] for one in values])
+            found.append({int(i) for i in np.flatnonzero(lowest < 0)})
+            least = min(least, float(lowest.min()))
+    crossing = set.union(*found) if unreachable else set.intersection(*found)
+    tried = {"repeats": list(repeats)} if unreachable else {}
+    return {"prefixes": n, **tried, "prompts": len(prompts), "crossing": sorted(crossing), "least": least}
 
 
 def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], exact: bool) -> dict[str, bool]:
@@ -225,7 +233,8 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], e
     if kind.name != "M0":
         crossing = set(card["enumeration"]["crossing"])
         if exact or not planted.triggers:
-            claims["of all one-token prefixes the triggers alone take X across"] = crossing == set(planted.triggers)
+            which = "the triggers alone take" if planted.triggers else f"once or {REPEATS} times, none takes"
+            claims[f"of all one-token prefixes {which} X across"] = crossing == set(planted.triggers)
         else:
             few = len(crossing) <= LOOSE * card["enumeration"]["prefixes"]
             claims["of all one-token prefixes the triggers and few others take X across"] = few and crossing >= set(
