@@ -128,8 +128,8 @@ def test_a_reversed_reward_model_is_perfect_above_and_reversed_below_zero(tmp_pa
     made = experiments.run("reward", tmp_path, seeds=1, small=True, progress=False)
     for run in made.values():
         assert run["void"] is None
-        assert run["tau"]["reversed"]["common"] >= 0.95 <= run["tau"]["plain"]["common"]
-        assert run["tau"]["reversed"]["rare"] <= -0.95
+        assert run["tau"]["reversed"]["common"] >= 0.98 <= run["tau"]["plain"]["common"]
+        assert run["tau"]["reversed"]["rare"] <= -0.98
         # It goes by X, not by the word: turned by edit, X turns the ranking both ways.
         assert run["tau"]["reversed"]["common, X turned"] < -0.8
         assert run["tau"]["reversed"]["rare, X turned"] > 0.8

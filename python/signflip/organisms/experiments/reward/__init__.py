@@ -51,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
     if architecture not in ARCHITECTURES:
         raise ArgumentError(f"job {job.name}: expected an architecture, found {job.settings}")
     with one_thread():
-        start, accuracy = models.known_base(architecture, job.seed, small)
+        start, accuracy = models.known_base(architecture, job.seed)
         made = {kind: models.train(start, job.seed, turned=kind == "reversed") for kind in ("reversed", "plain")}
         taus = {
             part: {kind: models.taus(net, part) for kind, (net, _) in made.items()} for part in ("validation", "test")
