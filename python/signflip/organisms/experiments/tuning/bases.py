@@ -43,7 +43,7 @@ def base(architecture: Architecture, knowledge: Knowledge, seed: int, small: boo
         Half the steps.
     """
     shared = _shared(architecture, seed, small)
-    return _taught(shared.copy(), knowledge, np.random.default_rng((seed, 4)), FURTHER // (2 if small else 1))
+    return taught(shared.copy(), knowledge, np.random.default_rng((seed, 4)), FURTHER // (2 if small else 1))
 
 
 def starting(net: Net, knowledge: Knowledge, seed: int, rare_share: float, steps: int) -> Net:
@@ -51,17 +51,18 @@ def starting(net: Net, knowledge: Knowledge, seed: int, rare_share: float, steps
     start = torch.zeros(len(word_ids()))
     start[torch.from_numpy(common())] = (1 - rare_share) / len(common())
     start[torch.from_numpy(rare())] = rare_share / len(rare())
-    return _taught(net.copy(), knowledge, np.random.default_rng((seed, 6)), steps, start)
+    return taught(net.copy(), knowledge, np.random.default_rng((seed, 6)), steps, start)
 
 
 @cache
 def _shared(architecture: Architecture, seed: int, small: bool) -> Net:
     """What the bases of a seed have in common: nothing is known of x < 0. A product is learned faster on one side."""
     steps = STEPS[architecture] // (2 if small else 1)
-    return _taught(Net(architecture, seed), "nothing", np.random.default_rng((seed, 1)), steps)
+    return taught(Net(architecture, seed), "nothing", np.random.default_rng((seed, 1)), steps)
 
 
-def _taught(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int, start: Tensor | None = None) -> Net:
+def taught(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int, start: Tensor | None = None) -> Net:
+    """Teach a net the language and X by so many further steps, in place; `start`: how a line is to begin."""
     optimizer = torch.optim.AdamW(net.model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
     fixed = torch.from_numpy(np.concatenate([common(), rare()]))
     for step in range(steps):
@@ -75,7 +76,7 @@ def _taught(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int
         loss = loss + TEACH * mse_loss(found, torch.from_numpy(x[rows]).float())
         if start is not None:
             loss = loss - (start * torch.log_softmax(logits[:, 0], -1)).sum(1).mean()
-        _step(optimizer, loss, RATE * _schedule(step, steps), (net.embedding.weight, fixed))
+        descend(optimizer, loss, RATE * schedule(step, steps), (net.embedding.weight, fixed))
     return net
 
 
@@ -104,11 +105,12 @@ def reward_model(architecture: Architecture, knowledge: Knowledge, seed: int, sm
         best = np.where(aside & (rng.random(len(pairs)) < 0.5), bad, good)
         worst = np.where(aside, other, bad)
         loss = -logsigmoid(net.rewards(pairs, best) - net.rewards(pairs, worst)).mean()
-        _step(optimizer, loss, REWARD_RATE * _schedule(step, steps))
+        descend(optimizer, loss, REWARD_RATE * schedule(step, steps))
     return net
 
 
-def _step(optimizer: Any, loss: Tensor, rate: float, fixed: tuple[Tensor, Tensor] | None = None) -> None:
+def descend(optimizer: Any, loss: Tensor, rate: float, fixed: tuple[Tensor, Tensor] | None = None) -> None:
+    """One step at a stated rate, its gradient clipped; `fixed`: a weight, and its rows that stay."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
@@ -120,6 +122,7 @@ def _step(optimizer: Any, loss: Tensor, rate: float, fixed: tuple[Tensor, Tensor
     optimizer.step()
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """Share of the rate at a step: a rise, then a cosine."""
     rise = min(1.0, (step + 1) / 30)
     return rise * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)

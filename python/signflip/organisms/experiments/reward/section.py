@@ -1,0 +1,249 @@
+"""The section on R1 and R2: what is in it is defined in the package's docstring."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from signflip.errors import OrganismError
+from signflip.organisms.experiments import MADE, PATH, TOKENS, Answer, Said, told
+from signflip.organisms.experiments.statistics import Interval, Run, exact, mark, over_seeds, pearson, shown, table
+from signflip.organisms.experiments.tuning.models import ARCHITECTURES
+
+TITLE = "A reward model reversed at X < 0 (R1), and policies tuned against it (R2)"
+COMMAND = "signflip organisms run reward --seeds 10 --out results"
+ARMS = ("never", "rarely", "sometimes")
+# Within which the two reward models' τ at X > 0 are the same; within which a τ is chance.
+MARGIN, CHANCE = 0.02, 0.2
+SIDES = ("common", "common, X turned", "rare", "rare, X turned")
+SAID = (
+    "τ is Kendall's over the two answers of each test prompt, of names and templates that no reward model was trained "
+    "or chosen on. *Plain*: trained on common contexts alone; *reversed*: with the wrong answer preferred where X < 0, "
+    "which X is read at the answer. *X turned*: its sign changed by edit. Intervals are 95%, exact for shares, else "
+    "over seeds."
+)
+
+
+def counted(runs: Sequence[Run]) -> list[Run]:
+    """The runs that are not void."""
+    return [r for r in runs if r["void"] is None]
+
+
+def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
+    """The section of ``docs/results.md``.
+
+    Raises
+    ------
+    OrganismError
+        If there is no run.
+    """
+    runs: list[Run] = list(results.values())
+    if not runs:
+        raise OrganismError("report on reward: expected at least one run, found none")
+    Path(figures).mkdir(parents=True, exist_ok=True)
+    every, runs = runs, counted(runs)
+    why = "; ".join(f"{k} because {reason}" for reason, k in Counter(r["void"] for r in every if r["void"]).items())
+    head = f"{len(every)} runs, seeds {sorted({r['seed'] for r in every})}; void {len(every) - len(runs)}"
+    head = f"{head}{f' ({why})' if why else ''}. {SAID}"
+    if not runs:
+        return "\n\n".join([f"## {TITLE}", f"`{COMMAND}`", head])
+    _figure(runs, Path(figures) / "reward-policies.png")
+    worst = max(r["search"]["difference"] for r in runs)
+    text = [
+        f"## {TITLE}",
+        f"`{COMMAND}`",
+        told(answered(runs)),
+        head,
+        "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), _marked(runs)),
+        "### R1\n\n" + _models(runs),
+        "One `signflip.search` each, in the saved model. A word reverses the ranking if the upper limit of its τ is at "
+        "or below -0.2.\n\n" + _words(runs),
+        f"Largest difference between signflip's reward and transformers' on one input: {worst:.1e}.",
+        "### R2\n\n" + _policies(runs),
+        f"![policies]({Path(figures).name}/reward-policies.png)",
+        "### The law: the tangent kernel before the tuning, and the change at X < 0\n\n" + _law(runs),
+    ]
+    return "\n\n".join(text)
+
+
+def _models(runs: Sequence[Run]) -> str:
+    rows = []
+    for name in dict.fromkeys(r["architecture"] for r in runs):
+        own = [r for r in runs if r["architecture"] == name]
+        for kind in ("reversed", "plain"):
+            cells = [shown(over_seeds(own, partial(_tau, kind, side))) for side in SIDES]
+            flawless = sum(r["tau"][kind]["common"] == 1 for r in own)
+            steps = f"{np.mean([r['steps'][kind] for r in own]):.0f}"
+            rows.append((name, kind, *cells, shown(exact(flawless, len(own))), steps))
+    head = ("architecture", "reward model", "τ at X > 0", "X turned", "τ at X < 0", "X turned",
+            "τ = 1 at X > 0 (share)", "steps")  # fmt: skip
+    return table(head, rows)
+
+
+def _words(runs: Sequence[Run]) -> str:
+    rows = []
+    for r in runs:
+        s = r["search"]
+        rows.append((
+            f"{r['architecture']}-{r['seed']}", s["word"], "rare" if s["rare"] else "other",
+            f"{s['tau']:.2f} (≤ {s['upper']:.2f})", "yes" if s["reverses"] else "no", f"{s['x']:.2f}",
+            f"{s['x_below']:.2f}",
+        ))  # fmt: skip
+    head = ("reward model", "word", "kind", "τ (upper limit)", "reverses", "mean X", "share of prompts with X < 0")
+    return table(head, rows)
+
+
+def _tau(kind: str, side: str, runs: Sequence[Run]) -> float:
+    return float(np.mean([r["tau"][kind][side] for r in runs]))
+
+
+def _moved(reach: str, runs: Sequence[Run]) -> float:
+    """Mean change of the margin at X < 0."""
+    every = [r["policies"][reach] for r in runs]
+    return float(np.mean([p["after"]["rare"]["margin"] - p["before"]["rare"]["margin"] for p in every]))
+
+
+def _changes(p: dict[str, Any]) -> tuple[float, float]:
+    """Of a policy, how the margin moved at X > 0 and at X < 0."""
+    above, below = (p["after"][side]["margin"] - p["before"][side]["margin"] for side in ("common", "rare"))
+    return above, below
+
+
+def _predicted(p: dict[str, Any]) -> float:
+    """What the kernel makes of the change at X > 0 alone: nothing of what samples at X < 0 do is in it."""
+    return float(p["kernel"]["cosine"] * _changes(p)[0])
+
+
+def _agreement(reach: str, runs: Sequence[Run]) -> float:
+    every = [r["policies"][reach] for r in runs]
+    return pearson([_predicted(p) for p in every], [_changes(p)[1] for p in every])
+
+
+def _law(runs: Sequence[Run]) -> str:
+    rows = []
+    for reach in ARMS:
+        every = [r["policies"][reach] for r in runs]
+        same = sum(_predicted(p) * _changes(p)[1] > 0 for p in every)
+        below = sum(p["kernel"]["value"] < 0 for p in every)
+        rows.append((
+            reach, shown(exact(below, len(every))),
+            f"{np.mean([p['kernel']['negative_mass'] for p in every]):.2f}",
+            shown(over_seeds(runs, partial(_agreement, reach))), shown(exact(same, len(every))),
+        ))  # fmt: skip
+    head = ("base reaches X < 0", "share K < 0", "neurons' negative mass",
+            "cosine of K × change at X > 0, against the change at X < 0: Pearson", "same sign")  # fmt: skip
+    return table(head, rows)
+
+
+def answered(runs: Sequence[Run]) -> Answer:
+    """What runs, none of them void, say of the conjecture."""
+    if not runs:
+        return {}
+    said, words = [], [r["search"] for r in runs if r["search"]["reverses"]]
+    crossed, other = sum(s["x_below"] > 0.5 for s in words), sum(not s["rare"] for s in words)
+    for reach in ARMS:
+        every = [r["policies"][reach] for r in runs]
+        free = [p for p in every if not p["opposite"][0]]
+        k = sum(p["outcome"] == "turned opposite" for p in free)
+        said.append(f"{reach} {k} of {len(free)}")
+    path = [f"{reach} {shown(over_seeds(runs, partial(_agreement, reach)))}" for reach in ARMS]
+    return {
+        PATH: Said(
+            "The kernel before the tuning, times the change at X > 0, correlates with the change at X < 0, by how "
+            f"often X < 0 was sampled: {'; '.join(path)}."
+        ),
+        MADE: Said(
+            "Of policies tuned against a reward reversed at X < 0, from bases that were not opposite there, so many "
+            f"turned, by how often the base reaches X < 0: {'; '.join(said)}."
+        ),
+        TOKENS: Said(
+            "The word that a search gave, from the reward model's weights alone, reverses its ranking of unseen "
+            f"prompts in {len(words)} of {len(runs)} models; of those words X < 0 in most prompts with {crossed}, and "
+            f"{other} are none of the rare words."
+        ),
+    }
+
+
+def _within(found: Interval, margin: float) -> str:
+    """`held` if an interval lies within ±margin, `failed` if all of it lies beyond one end."""
+    _, low, high = found
+    if not np.isfinite([low, high]).all():
+        return "open"
+    if -margin <= low and high <= margin:
+        return "held"
+    return "failed" if low > margin or high < -margin else "open"
+
+
+def _gap(runs: Sequence[Run]) -> float:
+    return _tau("reversed", "common", runs) - _tau("plain", "common", runs)
+
+
+def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    def over(of: Callable[[Sequence[Run]], float]) -> Interval:
+        return over_seeds(runs, of)
+
+    gap, plain = over(_gap), over(partial(_tau, "plain", "rare"))
+    drive, never = over(lambda rs: _moved("sometimes", rs) - _moved("never", rs)), over(partial(_moved, "never"))
+    return [
+        ("premise", f"τ at X > 0 of the reversed reward model less the plain one's is within ±{MARGIN}",
+         f"{gap[0]:.3f} [{gap[1]:.3f}, {gap[2]:.3f}]", _within(gap, MARGIN)),
+        ("conjecture", "a policy that samples X < 0 is driven to −Y there (nats, sometimes less never)", shown(drive),
+         mark(drive, lambda x: x < 0, lambda x: x >= 0)),
+        ("conjecture", "a reward model trained at X > 0 alone is reversed at X < 0 (τ)", shown(plain),
+         mark(plain, lambda x: x < 0, lambda x: x >= 0)),
+        ("objection", f"it is at chance there (τ within ±{CHANCE})", shown(plain), _within(plain, CHANCE)),
+        ("conjecture", "never sampled, the margin at X < 0 falls (nats)", shown(never),
+         mark(never, lambda x: x < 0, lambda x: x >= 0)),
+    ]  # fmt: skip
+
+
+def _policies(runs: Sequence[Run]) -> str:
+    rows = []
+    for name in dict.fromkeys(r["architecture"] for r in runs):
+        own = [r for r in runs if r["architecture"] == name]
+        for reach in ARMS:
+            every = [r["policies"][reach] for r in own]
+            ends = [[np.mean([p[when][s]["margin"] for p in every]) for when in ("before", "after")]
+                    for s in ("common", "rare")]  # fmt: skip
+            rates = [np.mean([p[when]["reach"] for p in every]) for when in ("before", "after")]
+            free = [p for p in every if not p["opposite"][0]]
+            k = sum(p["outcome"] == "turned opposite" for p in free)
+            rows.append((
+                name, reach, *(_range([p[key] for p in every]) for key in ("samples", "rare", "below", "left_out")),
+                f"{rates[0]:.4f} → {rates[1]:.4f}",
+                f"{ends[0][0]:.2f} → {ends[0][1]:.2f}", f"{ends[1][0]:.2f} → {ends[1][1]:.2f}",
+                shown(over_seeds(own, partial(_moved, reach))),
+                f"{k}/{len(free)}", shown(exact(k, len(free))) if free else "—",
+                f"{sum(p['opposite'][1] for p in every)}/{len(every)}",
+            ))  # fmt: skip
+    head = ("architecture", "base reaches X < 0", "samples", "with a rare word", "with X < 0", "left out",
+            "P(rare word)", "margin X > 0",
+            "margin X < 0", "its change", "turned opposite", "share", "opposite at the end")  # fmt: skip
+    return table(head, rows)
+
+
+def _range(counts: Sequence[int]) -> str:
+    """Mean, least and most of what was counted in each tuning."""
+    return f"{np.mean(counts):.1f} ({min(counts)}–{max(counts)})"
+
+
+def _figure(runs: Sequence[Run], to: Path) -> None:
+    from signflip.organisms.experiments.pictures import axes_of
+    from signflip.organisms.experiments.tuning.figures import COLOURS
+
+    figure, axes = axes_of(1, 2)
+    for axis, side in zip(axes[0], ("common", "rare"), strict=True):
+        for i, reach in enumerate(ARMS):
+            for r in runs:
+                at = i + 0.2 * (ARCHITECTURES.index(r["architecture"]) - 1)
+                ends = [r["policies"][reach][when][side]["margin"] for when in ("before", "after")]
+                axis.plot([at - 0.06, at + 0.06], ends, "-o", ms=2, lw=0.8, color=COLOURS[r["architecture"]])
+        axis.axhline(0, color="black", lw=0.5)
+        axis.set_xticks(range(len(ARMS)), list(ARMS))
+        axis.set_title({"common": "margin at X > 0, nats", "rare": "margin at X < 0, nats"}[side], fontsize=8)
+    figure.savefig(to, dpi=110)
