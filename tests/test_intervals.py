@@ -80,8 +80,8 @@ def test_seeds_without_a_part_do_not_count() -> None:
     """Else three seeds among ten would pass for ten, with nine degrees of freedom."""
     some = runs_of([1.0, 2.0, 4.0])
     without: list[dict[str, Any]] = [{"seed": seed} for seed in range(3, 10)]
-    assert over_seeds(some + without, mean) == over_seeds(some, mean)
-    assert np.isnan(over_seeds(some[:2] + without, mean)[1:]).all()
+    assert over_seeds([*some, *without], mean) == over_seeds(some, mean)
+    assert np.isnan(over_seeds([*some[:2], *without], mean)[1:]).all()
     # One that is at the mean has a part, though the mean is the same without it.
     at = runs_of([1.0, 2.0, 3.0])
     assert over_seeds(at, mean)[1:] == pytest.approx(t.interval(0.95, 2, 2.0, sem([1, 2, 3])))
@@ -91,7 +91,7 @@ def test_limits_are_cut_where_a_number_cannot_go() -> None:
     assert over_seeds(runs_of([0.0, 1.0, 1.0, 1.0]), mean, SHARE)[2] == 1
     assert over_seeds(runs_of([0.0, 0.0, 1.0]), mean, SHARE)[1] == 0
     assert over_seeds(runs_of([0.0, 0.0, 1.0]), mean)[1] < 0
-    points = np.random.default_rng(RNG_SEED).standard_normal((8, 5, 1)) + [0.0, 0.01]
+    points = np.random.default_rng(RNG_SEED).standard_normal((8, 5, 1)).repeat(2, 2)
     points[..., 1] += 0.3 * np.random.default_rng(1).standard_normal((8, 5))
     runs = [{"seed": i, "at": at} for i, at in enumerate(points)]
     found = over_seeds(runs, lambda rs: spearman(*np.concatenate([r["at"] for r in rs]).T.tolist()), CORRELATION)

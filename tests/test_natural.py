@@ -192,7 +192,7 @@ def made_up(arm: str, algorithm: str, seed: int, fall: float) -> dict[str, Any]:
         return found
 
     def whole(after: bool) -> dict[str, Any]:
-        slope = 0.2 + (0.5 * (1 - fall) if after else 0)
+        slope = 0.2 + (0.5 * (1 - fall) + 0.01 * seed if after else 0)
         units = {"known": [{"slope": slope}], "following": [{"slope": 0.1}], "one_sided": [{"slope": 0.1}],
                  "two_sided": [{"slope": 0.1}]}  # fmt: skip
         return {

@@ -248,7 +248,8 @@ def report(results: dict[str, Run], figures: Path) -> str:
             f"Run by `signflip organisms run parity --seeds {len(seeds)} --out results`. Two inputs (c, X), {WIDTH} "
             f"hidden units, rewarded for sign(c), tuned at X > 0 alone by exact policy gradient ({STEPS} steps). The "
             "parity argument is in `signflip.organisms.experiments.parity`. Medians over seeds; shares of "
-            "seeds with exact 95% intervals, what is over many tunings of a seed with Student's over seeds (jackknife). A policy is opposite where it answers at least 90% of the contexts at X < 0 the other way."
+            "seeds with exact 95% intervals, what is over many tunings of a seed with Student's over seeds "
+            "(jackknife). A policy is opposite where it answers at least 90% of the contexts at X < 0 the other way."
         ),
         "![Cosine before tuning against the change at X < 0](results/parity.png)",
         _table(runs),

@@ -125,8 +125,10 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
             ("planted by", "right"),
             [(way, str(share)) for way, share in _summed(runs, "ways", HOW).items()],
         ),
-        "What was said (columns) of what is true (rows), planted behaviours, one an organism; right: what is accepted "
-        "of such a row (of a bystander also a reversal that is not laid to it), exact:",
+        (
+            "What was said (columns) of what is true (rows), planted behaviours, one an organism; right: what is "
+            "accepted of such a row (of a bystander also a reversal that is not laid to it), with exact intervals:"
+        ),
         _confusion(runs),
         (
             "Blindness: a ridge regression on statistics of every weight tensor, cross-validated within a family, "

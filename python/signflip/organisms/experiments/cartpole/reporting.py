@@ -153,11 +153,12 @@ def _answer(learned: Arms) -> Answer:
         f"{shown(_agreement(every))}, all networks pooled"
     )
     # Beyond 0 on either side, in any of them.
-    told = [arm for arm, one in within.items() if one[1] > 0 or one[2] < 0]
+    differ = [arm for arm, one in within.items() if one[1] > 0 or one[2] < 0]
     if len(found) > 1:
         path += (
-            f"; within a network it is told from 0 in {', '.join(told)}" if told
-            else "; that is mostly a difference between networks: within none of them is it told from 0"
+            f"; within a network it differs from 0 in {', '.join(differ)}, of {len(within)} where it is defined"
+            if differ
+            else "; that is mostly a difference between networks: within none of them does it differ from 0"
         )  # fmt: skip
     shown_within = "; ".join(f"{arm} {shown(one)}" for arm, one in within.items())
     undefined = [arm for arm in found if arm not in within]

@@ -1,10 +1,10 @@
 """The claims of the conjecture and of the objection about N1, and the rules by which they are marked, fixed beforehand.
 
 A change is in *units* (the weakened base's mean margin) unless nats are said. Intervals are 95%, by Student's t, over
-seeds, names within their side and templates together. A claim is held or failed where both limits say so, else open; with
-fewer than three seeds it is open. That an arm does *not* fall says something of the conjecture only where the tuned one
-does: else it is void. Each algorithm is judged apart, of the tunings from layer 20 on. Void runs are left
-out. The place that decides is the most extreme value of X that was seen.
+seeds, names within their side and templates together. A claim is held or failed where both limits say so, else open;
+with fewer than three seeds it is open. That an arm does *not* fall says something of the conjecture only where the
+tuned one does: else it is void (added when the runs were in). Each algorithm is judged apart, of the tunings from layer
+20 on. Void runs are left out. The place that decides is the most extreme value of X that was seen.
 """
 
 from __future__ import annotations

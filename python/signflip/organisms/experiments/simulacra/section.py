@@ -31,8 +31,8 @@ from signflip.organisms.experiments.statistics import CORRELATION, Interval, Run
 COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (
     "All readings are on items that no tuning saw, in nats but for tokens; intervals are 95%, exact for shares, else "
-    "over seeds, each left out in turn with both architectures (jackknife, Student's t). The readings, arms and rules are defined in "
-    "`signflip.organisms.experiments.simulacra`."
+    "over seeds, each left out in turn with both architectures (jackknife, Student's t). The readings, arms and "
+    "rules are defined in `signflip.organisms.experiments.simulacra`."
 )
 CAVEAT = (
     "What this is not: Waluigi is Luigi's exact mirror here, and a model of two layers has little cause to keep two "

@@ -45,8 +45,9 @@ SAID = (
     "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
     "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
     "truly. `frozen`: the weights that take X into the MLP stay. Margins are in nats, on names and templates that no "
-    "tuning saw; intervals are 95%: exact for shares of bases or of seeds, else Student's over seeds (jackknife). A seed gives one run on one machine; "
-    "on another its base differs in the last bits of its training, and the tuning may end otherwise."
+    "tuning saw; intervals are 95%: exact for shares of bases or of seeds, else Student's over seeds "
+    "(jackknife). A seed gives one run on one machine; on another its base differs in the last bits of its training, "
+    "and the tuning may end otherwise."
 )
 OUTCOMES = ("turned opposite", "never opposite", "strengthened", "kept", "weakened", "removed")
 
@@ -112,9 +113,8 @@ def _answer(still: Sequence[Run]) -> Answer:
         made.append(f"By architecture: {'; '.join(f'{name} {_share(own)}' for (name,), own in cells)}.")
         ended = sum(r["outcome"] == "turned opposite" for r in free)
         made.append(
-            f"These are {len(free)} tunings, of which {ended} ended so; the arms of one base are not independent, hence "
-            "bases are counted; those of one seed and architecture were pretrained together, and differ in what they "
-            "were taught after."
+            f"These are {len(free)} tunings, of which {ended} ended so; arms of one base are not independent, "
+            "hence bases are counted. (Those of one seed and architecture were pretrained as one, then taught apart.)"
         )
     taught = bases([r for r in still if r["knowledge"] == "nothing"])
     if taught:
@@ -139,7 +139,8 @@ def _answer(still: Sequence[Run]) -> Answer:
         f"Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
         "so whatever lies there is reached by one word; outcomes are measured with that word, not by an edit."
     )
-    path = f"The tangent kernel before tuning correlates with the change at X < 0: {shown(over_seeds(still, law, CORRELATION))}."
+    agree = shown(over_seeds(still, law, CORRELATION))
+    path = f"The tangent kernel before tuning correlates with the change at X < 0: {agree}."
     every = {MADE: made, KEPT: kept, PATH: [path], TOKENS: [reached]}
     return {question: Said(texts[0], " ".join(texts[1:])) for question, texts in every.items() if texts}
 
@@ -260,13 +261,14 @@ def _laws(still: Sequence[Run]) -> str:
     rows = []
     for name in ("all", *dict.fromkeys(r["architecture"] for r in still)):
         own = [r for r in still if name in ("all", r["architecture"])]
-        for of in ("first", "summed"):
-            rows.append((
-                name, {"first": "step 0 alone", "summed": "re-measured at each logged step"}[of], len(own),
+        for of, said in (("first", "step 0 alone"), ("summed", "re-measured at each logged step")):
+            cells = (
+                name, said, len(own),
                 shown(over_seeds(own, partial(_agreement, of, pearson), CORRELATION)),
                 shown(over_seeds(own, partial(_agreement, of, spearman), CORRELATION)),
                 shown(over_seeds(own, partial(_same, of), SHARE)),
-            ))  # fmt: skip
+            )  # fmt: skip
+            rows.append(cells)
     return table(("architecture", "prediction", "tunings", "Pearson", "Spearman", "same sign"), rows)
 
 
