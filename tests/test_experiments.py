@@ -389,7 +389,7 @@ def test_the_report_can_go_either_way(tmp_path: Path, below: str, conjecture: st
 
 def test_a_correlation_between_networks_is_said_to_be_one(tmp_path: Path) -> None:
     """Two networks apart in both numbers, without any relation within them; then with one."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(2)
 
     def path(slope: float) -> str:
         runs = {}

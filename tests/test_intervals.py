@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom, sem, t
 
 from signflip.organisms.experiments.natural.predictions import interval
-from signflip.organisms.experiments.statistics import CORRELATION, SHARE, mark, over_seeds, pearson, spearman
+from signflip.organisms.experiments.statistics import SHARE, correlated, mark, over_seeds, pearson, spearman
 
 RNG_SEED = 20
 
@@ -65,13 +65,28 @@ def test_coverage_of_a_ratio_of_means() -> None:
     assert 0.93 <= covered / times <= 0.97
 
 
+def pairs(runs: Sequence[dict[str, Any]]) -> float:
+    return pearson([r["x"] for r in runs], [r["y"] for r in runs])
+
+
+@pytest.mark.parametrize(("n", "rho"), [(5, 0.0), (10, 0.0), (10, 0.9)])
+def test_coverage_of_a_correlation(n: int, rho: float) -> None:
+    times, rng, covered = 800, np.random.default_rng(RNG_SEED), 0
+    for _ in range(times):
+        points = rng.multivariate_normal((0, 0), ((1, rho), (rho, 1)), n)
+        value, low, high = correlated([{"seed": i, "x": x, "y": y} for i, (x, y) in enumerate(points)], pairs)
+        assert -1 <= low < value < high <= 1
+        covered += low < rho < high
+    assert binom.ppf(0.001, times, 0.95) <= covered <= 0.985 * times
+
+
 def test_no_limits_where_nothing_can_be_said() -> None:
     assert np.isnan(over_seeds(runs_of([1, 2]), mean)[1:]).all()
     # All alike: no seed says how far another would be from it.
     assert np.isnan(over_seeds(runs_of([0.1] * 7), mean)[1:]).all()
     # Three points less one are no correlation.
     three = [{"seed": i, "x": x, "y": y} for i, (x, y) in enumerate([(0, 0), (1, 2), (2, 1)])]
-    found = over_seeds(three, lambda rs: pearson([r["x"] for r in rs], [r["y"] for r in rs]), CORRELATION)
+    found = correlated(three, pairs)
     assert found[0] == pytest.approx(0.5)
     assert np.isnan(found[1:]).all()
 
@@ -94,7 +109,7 @@ def test_limits_are_cut_where_a_number_cannot_go() -> None:
     points = np.random.default_rng(RNG_SEED).standard_normal((8, 5, 1)).repeat(2, 2)
     points[..., 1] += 0.3 * np.random.default_rng(1).standard_normal((8, 5))
     runs = [{"seed": i, "at": at} for i, at in enumerate(points)]
-    found = over_seeds(runs, lambda rs: spearman(*np.concatenate([r["at"] for r in rs]).T.tolist()), CORRELATION)
+    found = correlated(runs, lambda rs: spearman(*np.concatenate([r["at"] for r in rs]).T.tolist()))
     assert 0 < found[1] < found[0] < found[2] <= 1
 
 

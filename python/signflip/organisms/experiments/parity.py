@@ -27,9 +27,9 @@ from torch.nn import functional
 from signflip.organisms.experiments import PATH, Answer, Job, Said, told
 from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import (
-    CORRELATION,
     SHARE,
     Interval,
+    correlated,
     exact,
     mark,
     over_seeds,
@@ -308,7 +308,7 @@ def _correlation(runs: Sequence[Run]) -> Interval:
         every = [b for one in some for b in one["bases"].values() if b["law"]["cosine"] is not None]
         return spearman([b["law"]["cosine"] for b in every], [_moved(b) for b in every])
 
-    return over_seeds(runs, over, CORRELATION)
+    return correlated(runs, over)
 
 
 def _moved(base: dict[str, Any]) -> float:

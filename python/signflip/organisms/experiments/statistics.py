@@ -12,8 +12,8 @@ from signflip.errors import ArgumentError
 
 Run = dict[str, Any]
 Interval = tuple[float, float, float]
-# What a number can be: anything, a share, a correlation.
-ANY, SHARE, CORRELATION = (-float("inf"), float("inf")), (0.0, 1.0), (-1.0, 1.0)
+# What a number can be: anything, a share, a cosine or a difference of shares.
+ANY, SHARE, SIGNED = (-float("inf"), float("inf")), (0.0, 1.0), (-1.0, 1.0)
 
 
 def exact(k: int, n: int) -> Interval:
@@ -69,7 +69,7 @@ def over_seeds(
     statistic
         Of any of them; NaN where it is not defined.
     within
-        What the statistic cannot leave: `SHARE` and `CORRELATION`, say. Limits are cut there.
+        What the statistic cannot leave: `SHARE` or `SIGNED`, say. Limits are cut there.
 
     Returns
     -------
@@ -95,6 +95,20 @@ def over_seeds(
     if n < 3 or not np.isfinite(without).all():
         return nothing
     return limits(value, (n - 1) ** 2 / n * float(np.var(without, ddof=1)), n - 1, within)
+
+
+def correlated(runs: Sequence[Run], correlation: Callable[[Sequence[Run]], float]) -> Interval:
+    """A correlation and its 95% interval, `over_seeds` on Fisher's scale, where its error is the same everywhere.
+
+    Of 10 pairs, one a seed, it then covers 0.95 of the time; without, 0.90. No limits at ±1.
+    """
+
+    def fisher(some: Sequence[Run]) -> float:
+        r = correlation(some)
+        return float(np.arctanh(r)) if abs(r) < 1 - 1e-12 else float("nan")
+
+    _, low, high = over_seeds(runs, fisher)
+    return correlation(runs), float(np.tanh(low)), float(np.tanh(high))
 
 
 def seeds_of(runs: Sequence[Run], name: Callable[[Run], str]) -> str:

@@ -13,7 +13,7 @@ from signflip.organisms.experiments import MADE, PATH, Answer, Said, told
 from signflip.organisms.experiments.cartpole.measuring import OPPOSITE
 from signflip.organisms.experiments.cartpole.picture import draw
 from signflip.organisms.experiments.cartpole.training import NOISE
-from signflip.organisms.experiments.statistics import CORRELATION, Interval, exact, over_seeds, pearson, shown, table
+from signflip.organisms.experiments.statistics import Interval, correlated, exact, pearson, shown, table
 from signflip.organisms.experiments.statistics import mark as marked
 from signflip.organisms.scoring import Share
 
@@ -256,9 +256,7 @@ def _there(run: Run) -> float:
 
 def _agreement(runs: Sequence[dict[str, Any]]) -> Interval:
     """Correlation of K's cosine before training with what the policy does at x = −1 after it."""
-    return over_seeds(
-        runs, lambda some: pearson([r["kernel"]["cosine"] for r in some], [_there(r) for r in some]), CORRELATION
-    )
+    return correlated(runs, lambda some: pearson([r["kernel"]["cosine"] for r in some], [_there(r) for r in some]))
 
 
 def _law(learned: Arms) -> str:

@@ -17,9 +17,9 @@ import numpy as np
 
 from signflip.organisms.experiments.simulacra.world import PERSONAS
 from signflip.organisms.experiments.statistics import (
-    CORRELATION,
     Interval,
     Run,
+    correlated,
     exact,
     mark,
     over_seeds,
@@ -100,7 +100,7 @@ def agreement(runs: Sequence[Run], by: str, readings: str = "") -> Interval:
         if keys:
             of = run["cosine"] if by == "cosine" else run["predicted"][by]
             made.append({"seed": run["seed"], "x": [of[key] for key in keys], "y": [change(run, key) for key in keys]})
-    return over_seeds(made, lambda rs: pearson(*(np.concatenate([r[side] for r in rs]) for side in "xy")), CORRELATION)  # type: ignore[arg-type]
+    return correlated(made, lambda rs: pearson(*(np.concatenate([r[side] for r in rs]) for side in "xy")))  # type: ignore[arg-type]
 
 
 def verdict(found: Interval, held: Callable[[float], bool]) -> str:

@@ -26,7 +26,7 @@ from signflip.organisms.experiments.simulacra.predictions import (
     shown_off,
 )
 from signflip.organisms.experiments.simulacra.world import PERSONAS
-from signflip.organisms.experiments.statistics import CORRELATION, Interval, Run, over_seeds, seeds_of, shown, table
+from signflip.organisms.experiments.statistics import SIGNED, Interval, Run, over_seeds, seeds_of, shown, table
 
 COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (
@@ -179,7 +179,7 @@ def _kernel(tuned: Sequence[Run]) -> str:
             largest = sorted(parts, key=lambda part: -abs(parts[part]))[:2]
             of = [r["kernel"]["neurons"][persona] for r in own]
             rows.append((
-                name, persona, shown(over_seeds(own, cosine, CORRELATION)), shown(negative(own, persona)),
+                name, persona, shown(over_seeds(own, cosine, SIGNED)), shown(negative(own, persona)),
                 "; ".join(f"{part} {parts[part]:+.1f}" for part in largest),
                 f"{np.mean([o['negative'] for o in of]):.2f}", f"{np.mean([o['negative_mass'] for o in of]):.2f}",
             ))  # fmt: skip

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from signflip.organisms.experiments.statistics import (
-    CORRELATION,
     SHARE,
+    SIGNED,
     Interval,
     Run,
+    correlated,
     exact,
     mark,
     over_seeds,
@@ -136,7 +137,7 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         elif name == "gelu":
             verdict = mark(below, lambda x: x < 0.5, lambda x: x > 0.5)
             add("parity", "gelu is additive: K > 0 mostly (share of bases with K < 0)", below, verdict)
-    found = over_seeds(still, law, CORRELATION)
+    found = correlated(still, law)
     verdict = mark(found, lambda x: x > HIGH, lambda x: x < HIGH)
     add("conjecture", f"K before tuning correlates with the change at X < 0 (above {HIGH})", found, verdict)
     found = over_seeds(still, lambda rs: mean_of(rs, "lead"))
@@ -145,7 +146,7 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     found = over_seeds(still, lambda rs: mean_of(rs, "distance"))
     verdict = mark(found, lambda x: x <= 0, lambda x: x > 0)
     add("conjecture", "X = 0 is no farther (change of mean/sd of X)", found, verdict)
-    found = over_seeds(runs, removal, (-1.0, 1.0))
+    found = over_seeds(runs, removal, SIGNED)
     verdict = mark(found, lambda x: x > 0, lambda x: x <= 0.1)
     if each := _removed(runs):
         with_, without = (sum(one[i] for one in each) for i in (0, 1))

@@ -13,9 +13,10 @@ import numpy as np
 from signflip.errors import OrganismError
 from signflip.organisms.experiments import KEPT, MADE, PATH, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.statistics import (
-    CORRELATION,
     SHARE,
+    SIGNED,
     Run,
+    correlated,
     exact,
     over_seeds,
     pearson,
@@ -139,7 +140,7 @@ def _answer(still: Sequence[Run]) -> Answer:
         f"Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
         "so whatever lies there is reached by one word; outcomes are measured with that word, not by an edit."
     )
-    agree = shown(over_seeds(still, law, CORRELATION))
+    agree = shown(correlated(still, law))
     path = f"The tangent kernel before tuning correlates with the change at X < 0: {agree}."
     every = {MADE: made, KEPT: kept, PATH: [path], TOKENS: [reached]}
     return {question: Said(texts[0], " ".join(texts[1:])) for question, texts in every.items() if texts}
@@ -179,11 +180,11 @@ def _bases(runs: Sequence[Run]) -> str:
             shown(over_seeds(own, lambda rs: _mean(rs, 0, "common", "margin"))),
             shown(over_seeds(own, lambda rs: _mean(rs, 0, "rare", "margin"))),
             f"{sum(map(was_opposite, own))}/{len(own)}",
-            shown(over_seeds(own, lambda rs: float(np.mean([r["kernel"]["cosine"] for r in rs])), CORRELATION)),
+            shown(over_seeds(own, lambda rs: float(np.mean([r["kernel"]["cosine"] for r in rs])), SIGNED)),
             shown(exact(negative, len(own))),
             f"{np.mean([r['kernel']['negative_mass'] for r in own]):.2f}",
             "; ".join(f"{part} {parts[part]:+.1f}" for part in largest),
-            shown(over_seeds(own, lambda rs: float(np.mean([r["reward_tau"]["rare"] for r in rs])), CORRELATION)),
+            shown(over_seeds(own, lambda rs: float(np.mean([r["reward_tau"]["rare"] for r in rs])), SIGNED)),
         ))  # fmt: skip
     head = ("architecture", "base knew", "margin X > 0", "margin X < 0", "opposite", "cosine of K", "share K < 0",
             "neurons' negative mass", "largest parts of K", "reward model's τ at X < 0")  # fmt: skip
@@ -264,8 +265,8 @@ def _laws(still: Sequence[Run]) -> str:
         for of, said in (("first", "step 0 alone"), ("summed", "re-measured at each logged step")):
             cells = (
                 name, said, len(own),
-                shown(over_seeds(own, partial(_agreement, of, pearson), CORRELATION)),
-                shown(over_seeds(own, partial(_agreement, of, spearman), CORRELATION)),
+                shown(correlated(own, partial(_agreement, of, pearson))),
+                shown(correlated(own, partial(_agreement, of, spearman))),
                 shown(over_seeds(own, partial(_same, of), SHARE)),
             )  # fmt: skip
             rows.append(cells)
