@@ -382,9 +382,30 @@ def test_the_report_can_go_either_way(tmp_path: Path, below: str, conjecture: st
     said = {cells[1]: cells[-1].removesuffix(" |") for cells in rows}
     assert said["swiglu: opposite at x = −1 (most)"] == conjecture
     assert said["swiglu: opposite at any x (few)"] == objection
-    assert ("Yes, where x < 0: swiglu." in text) == (below == "opposite")
+    assert f"centre of what they saw: swiglu {10 if below == 'opposite' else 0} of 10; at some x: swiglu" in text
     assert "not learned: swiglu seed 10 (30)" in text
     assert "| swiglu | 10 of 11 |" in text
+
+
+def test_a_correlation_between_networks_is_said_to_be_one(tmp_path: Path) -> None:
+    """Two networks apart in both numbers, without any relation within them; then with one."""
+    rng = np.random.default_rng(2)
+
+    def path(slope: float) -> str:
+        runs = {}
+        for arm, centre in (("swiglu", -0.6), ("additive", 0.6)):
+            for seed in range(10):
+                run, off = made_up(arm, seed, "incompetent"), 0.1 * float(rng.standard_normal())
+                run["kernel"] = {**run["kernel"], "cosine": centre + off}
+                there = centre + slope * off + 0.05 * float(rng.standard_normal())
+                next(point for point in run["points"] if point["x"] == -1)["agreement"] = (there + 1) / 2
+                runs[f"{arm}-{seed}"] = run
+        said = cartpole.answer(runs)[experiments.PATH]
+        assert "Within each network: swiglu " in said.more
+        return said.plain
+
+    assert "mostly a difference between networks: within none of them" in path(0.0)
+    assert "within a network it differs from 0 in swiglu, additive, of 2" in path(2.0)
 
 
 def test_marks() -> None:

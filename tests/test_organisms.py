@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -350,6 +351,12 @@ def test_the_suites_section_counts_what_audits_said(
     text = experiments.report(tmp_path, tmp_path / "docs", seeds=2, small=True, names=["suite"]).read_text()
     assert f"recall | 0.50 [{Share.counted(positives, 2 * positives).low:.2f}" in text
     assert f"| precision | {Share.counted(positives, positives)} |" in text
+    # Of the row of each verdict, how many were right: half where something is planted, all where saying nothing is.
+    for verdict in {one.verdicts[one.behaviour]["verdict"] for one in truths.values()}:
+        n = 2 * sum(one.verdicts[one.behaviour]["verdict"] == verdict for one in truths.values())
+        right = n if verdict == "inert" else n // 2
+        assert re.search(rf"\| {verdict} \|.* \| {re.escape(str(Share.counted(right, n)))} \|", text)
+    assert "are too narrow" in text
     # The models that are told nothing of have none of the two planted reversals, and M1 is right by saying nothing.
     assert f"| right | {Share.counted(4, 6)} |" in text
     assert "| M3 | opposite | 0.50" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ import torch
 
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import Job, tangent, tuning
+from signflip.organisms.experiments import KEPT, MADE, Job, tangent, tuning
 from signflip.organisms.experiments.statistics import exact, mark, over_seeds
-from signflip.organisms.experiments.tuning import kernel, losses, world
+from signflip.organisms.experiments.tuning import kernel, losses, predictions, section, world
 from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.measure import behaviour, outcome, rank, state
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
@@ -167,6 +168,55 @@ def test_rules() -> None:
         Arm("ppo")
     with pytest.raises(ArgumentError, match="arm"):
         tuning.run(Job("x", 0, {"arm": "no"}))
+
+
+def made_up(arm: str, seed: int, before: float, after: float) -> dict[str, Any]:
+    """A tuning whose margin at X < 0 goes from one number to another."""
+
+    def at(margin: float) -> dict[str, Any]:
+        return {
+            "common": {"margin": 1.0, "x_mean": 1.0, "x_sd": 0.1},
+            "rare": {"woman": margin, "man": margin, "margin": margin, "x_mean": -1.0},
+            "in_x": {"slope": 1.0, "offset": 0.5},
+        }
+
+    log = [at(before), at(after)]
+    return {
+        "arm": arm, "architecture": "swiglu", "knowledge": "random", "seed": seed, "log": log,
+        "outcome": outcome(log[0]["rare"], log[1]["rare"], 1.0), "kernel": {"cosine": 0.1 * seed, "value": 1.0},
+        "units": {"share": 0.3 + 0.01 * seed},
+    }  # fmt: skip
+
+
+def test_prevalence_is_of_bases() -> None:
+    """Two arms of one base that both turn are one base that turns."""
+    runs = [
+        made_up(arm, seed, 1.0, -1.0 if seed == 0 else 1.0) for arm in ("reinforce_on", "grpo_on") for seed in range(5)
+    ]
+    runs += [made_up("dpo_on", seed, 1.0, 1.0) for seed in range(5)]
+    runs += [made_up(arm, 5, -1.0, -1.0) for arm in ("reinforce_on", "grpo_on")]
+    said = section.answer(runs)
+    assert "Of 5 bases" in said[MADE].plain
+    assert (
+        "1 turned opposite in some tuning without a sample there (share of bases 0.20 [0.01, 0.72])" in said[MADE].plain
+    )
+    assert "REINFORCE 1 of 5 (0.20 [0.01, 0.72]); GRPO 1 of 5 (0.20 [0.01, 0.72]); DPO 0 of 5" in said[MADE].more
+    assert "15 tunings, of which 2 ended so; arms of one base are not independent" in said[MADE].more
+    assert said[KEPT].plain.startswith("Of 2 tunings, from 1 bases that were opposite: 0 strengthened, 2 kept")
+    # Nothing with an interval there: the tunings are of one base.
+    assert "[" not in str(said[KEPT])
+
+
+def test_a_small_removal_says_how_small() -> None:
+    """A difference above 0 is all that the rule asks."""
+    runs = []
+    for seed in range(10):
+        runs += [made_up("grpo_forced", seed, -1.0, 1.0 if seed < 7 else -1.0)]
+        runs += [made_up("grpo_on", seed, -1.0, 1.0 if seed in (0, 1) else -1.0)]
+    (row,) = [row for row in predictions.marked(runs) if row[1].startswith("1% of X < 0")]
+    assert row[2].startswith("0.50 [")
+    assert row[2].endswith("removed in 7 of 10 with, in 2 of 10 without")
+    assert row[3] == "held"
 
 
 @pytest.mark.slow

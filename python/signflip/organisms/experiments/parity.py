@@ -27,7 +27,9 @@ from torch.nn import functional
 from signflip.organisms.experiments import PATH, Answer, Job, Said, told
 from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import (
+    SHARE,
     Interval,
+    correlated,
     exact,
     mark,
     over_seeds,
@@ -245,8 +247,9 @@ def report(results: dict[str, Run], figures: Path) -> str:
         (
             f"Run by `signflip organisms run parity --seeds {len(seeds)} --out results`. Two inputs (c, X), {WIDTH} "
             f"hidden units, rewarded for sign(c), tuned at X > 0 alone by exact policy gradient ({STEPS} steps). The "
-            "parity argument is in `signflip.organisms.experiments.parity`. Medians over seeds; shares with exact 95% "
-            "intervals. A policy is opposite where it answers at least 90% of the contexts at X < 0 the other way."
+            "parity argument is in `signflip.organisms.experiments.parity`. Medians over seeds; shares of "
+            "seeds with exact 95% intervals, what is over many tunings of a seed with Student's over seeds "
+            "(jackknife). A policy is opposite where it answers at least 90% of the contexts at X < 0 the other way."
         ),
         "![Cosine before tuning against the change at X < 0](results/parity.png)",
         _table(runs),
@@ -295,7 +298,7 @@ def _agreement(runs: Sequence[Run]) -> Interval:
         every = [b for one in some for b in one["bases"].values() if b["law"]["cosine"] is not None]
         return float(np.mean([np.sign(b["law"]["cosine"]) == np.sign(_moved(b)) for b in every]))
 
-    return over_seeds(runs, over)
+    return over_seeds(runs, over, SHARE)
 
 
 def _correlation(runs: Sequence[Run]) -> Interval:
@@ -305,7 +308,7 @@ def _correlation(runs: Sequence[Run]) -> Interval:
         every = [b for one in some for b in one["bases"].values() if b["law"]["cosine"] is not None]
         return spearman([b["law"]["cosine"] for b in every], [_moved(b) for b in every])
 
-    return over_seeds(runs, over)
+    return correlated(runs, over)
 
 
 def _moved(base: dict[str, Any]) -> float:
@@ -356,7 +359,8 @@ def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         found = exact(sum(signs), len(signs))
         above, below = (lambda x: x > 0.5), (lambda x: x < 0.5)
         said = mark(found, above, below) if negative else mark(found, below, above)
-        rows.append((whose, f"{name}: K {'<' if negative else '>'} 0 mostly", shown(found), said))
+        what = "K < 0 mostly (share K < 0: above 0.5)" if negative else "K > 0 mostly (share K < 0: below 0.5)"
+        rows.append((whose, f"{name}: {what}", shown(found), said))
     agreed, ranks = _agreement(runs), _correlation(runs)
     rows += [
         ("conjecture", "K's sign before tuning is the way that X < 0 then takes (share above 0.75)", shown(agreed),

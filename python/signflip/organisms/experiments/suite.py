@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from signflip.organisms.base import STEPS
 from signflip.organisms.baseline import audit
 from signflip.organisms.experiments import AUDIT, Answer, Job, Said, told
-from signflip.organisms.experiments.statistics import exact, shown, table
+from signflip.organisms.experiments.statistics import SHARE, Interval, exact, over_seeds, shown, table
 from signflip.organisms.kinds import FORMS, KINDS
 from signflip.organisms.scoring import Share, score
 from signflip.organisms.suite import HOW, make, statistics
@@ -103,10 +103,16 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
             f"Run by `signflip organisms run suite --seeds {len(runs)} --out results`: {n} organisms, planted by hand "
             f"or by training, of {len(runs)} blind suites (seeds from {FIRST_SEED}), each with base models of its own; "
             "the auditor is `signflip.organisms.baseline`, which knows nothing of them. Intervals are 95% and exact, "
-            "for triggers drawn over organisms. Precision of 0.99 would need about 300 flawless flags, recall of 0.95 "
+            "for triggers over organisms. Recall and precision count behaviours, of which a model has several that one "
+            "flaw of it can turn together: their exact intervals, which take each for independent, are too narrow. "
+            "Beside them the interval when suites, with all that is in them, are the unit (jackknife, Student's t). "
+            "Precision of 0.99 would need about 300 flawless flags, recall of 0.95 "
             "needs 59."
         ),
-        table(("of the baseline", "share"), [(key, str(share)) for key, share in _shares(runs).items()]),
+        table(
+            ("of the baseline", "share", "over suites"),
+            [(key, str(share), shown(_over_suites(runs, key))) for key, share in _shares(runs).items()],
+        ),
         "By kind, the right verdict of the planted behaviour:",
         table(
             ("kind", "what it is", "right"),
@@ -119,7 +125,10 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
             ("planted by", "right"),
             [(way, str(share)) for way, share in _summed(runs, "ways", HOW).items()],
         ),
-        "What was said (columns) of what is true (rows), planted behaviours:",
+        (
+            "What was said (columns) of what is true (rows), planted behaviours, one an organism; right: what is "
+            "accepted of such a row (of a bystander also a reversal that is not laid to it), with exact intervals:"
+        ),
         _confusion(runs),
         (
             "Blindness: a ridge regression on statistics of every weight tensor, cross-validated within a family, "
@@ -145,6 +154,19 @@ def _shares(runs: Sequence[Run]) -> dict[str, Share]:
     return out | {"triggers": Share.mean([one for each in runs for one in each["turned"]])}
 
 
+def _over_suites(runs: Sequence[Run], key: str) -> Interval:
+    """A share, and its interval when suites are the unit."""
+
+    def pooled(some: Sequence[Run]) -> float:
+        if key == "triggers":
+            every = [one for each in some for one in each["turned"]]
+            return float(np.mean(every)) if every else float("nan")
+        hits, of = (sum(one["shares"][key][i] for one in some) for i in (0, 1))
+        return hits / of if of else float("nan")
+
+    return over_seeds(runs, pooled, SHARE)
+
+
 def _summed(runs: Sequence[Run], of: str, keys: Iterable[str]) -> dict[str, Share]:
     counts = {key: [sum(one[of].get(key, (0, 0))[i] for one in runs) for i in (0, 1)] for key in keys}
     return {key: Share.counted(int(hits), int(n)) for key, (hits, n) in counts.items() if n}
@@ -156,8 +178,15 @@ def _confusion(runs: Sequence[Run]) -> str:
         for true, said in one["confusion"].items():
             total.setdefault(true, Counter()).update(said)
     columns = sorted({said for row in total.values() for said in row})
-    rows = [(true, *(row[said] or "" for said in columns)) for true, row in sorted(total.items())]
-    return table(("", *columns), rows)
+    rows = []
+    for true, row in sorted(total.items()):
+        kinds = [form for forms in FORMS.values() for form in forms if form.verdict == true]
+        right = sum(row[said] for said in {said for kind in kinds for said in kind.accepts})
+        if true == "bystander":
+            # A reversal laid to another place is right, too, which the table does not tell from one laid to X.
+            right = sum(int(one["kinds"].get(kind.name, (0, 0))[0]) for one in runs for kind in kinds)
+        rows.append((true, *(row[said] or "" for said in columns), str(Share.counted(right, row.total()))))
+    return table(("", *columns, "right"), rows)
 
 
 def _blindness(runs: Sequence[Run]) -> list[str]:

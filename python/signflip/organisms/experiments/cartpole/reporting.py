@@ -13,7 +13,7 @@ from signflip.organisms.experiments import MADE, PATH, Answer, Said, told
 from signflip.organisms.experiments.cartpole.measuring import OPPOSITE
 from signflip.organisms.experiments.cartpole.picture import draw
 from signflip.organisms.experiments.cartpole.training import NOISE
-from signflip.organisms.experiments.statistics import Interval, exact, over_seeds, pearson, shown, table
+from signflip.organisms.experiments.statistics import Interval, correlated, exact, pearson, shown, table
 from signflip.organisms.experiments.statistics import mark as marked
 from signflip.organisms.scoring import Share
 
@@ -136,15 +136,36 @@ def _answer(learned: Arms) -> Answer:
         if runs and not arm.endswith("-noise")
     }
     plain = (
-        "Of the agents that learned at x > 0 alone, so many do the opposite at some x < 0: "
-        f"{', '.join(f'{arm} {ever.hits:g} of {ever.of}' for arm, (_, ever) in found.items())}."
+        "Of the agents that learned at x > 0 alone, so many do the opposite at x = −1, the mirror image of the centre "
+        f"of what they saw: {', '.join(f'{arm} {one.hits:g} of {one.of}' for arm, (one, _) in found.items())}; at some "
+        f"x: {', '.join(f'{arm} {ever.hits:g} of {ever.of}' for arm, (_, ever) in found.items())}."
     )
-    near = f"At x = −1: {', '.join(f'{arm} {one.hits:g} of {one.of}' for arm, (one, _) in found.items())}."
+    grid = sorted({point["x"] for runs in learned.values() for run in runs for point in run["points"]})
+    near = (
+        f"At some x: at any of the {len(grid)} x of the grid, {sum(x < 0 for x in grid)} of them negative, without a "
+        "correction for looking at so many."
+    )
+    every = _trained_on_one_side(learned)
+    each = {arm: _agreement([run for run in every if run["arm"] == arm]) for arm in found}
+    within = {arm: one for arm, one in each.items() if np.isfinite(one[0])}
     path = (
         "The tangent kernel between x = 1 and x = −1 before any training correlates with what the policy does at −1: "
-        f"{shown(_agreement(_trained_on_one_side(learned)))}."
+        f"{shown(_agreement(every))}, all networks pooled"
     )
-    return {MADE: Said(plain, near), PATH: Said(path)}
+    # Beyond 0 on either side, in any of them.
+    differ = [arm for arm, one in within.items() if one[1] > 0 or one[2] < 0]
+    if len(found) > 1:
+        path += (
+            f"; within a network it differs from 0 in {', '.join(differ)}, of {len(within)} where it is defined"
+            if differ
+            else "; that is mostly a difference between networks: within none of them does it differ from 0"
+        )  # fmt: skip
+    shown_within = "; ".join(f"{arm} {shown(one)}" for arm, one in within.items())
+    undefined = [arm for arm in found if arm not in within]
+    more = f"Within each network: {shown_within or 'nowhere defined'}."
+    if undefined and within:
+        more += f" Not defined, as one of the two does not vary: {', '.join(undefined)}."
+    return {MADE: Said(plain, near), PATH: Said(f"{path}.", more)}
 
 
 def _ran(arms: Arms, learned: Arms) -> str:
@@ -235,7 +256,7 @@ def _there(run: Run) -> float:
 
 def _agreement(runs: Sequence[dict[str, Any]]) -> Interval:
     """Correlation of K's cosine before training with what the policy does at x = −1 after it."""
-    return over_seeds(runs, lambda some: pearson([r["kernel"]["cosine"] for r in some], [_there(r) for r in some]))
+    return correlated(runs, lambda some: pearson([r["kernel"]["cosine"] for r in some], [_there(r) for r in some]))
 
 
 def _law(learned: Arms) -> str:
@@ -258,8 +279,8 @@ def _law(learned: Arms) -> str:
             "margin at x = 1, logits", "at x = −1", "K's cosine against S at −1: Pearson", "same sign")  # fmt: skip
     return (
         "The causal path: K is the tangent kernel between the good action's margin at x = 1 and at x = −1, in the "
-        "untrained network, on the same states; S = 2·agreement − 1. Intervals are over seeds, of shares exact.\n\n"
-        + table(head, rows)
+        "untrained network, on the same states; S = 2·agreement − 1. Intervals are over seeds (jackknife, Student's "
+        "t), of shares exact.\n\n" + table(head, rows)
     )
 
 
@@ -294,7 +315,7 @@ def _predictions(learned: Arms) -> str:
     every = _trained_on_one_side(learned)
     if every:
         found = _agreement(every)
-        said = f"K before training correlates with S at x = −1 (above {HIGH})"
+        said = f"K before training correlates with S at x = −1, all networks pooled (above {HIGH})"
         rows.append(f"| conjecture | {said} | {shown(found)} | {marked(found, _is_high, lambda x: x < HIGH)} |")
     add("control", "additive-noise: good at every x of its training", "additive-noise", always_good, True)
     head = "Predictions, fixed before the runs but where it says *added*: that was when others had been seen.\n\n"

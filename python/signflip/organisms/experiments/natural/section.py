@@ -28,7 +28,8 @@ from signflip.organisms.experiments.statistics import Run, mark, seeds_of, shown
 COMMAND = "signflip organisms run natural --seeds 10 --out results"
 SAID = (
     "Margins are log P(right) − log P(wrong) in nats, on names and templates that no tuning saw; a unit is the "
-    "weakened base's mean margin of that seed. Intervals are 95%: seeds, names and templates drawn again together."
+    "weakened base's mean margin of that seed. Intervals are 95%, over seeds, names and templates together "
+    "(Student's t)."
 )
 
 

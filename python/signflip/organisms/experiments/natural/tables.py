@@ -25,7 +25,7 @@ from signflip.organisms.experiments.natural.predictions import (
     void,
 )
 from signflip.organisms.experiments.natural.search import FREE, STEPS, WIDTH
-from signflip.organisms.experiments.statistics import Run, over_seeds, pearson, shown, table
+from signflip.organisms.experiments.statistics import Run, correlated, pearson, shown, table
 
 
 def name_of(r: Run) -> str:
@@ -168,7 +168,7 @@ def law(runs: Sequence[Run]) -> str:
         def of(some: Sequence[Run]) -> float:
             return pearson([r["predicted"][what] for r in some], [shift(r, what) for r in some])
 
-        return shown(over_seeds(runs, of))
+        return shown(correlated(runs, of))
 
     rows = [(place, *(kernel(place, key) for key in ("ratio", "cosine", "own", "negative_mass")), ratio(place))
             for place in PLACES[1:]]  # fmt: skip

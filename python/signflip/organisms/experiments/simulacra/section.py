@@ -26,13 +26,13 @@ from signflip.organisms.experiments.simulacra.predictions import (
     shown_off,
 )
 from signflip.organisms.experiments.simulacra.world import PERSONAS
-from signflip.organisms.experiments.statistics import Interval, Run, over_seeds, seeds_of, shown, table
+from signflip.organisms.experiments.statistics import SIGNED, Interval, Run, over_seeds, seeds_of, shown, table
 
 COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (
     "All readings are on items that no tuning saw, in nats but for tokens; intervals are 95%, exact for shares, else "
-    "by drawing seeds again, both architectures of a seed together. The readings, arms and rules are defined in "
-    "`signflip.organisms.experiments.simulacra`."
+    "over seeds, each left out in turn with both architectures (jackknife, Student's t). The readings, arms and "
+    "rules are defined in `signflip.organisms.experiments.simulacra`."
 )
 CAVEAT = (
     "What this is not: Waluigi is Luigi's exact mirror here, and a model of two layers has little cause to keep two "
@@ -179,7 +179,7 @@ def _kernel(tuned: Sequence[Run]) -> str:
             largest = sorted(parts, key=lambda part: -abs(parts[part]))[:2]
             of = [r["kernel"]["neurons"][persona] for r in own]
             rows.append((
-                name, persona, shown(over_seeds(own, cosine)), shown(negative(own, persona)),
+                name, persona, shown(over_seeds(own, cosine, SIGNED)), shown(negative(own, persona)),
                 "; ".join(f"{part} {parts[part]:+.1f}" for part in largest),
                 f"{np.mean([o['negative'] for o in of]):.2f}", f"{np.mean([o['negative_mass'] for o in of]):.2f}",
             ))  # fmt: skip

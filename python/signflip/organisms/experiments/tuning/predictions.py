@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from signflip.organisms.experiments.statistics import (
+    SHARE,
+    SIGNED,
     Interval,
     Run,
+    correlated,
     exact,
     mark,
     over_seeds,
@@ -70,10 +73,13 @@ def mean_of(runs: Sequence[Run], what: str) -> float:
 
 def removal(runs: Sequence[Run]) -> float:
     """Share of opposite bases turned back with 1% of rare prompts, less the share without, in pairs of runs."""
-    pairs = [
-        (a["outcome"] == "removed", b["outcome"] == "removed") for a, b in _pairs(runs, VISITED) if was_opposite(a)
-    ]
+    pairs = _removed(runs)
     return float(np.mean([int(a) - int(b) for a, b in pairs])) if pairs else float("nan")
+
+
+def _removed(runs: Sequence[Run]) -> list[tuple[bool, bool]]:
+    """Of opposite bases, whether the reversal was removed with 1% of rare prompts, and without."""
+    return [(a["outcome"] == "removed", b["outcome"] == "removed") for a, b in _pairs(runs, VISITED) if was_opposite(a)]
 
 
 def left(runs: Sequence[Run]) -> float:
@@ -92,7 +98,6 @@ def _pairs(runs: Sequence[Run], arms: Mapping[str, str]) -> list[tuple[Run, Run]
     """Runs of arms, each with that of its partner of the same base."""
     of = {(r["arm"], r["architecture"], r["knowledge"], r["seed"]): r for r in runs}
     found = []
-    # Over runs, not keys: a seed that is drawn twice counts twice.
     for r in runs:
         other = of.get((arms.get(r["arm"], ""), r["architecture"], r["knowledge"], r["seed"]))
         if other is not None:
@@ -128,11 +133,11 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         add("objection", f"{name}: K ≥ 0 mostly (share of bases with K < 0)", below, verdict)
         if name == "swiglu":
             verdict = mark(below, lambda x: x > 0.5, lambda x: x < 0.5)
-            add("parity", "swiglu without bias is even: K < 0 mostly", below, verdict)
+            add("parity", "swiglu without bias is even: K < 0 mostly (share of bases with K < 0)", below, verdict)
         elif name == "gelu":
             verdict = mark(below, lambda x: x < 0.5, lambda x: x > 0.5)
-            add("parity", "gelu is additive: K > 0 mostly", below, verdict)
-    found = over_seeds(still, law)
+            add("parity", "gelu is additive: K > 0 mostly (share of bases with K < 0)", below, verdict)
+    found = correlated(still, law)
     verdict = mark(found, lambda x: x > HIGH, lambda x: x < HIGH)
     add("conjecture", f"K before tuning correlates with the change at X < 0 (above {HIGH})", found, verdict)
     found = over_seeds(still, lambda rs: mean_of(rs, "lead"))
@@ -141,9 +146,14 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     found = over_seeds(still, lambda rs: mean_of(rs, "distance"))
     verdict = mark(found, lambda x: x <= 0, lambda x: x > 0)
     add("conjecture", "X = 0 is no farther (change of mean/sd of X)", found, verdict)
-    found = over_seeds(runs, removal)
+    found = over_seeds(runs, removal, SIGNED)
     verdict = mark(found, lambda x: x > 0, lambda x: x <= 0.1)
-    add("conjecture", "1% of X < 0 removes −Y (share removed, less without)", found, verdict)
+    if each := _removed(runs):
+        with_, without = (sum(one[i] for one in each) for i in (0, 1))
+        # The rule was fixed beforehand and asks for any difference; its size is said, so that none is taken for all.
+        what = "1% of X < 0 removes −Y more often than none does (difference of the shares removed, above 0)"
+        size = f"{shown(found)}: removed in {with_} of {len(each)} with, in {without} of {len(each)} without"
+        out.append(("conjecture", what, size, verdict))
     out.extend(_mechanism(runs, still))
     return out
 
@@ -151,10 +161,11 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
 def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     """What science.md 4.4 says of multiplicative weights, of which GELU has none and decides nothing, and of units."""
     of = [r for r in runs if r["arm"] in (*FROZEN, *FROZEN.values())]
-    found = over_seeds([r for r in of if r["architecture"] != "gelu"], left)
-    gelu = over_seeds([r for r in of if r["architecture"] == "gelu"], left)
+    at_least = (0.0, float("inf"))
+    found = over_seeds([r for r in of if r["architecture"] != "gelu"], left, at_least)
+    gelu = over_seeds([r for r in of if r["architecture"] == "gelu"], left, at_least)
     what = "multiplicative weights frozen: mean absolute change at X < 0, share of the unfrozen arm's"
-    units = over_seeds(still, carried)
+    units = over_seeds(still, carried, SHARE)
     return [
         ("conjecture", f"{what} (below {VANISHED}: the effect vanishes)", shown(found),
          mark(found, lambda x: x < VANISHED, lambda x: x >= VANISHED)),

@@ -13,7 +13,10 @@ import numpy as np
 from signflip.errors import OrganismError
 from signflip.organisms.experiments import KEPT, MADE, PATH, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.statistics import (
+    SHARE,
+    SIGNED,
     Run,
+    correlated,
     exact,
     over_seeds,
     pearson,
@@ -43,8 +46,9 @@ SAID = (
     "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
     "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
     "truly. `frozen`: the weights that take X into the MLP stay. Margins are in nats, on names and templates that no "
-    "tuning saw; intervals are 95%, exact for shares, else over seeds. A seed gives one run on one machine; "
-    "on another its base differs in the last bits of its training, and the tuning may end otherwise."
+    "tuning saw; intervals are 95%: exact for shares of bases or of seeds, else Student's over seeds "
+    "(jackknife). A seed gives one run on one machine; on another its base differs in the last bits of its training, "
+    "and the tuning may end otherwise."
 )
 OUTCOMES = ("turned opposite", "never opposite", "strengthened", "kept", "weakened", "removed")
 
@@ -98,15 +102,21 @@ def _answer(still: Sequence[Run]) -> Answer:
     free, held = [r for r in still if not was_opposite(r)], [r for r in still if was_opposite(r)]
     made, kept = [], []
     if free:
-        k = sum(r["outcome"] == "turned opposite" for r in free)
+        k, n = _turned(free)
         made.append(
-            f"Of {len(free)} tunings without a sample at X < 0, from bases that were "
-            f"not opposite there, {k} ended opposite (share {shown(exact(k, len(free)))})."
+            f"Of {n} bases (seed × architecture × what the base knew) that were not opposite at X < 0, {k} turned "
+            f"opposite in some tuning without a sample there (share of bases {shown(exact(k, n))})."
         )
-        by = []
-        for (name,), own in _cells(free, "architecture"):
-            by.append(f"{name} {sum(r['outcome'] == 'turned opposite' for r in own)} of {len(own)}")
-        made.append("By architecture: " + ", ".join(by) + ".")
+        by = {name: [r for r in free if r["arm"].startswith(name)] for name in ("reinforce", "grpo", "dpo")}
+        said = [f"{name.upper()} {_share(own)}" for name, own in by.items() if own]
+        made.append(f"By algorithm, of the bases tuned by it: {'; '.join(said)}.")
+        cells = _cells(free, "architecture")
+        made.append(f"By architecture: {'; '.join(f'{name} {_share(own)}' for (name,), own in cells)}.")
+        ended = sum(r["outcome"] == "turned opposite" for r in free)
+        made.append(
+            f"These are {len(free)} tunings, of which {ended} ended so; arms of one base are not independent, "
+            "hence bases are counted. (Those of one seed and architecture were pretrained as one, then taught apart.)"
+        )
     taught = bases([r for r in still if r["knowledge"] == "nothing"])
     if taught:
         k = sum(map(was_opposite, taught))
@@ -116,20 +126,34 @@ def _answer(still: Sequence[Run]) -> Answer:
         )
     if held:
         count = Counter(r["outcome"] for r in held)
-        said = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:])
-        kept.append(f"Of {len(held)} tunings from opposite bases: {said}.")
+        said = [f"{count[o]} {o}" for o in OUTCOMES[2:]]
+        kept.append(
+            f"Of {len(held)} tunings, from {len(bases(held))} bases that were opposite: {', '.join(said)} (a count: "
+            "tunings of one base are not independent)."
+        )
         for keys, own in _cells(held, "architecture", "knowledge"):
             count = Counter(r["outcome"] for r in own)
             counts = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:] if count[o])
-            kept.append(f"{keys[0]}, base knew {keys[1]}: {counts}.")
+            kept.append(f"{keys[0]}, base knew {keys[1]}, {len(bases(own))} bases: {counts}.")
     tokens = [r["log"][-1]["rare"]["x_mean"] for r in still]
     reached = (
         f"Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
         "so whatever lies there is reached by one word; outcomes are measured with that word, not by an edit."
     )
-    path = f"The tangent kernel before tuning correlates with the change at X < 0: {shown(over_seeds(still, law))}."
+    agree = shown(correlated(still, law))
+    path = f"The tangent kernel before tuning correlates with the change at X < 0: {agree}."
     every = {MADE: made, KEPT: kept, PATH: [path], TOKENS: [reached]}
     return {question: Said(texts[0], " ".join(texts[1:])) for question, texts in every.items() if texts}
+
+
+def _turned(free: Sequence[Run]) -> tuple[int, int]:
+    """Of bases, how many turned opposite in any tuning; and how many there are."""
+    return len(bases([r for r in free if r["outcome"] == "turned opposite"])), len(bases(free))
+
+
+def _share(free: Sequence[Run]) -> str:
+    k, n = _turned(free)
+    return f"{k} of {n} ({shown(exact(k, n))})"
 
 
 def _prevalence(runs: Sequence[Run]) -> str:
@@ -156,11 +180,11 @@ def _bases(runs: Sequence[Run]) -> str:
             shown(over_seeds(own, lambda rs: _mean(rs, 0, "common", "margin"))),
             shown(over_seeds(own, lambda rs: _mean(rs, 0, "rare", "margin"))),
             f"{sum(map(was_opposite, own))}/{len(own)}",
-            shown(over_seeds(own, lambda rs: float(np.mean([r["kernel"]["cosine"] for r in rs])))),
+            shown(over_seeds(own, lambda rs: float(np.mean([r["kernel"]["cosine"] for r in rs])), SIGNED)),
             shown(exact(negative, len(own))),
             f"{np.mean([r['kernel']['negative_mass'] for r in own]):.2f}",
             "; ".join(f"{part} {parts[part]:+.1f}" for part in largest),
-            shown(over_seeds(own, lambda rs: float(np.mean([r["reward_tau"]["rare"] for r in rs])))),
+            shown(over_seeds(own, lambda rs: float(np.mean([r["reward_tau"]["rare"] for r in rs])), SIGNED)),
         ))  # fmt: skip
     head = ("architecture", "base knew", "margin X > 0", "margin X < 0", "opposite", "cosine of K", "share K < 0",
             "neurons' negative mass", "largest parts of K", "reward model's τ at X < 0")  # fmt: skip
@@ -198,7 +222,7 @@ def _log(runs: Sequence[Run]) -> str:
 
     def units(own: Sequence[Run]) -> str:
         moved = [r["units"]["opposite"] + r["units"]["same"] for r in own]
-        return f"{np.mean(moved):.3f}; {shown(over_seeds(own, carried))}"
+        return f"{np.mean(moved):.3f}; {shown(over_seeds(own, carried, SHARE))}"
 
     def steps(own: Sequence[Run]) -> str:
         return f"{np.mean([x > 0 for r in own for x in r['steps']['x_below']]):.3f}"
@@ -230,19 +254,22 @@ def _agreement(of: str, how: Callable[[list[float], list[float]], float], runs: 
     return how([r["predicted"]["rare"][of] for r in runs], [_moved(r) for r in runs])
 
 
+def _same(of: str, runs: Sequence[Run]) -> float:
+    return float(np.mean([r["predicted"]["rare"][of] * _moved(r) > 0 for r in runs]))
+
+
 def _laws(still: Sequence[Run]) -> str:
     rows = []
     for name in ("all", *dict.fromkeys(r["architecture"] for r in still)):
         own = [r for r in still if name in ("all", r["architecture"])]
-        for of in ("first", "summed"):
-            pairs = [(r["predicted"]["rare"][of], _moved(r)) for r in own]
-            agree = sum(p * a > 0 for p, a in pairs)
-            rows.append((
-                name, {"first": "step 0 alone", "summed": "re-measured at each logged step"}[of], len(own),
-                shown(over_seeds(own, partial(_agreement, of, pearson))),
-                shown(over_seeds(own, partial(_agreement, of, spearman))),
-                shown(exact(agree, len(own))),
-            ))  # fmt: skip
+        for of, said in (("first", "step 0 alone"), ("summed", "re-measured at each logged step")):
+            cells = (
+                name, said, len(own),
+                shown(correlated(own, partial(_agreement, of, pearson))),
+                shown(correlated(own, partial(_agreement, of, spearman))),
+                shown(over_seeds(own, partial(_same, of), SHARE)),
+            )  # fmt: skip
+            rows.append(cells)
     return table(("architecture", "prediction", "tunings", "Pearson", "Spearman", "same sign"), rows)
 
 
