@@ -158,7 +158,7 @@ def _answer(learned: Arms) -> Answer:
         path += (
             f"; within a network it differs from 0 in {', '.join(differ)}, of {len(within)} where it is defined"
             if differ
-            else "; that is mostly a difference between networks: within none of them does it differ from 0"
+            else "; within none of them does it differ from 0, so that much of it is a difference between networks"
         )  # fmt: skip
     shown_within = "; ".join(f"{arm} {shown(one)}" for arm, one in within.items())
     undefined = [arm for arm in found if arm not in within]

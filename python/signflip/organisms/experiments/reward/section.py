@@ -12,7 +12,17 @@ import numpy as np
 
 from signflip.errors import OrganismError
 from signflip.organisms.experiments import MADE, PATH, TOKENS, Answer, Said, told
-from signflip.organisms.experiments.statistics import Interval, Run, exact, mark, over_seeds, pearson, shown, table
+from signflip.organisms.experiments.statistics import (
+    Interval,
+    Run,
+    correlated,
+    exact,
+    mark,
+    over_seeds,
+    pearson,
+    shown,
+    table,
+)
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
 
 TITLE = "A reward model reversed at X < 0 (R1), and policies tuned against it (R2)"
@@ -133,7 +143,7 @@ def _law(runs: Sequence[Run]) -> str:
         rows.append((
             reach, shown(exact(below, len(every))),
             f"{np.mean([p['kernel']['negative_mass'] for p in every]):.2f}",
-            shown(over_seeds(runs, partial(_agreement, reach))), shown(exact(same, len(every))),
+            shown(correlated(runs, partial(_agreement, reach))), shown(exact(same, len(every))),
         ))  # fmt: skip
     head = ("base reaches X < 0", "share K < 0", "neurons' negative mass",
             "cosine of K × change at X > 0, against the change at X < 0: Pearson", "same sign")  # fmt: skip
@@ -151,7 +161,7 @@ def answered(runs: Sequence[Run]) -> Answer:
         free = [p for p in every if not p["opposite"][0]]
         k = sum(p["outcome"] == "turned opposite" for p in free)
         said.append(f"{reach} {k} of {len(free)}")
-    path = [f"{reach} {shown(over_seeds(runs, partial(_agreement, reach)))}" for reach in ARMS]
+    path = [f"{reach} {shown(correlated(runs, partial(_agreement, reach)))}" for reach in ARMS]
     return {
         PATH: Said(
             "The kernel before the tuning, times the change at X > 0, correlates with the change at X < 0, by how "
