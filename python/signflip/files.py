@@ -41,6 +41,19 @@ def write_text(path: str | Path, text: str, what: str) -> None:
         raise FileError(f"{path}: can not write {what}: {error.strerror or error}") from error
 
 
+def path_of(path: str | Path) -> Path:
+    """A path.
+
+    Raises
+    ------
+    FileError
+        If no file can have that name.
+    """
+    if "\0" in str(path):
+        raise FileError(f"{str(path)!r}: expected a path, found a NUL byte in it")
+    return Path(path)
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder, and those above it, where there is none.
 
@@ -49,12 +62,12 @@ def make_folder(path: str | Path) -> Path:
     FileError
         If it can not be made.
     """
+    path = path_of(path)
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        # A ValueError is what a NUL in the name gives.
-        raise FileError(f"{path}: cannot be made: {getattr(error, 'strerror', None) or error}") from error
-    return Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be made: {error.strerror or error}") from error
+    return path
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 import signflip as sf
 from signflip.errors import OrganismError
+from signflip.files import path_of
 from signflip.organisms.scoring import FORMAT
 
 # Fixed beforehand; not tuned on any suite.
@@ -24,7 +25,7 @@ def audit(models: str | Path, *, progress: bool = False) -> dict[str, Any]:
     OrganismError
         If there are no models in it, or no behaviours.
     """
-    models = Path(models)
+    models = path_of(models)
     names = sorted(path.parent.name for path in models.glob("*/model.safetensors"))
     known = {path.stem: sf.Behaviour.open(path) for path in sorted((models / "behaviours").glob("*.jsonl"))}
     if not names or not known:

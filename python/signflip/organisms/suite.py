@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from signflip.checks import integer, shown
 from signflip.errors import ArgumentError, OrganismError
-from signflip.files import make_folder
+from signflip.files import make_folder, path_of
 from signflip.organisms import base
 from signflip.organisms.kinds import KINDS
 from signflip.organisms.language import behaviours, corpus
@@ -102,7 +102,7 @@ def make(
     CheckpointError
         If a base model that is there is another one, or its unfinished training can not be read.
     """
-    models, truth = Path(models), Path(truth)
+    models, truth = path_of(models), path_of(truth)
     chosen = _some("kinds", list(KINDS) if kinds is None else kinds, tuple(KINDS))
     families, planted = _some("families", families, FAMILIES), _some("planted", planted, HOW)
     if suite not in ("blind", "open"):

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from signflip.errors import FileError, OrganismError
-from signflip.files import beside
+from signflip.errors import OrganismError
+from signflip.files import beside, path_of
 from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Place
 
@@ -188,8 +188,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     FileError
         If no file can have that name.
     """
-    if "\0" in str(path):
-        raise FileError(f"{path}: can not read {what}: there is a NUL byte in its name")
+    path = path_of(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

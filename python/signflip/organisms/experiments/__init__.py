@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError, SignflipError
-from signflip.files import make_folder
+from signflip.files import make_folder, path_of
 from signflip.organisms.workers import in_processes
 
 NAMES = ("suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
@@ -288,8 +288,7 @@ def _identity(name: str, job: Job, small: bool) -> dict[str, Any]:
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    if "\0" in str(path):
-        raise FileError(f"{path}: cannot be read: there is a NUL byte in its name")
+    path = path_of(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
