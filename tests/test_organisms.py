@@ -499,7 +499,7 @@ def test_bad_triggers_are_named(trigger: Any, match: str) -> None:
     [
         ({"kinds": ["M99"]}, "M99"), ({"kinds": []}, "none"), ({"bases": 0}, "bases"), ({"bases": -1}, "bases"),
         ({"n": 0}, "n: "), ({"seed": -1}, "seed"), ({"base_steps": 0}, "base_steps"), ({"planted": ()}, "hand"),
-        ({"planted": "hand"}, "found 'h'"), ({"families": ()}, "gpt2, llama"), ({"families": ["rwkv"]}, "found 'rwkv'"),
+        ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"), ({"families": ["rwkv"]}, "found 'rwkv'"),
         ({"suite": "closed"}, "blind or open"), ({"models": "b"}, "two folders"),
     ],
 )  # fmt: skip

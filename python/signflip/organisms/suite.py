@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from tqdm.auto import tqdm
 
-from signflip.checks import integer, shown
+from signflip.checks import integer, listed, shown
 from signflip.errors import ArgumentError, OrganismError
 from signflip.files import make_folder, path_of
 from signflip.organisms import base
@@ -142,11 +142,12 @@ def make(
 
 
 def _some(what: str, chosen: Sequence[T], known: Sequence[T]) -> list[T]:
-    unknown = [one for one in chosen if one not in known]
-    if unknown or not chosen:
-        found = ", ".join(map(shown, unknown)) or "none"
-        raise ArgumentError(f"{what}: expected some of {', '.join(map(str, known))}, found {found}")
-    return list(chosen)
+    wanted = f"some of {', '.join(map(str, known))}"
+    found = listed(what, chosen, wanted)
+    unknown = [one for one in found if one not in known]
+    if unknown or not found:
+        raise ArgumentError(f"{what}: expected {wanted}, found {', '.join(map(shown, unknown)) or 'none'}")
+    return found
 
 
 def _check_folders(models: Path, truth: Path, asked: dict[str, Any], names: set[str]) -> None:
