@@ -498,8 +498,8 @@ def test_bad_triggers_are_named(trigger: Any, match: str) -> None:
     ("change", "match"),
     [
         ({"kinds": ["M99"]}, "M99"), ({"kinds": []}, "none"), ({"bases": 0}, "bases"), ({"bases": -1}, "bases"),
-        ({"n": 0}, "n: "), ({"seed": -1}, "seed"), ({"base_steps": 0}, "base_steps"), ({"planted": ()}, "hand"),
-        ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"), ({"families": ["rwkv"]}, "found 'rwkv'"),
+        ({"n": 0}, "n: "), ({"seed": -1}, "seed"), ({"base_steps": 0}, "base"), ({"planted": ()}, "hand"),
+        ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"), ({"families": ["rwkv"]}, "'rwkv'"),
         ({"suite": "closed"}, "blind or open"), ({"models": "b"}, "two folders"),
     ],
 )  # fmt: skip
