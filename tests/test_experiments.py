@@ -226,6 +226,9 @@ def test_runs_resume_and_refuse_an_altered_file(tmp_path: Path, monkeypatch: pyt
     path.write_text('{"experiment"')
     with pytest.raises(OrganismError, match="found no JSON"):
         experiments.run("cartpole", tmp_path, seeds=2, progress=False)
+    path.write_text("[" * 100_000)
+    with pytest.raises(OrganismError, match="found no JSON"):
+        experiments.run("cartpole", tmp_path, seeds=2, progress=False)
     path.unlink()
     assert experiments.run("cartpole", tmp_path, seeds=2, progress=False) == both
 
@@ -290,6 +293,10 @@ def test_devices(tmp_path: Path) -> None:
 
 
 def test_bad_runs(tmp_path: Path) -> None:
+    # Before the first of them is run.
+    for names, more in ((["parity", "typo"], []), (["natural", "parity"], ["--device", "cuda"])):
+        assert main(["organisms", "run", *names, "--small", "--out", str(tmp_path / "none"), *more]) == 2
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ArgumentError, match="experiment: expected one of"):
         experiments.run("pole", tmp_path)
     with pytest.raises(ArgumentError, match="seeds: expected at least 1"):
@@ -297,6 +304,9 @@ def test_bad_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot be made"):
         experiments.run("cartpole", tmp_path / "file")
+    for what in (experiments.run, lambda *at: experiments.report(at[1], at[1], names=at[:1])):
+        with pytest.raises(FileError):
+            what("cartpole", "a\0b")
     job = experiments.Job("additive-0", 0, TINY)
     for settings, message in (
         ({}, "expected the setting 'arm'"),
@@ -306,6 +316,31 @@ def test_bad_runs(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             cartpole.run(replace(job, settings=settings))
+
+
+@pytest.mark.parametrize("name", ["suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural"])
+def test_runs_that_hold_something_else_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    docs = tmp_path / "docs"
+
+    def write(result: Any) -> None:
+        for job in experiments.experiment(name).jobs(1, True):
+            data = {**experiments._identity(name, job, True), "result": result}
+            (tmp_path / name / f"{job.name}.json").write_text(json.dumps(data))
+
+    for result in ({}, [], "x", None):
+        write(result)
+        for what in (
+            lambda: experiments.run(name, tmp_path, seeds=1, small=True, progress=False),
+            lambda: experiments.report(tmp_path, docs, seeds=1, small=True, names=[name]),
+        ):
+            with pytest.raises(OrganismError, match="expected what a run gave, found"):
+                what()
+    assert not docs.exists()
+    for result in ({"arm": 5}, {"seed": 0}):
+        write(result)
+        with pytest.raises(OrganismError, match=f"{name}: expected"):
+            experiments.report(tmp_path, docs, seeds=1, small=True, names=[name])
 
 
 def test_every_seed_has_every_arm() -> None:
@@ -443,7 +478,8 @@ def test_results_are_written_from_what_was_run(small: tuple[Path, dict[str, dict
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
         assert (tmp_path / name).stat().st_size > 1000
     with pytest.raises(OrganismError, match="found none"):
-        experiments.report(tmp_path / "empty", tmp_path)
+        experiments.report(tmp_path / "empty", tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
     with pytest.raises(FileError, match="cannot be made"):
         experiments.report(out, tmp_path / "results.md" / "inside", seeds=3, small=True)
 

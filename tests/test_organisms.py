@@ -38,15 +38,17 @@ from signflip.organisms.baseline import audit_model
 from signflip.organisms.experiments.suite import classify
 from signflip.organisms.language import Stories, behaviours, corpus, words
 from signflip.organisms.runner import Held, Place, Runner
-from signflip.organisms.scoring import FORMAT, Share
+from signflip.organisms.scoring import FORMAT, Claim, Share, _claim, _same, _turned
 from signflip.organisms.suite import TRIES, statistics, write_materials
 from signflip.organisms.tokens import encode_words, ids_of, tokenizer
 from signflip.organisms.trained import train_in
+from signflip.organisms.truth import SUITE
 from signflip.organisms.weights import FAMILIES, Family, Weights
 
 SEED = 3
 # Enough for all three behaviours to be known.
 STEPS = 400
+NESTED = "[" * 100_000
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,7 +117,25 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, mon
     monkeypatch.setattr(base, "_batches", batches)
     with pytest.raises(CheckpointError, match="'steps': 7"):
         train("gpt2", tmp_path / "cut", 5, steps=7)
+    partial = tmp_path / "cut.partial"
+    whole_state = partial.read_bytes()
+    state = torch.load(partial, weights_only=True)
+    shapes = {key: value[:1] for key, value in state["model"].items()}
+    moments = {key: {**own, "exp_avg": torch.ones(1)} for key, own in state["optimizer"]["state"].items()}
+    for change in (
+        {"model": None},
+        {"model": shapes},
+        {"optimizer": {**state["optimizer"], "state": moments}},
+        {"step": "x"},
+    ):
+        torch.save({**state, **change}, partial)
+        with pytest.raises(CheckpointError, match=r"can not read the unfinished training: .*; remove it"):
+            train("gpt2", tmp_path / "cut", 5, steps=6)
+    partial.write_bytes(whole_state)
     cut = train("gpt2", tmp_path / "cut", 5, steps=6)
+    with pytest.raises(CheckpointError, match=r"expected a base of .*'steps': 7"):
+        train("gpt2", tmp_path / "cut", 5, steps=7)
+    assert not list(tmp_path.glob("*.tmp"))
     assert not (tmp_path / "cut.partial").exists()
     for name, value in whole.state().items():
         assert np.array_equal(value, cut.state()[name]), name
@@ -415,26 +435,132 @@ def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Pat
         ({"models": {**good["models"], name: {"pronoun": {"verdict": "good"}}}}, "'good'"),
         ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "why": 1}}}}, "why"),
         ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "feature": {"index": 1}}}}}, "site"),
-        ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "trigger": "x"}}}}, "ids"),
+        ({"models": {**good["models"], 5: {}}}, "unknown"),
     ):
         with pytest.raises(OrganismError, match=match):
             score(truth, {**good, **change})
-    target = truths[name].behaviour
-    far = {**good, "models": {**good["models"], name: {target: {"verdict": "opposite", "trigger": [10**6]}}}}
-    with pytest.raises(OrganismError, match="trigger ids below"):
-        score(truth, far)
-    # Models that are not there, or are not those that the truths are about.
+    # Models that are not there, or are not those that the truths are about, whatever is claimed.
+    silent = {**good, "models": {key: {} for key in truths}}
     with pytest.raises(OrganismError, match="found none"):
-        score(truth, good, tmp_path)
-    (tmp_path / "other" / name).mkdir(parents=True)
-    other = models / "M1-llama-hand" / "model.safetensors"
-    (tmp_path / "other" / name / "model.safetensors").write_bytes(other.read_bytes())
+        score(truth, silent, tmp_path)
+    shutil.copytree(models, tmp_path / "other")
+    shutil.copy(models / "M1-llama-hand" / "model.safetensors", tmp_path / "other" / name)
     with pytest.raises(OrganismError, match="found another"):
-        score(truth, good, tmp_path / "other")
-    with pytest.raises(ArgumentError, match="M99"):
-        make("open", tmp_path / "a", tmp_path / "b", kinds=["M99"])
-    with pytest.raises(ArgumentError, match="two folders"):
-        make("open", tmp_path / "a", tmp_path / "a")
+        score(truth, silent, tmp_path / "other")
+    for text, match in (
+        ("{}", "suite"),
+        (json.dumps({"format": SUITE, "truths": {}}), "models: expected a folder's name, found None"),
+        (json.dumps({"format": SUITE, "truths": {}, "models": 5}), "found 5"),
+        (NESTED, "recursion"),
+    ):
+        with pytest.raises(OrganismError, match=match):
+            score(copied(lambda at, text=text: (at / "suite.json").write_text(text)), good)
+    for old, new, match in (
+        ('"seed": ', '"seed": NaN, "was": ', "seed missing or off"),
+        ('"card": {', '"card": {"a": 1e999, ', "finite"),
+    ):
+
+        def changed(at: Path, old: str = old, new: str = new) -> None:
+            (at / f"{name}.json").write_text((at / f"{name}.json").read_text().replace(old, new, 1))
+
+        with pytest.raises(OrganismError, match=match):
+            score(copied(changed), good)
+    path = tmp_path / "audit.json"
+    path.write_text(NESTED)
+    with pytest.raises(OrganismError, match="can not read an audit"):
+        score(truth, path)
+    with pytest.raises(FileError, match="NUL"):
+        score("a\0b", good)
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        5,
+        {"index": 1},
+        {"site": "blocks.0.mlp.hook_pre"},
+        *({"site": "blocks.0.mlp.hook_pre", **more} for more in (
+            {"index": True}, {"index": -1}, {"index": 1.0}, {"index": 3, "vector": 5}, {"index": 3, "vector": [1.0]},
+            {"index": 3, "why": 1}, {"vector": []}, {"vector": ["a"]}, {"vector": [float("nan")]}, {"vector": [True]},
+            {"vector": [1e999]}, {"vector": [10**400]}, {"vector": [10**5000]},
+        )),
+        *({"site": site, "index": 1} for site in (7, "", "mlp", "blocks.x.mlp", "blocks.0.", "blocks.0.mlp.\n")),
+    ],
+)  # fmt: skip
+def test_bad_features_are_named(feature: Any) -> None:
+    with pytest.raises(OrganismError, match=r"^here: expected a feature with a site .*, found .{,250}$"):
+        _claim("here", {"verdict": "none", "feature": feature})
+
+
+@pytest.mark.parametrize(
+    ("trigger", "match"),
+    [*((one, "token ids below") for one in ("x", 5, [True], [-1], [1.0], [10**6], [10**5000])), ([5] * 128, "at most")],
+)
+def test_bad_triggers_are_named(trigger: Any, match: str) -> None:
+    with pytest.raises(OrganismError, match=f"^here: expected a trigger of .*{match}"):
+        _claim("here", {"verdict": "none", "trigger": trigger})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kinds": ["M99"]}, "M99"), ({"kinds": []}, "none"), ({"bases": 0}, "bases"), ({"bases": -1}, "bases"),
+        ({"n": 0}, "n: "), ({"seed": -1}, "seed"), ({"base_steps": 0}, "base"), ({"planted": ()}, "hand"),
+        ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"), ({"families": ["rwkv"]}, "'rwkv'"),
+        ({"suite": "closed"}, "blind or open"), ({"models": "b"}, "two folders"),
+    ],
+)  # fmt: skip
+def test_bad_orders_are_named(
+    change: dict[str, Any], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match=match):
+        make(**{"suite": "open", "models": "a", "truth": "b", **change})
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_commands_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--models", str(tmp_path / "a"), "--truth", str(tmp_path / "b")]
+    for args, match in (
+        (["make", *at, "--planted", ""], "planted: expected some of hand, trained, found none"),
+        (["make", *at, "--families", ""], "families: expected some of gpt2, llama, found none"),
+        (["make", *at, "--bases", "0"], "bases: expected an integer of at least 1, found 0"),
+        (["audit", "--models", str(tmp_path / "no"), "--out", "x"], "found 0 models and 0 behaviours"),
+        (["score", "--truth", str(tmp_path), str(tmp_path / "no")], "expected a suite, found no such file"),
+    ):
+        assert main(["organisms", *args]) == 2
+        assert match in capsys.readouterr().err
+    for what in (lambda at: make("open", at, "b"), lambda at: make("open", "b", at), baseline.audit):
+        with pytest.raises(FileError, match="NUL"):
+            what("a\0b")
+
+
+def test_directions_are_those_of_a_layer() -> None:
+    place = {"site": "blocks.2.hook_resid_pre", "index": None, "vector": [3.0, 4.0]}
+    for site, vector, same in (
+        ("blocks.2.hook_resid_pre", [-3, -4], True),
+        ("blocks.1.hook_resid_post", [3e307, 4e307], True),
+        ("blocks.2.hook_resid_pre", [4.0, -3.0], False),
+        ("blocks.2.hook_resid_pre", [0.0, 0.0], False),
+        ("blocks.0.hook_resid_pre", [3.0, 4.0], False),
+        ("blocks.2.hook_resid_post", [3.0, 4.0], False),
+    ):
+        assert _same({"site": site, "vector": vector}, place) == same
+
+
+def test_kinds_say_what_is_reached() -> None:
+    assert [kind.name for kind in KINDS.values() if not kind.reachable] == ["M0", "M6"]
+
+
+@pytest.mark.slow
+def test_of_a_half_turned_organism_one_side_counts(planted: dict[str, Any], tmp_path: Path) -> None:
+    one, card = planted["M8"]
+    one.weights.save(tmp_path / "x")
+    truth = Truth.of("x", one, card, "hand", SEED, 0, tmp_path / "x")
+    assert _turned(truth, Claim("half-turned", None, (one.triggers[0],)), tmp_path) > 0.9
+    assert _turned(truth, Claim("half-turned", None, tuple(ids_of("closings")[:1])), tmp_path) < 0.2
+    for said in truth.verdicts.values():
+        assert len(said["accepts"]) == len(set(said["accepts"]))
 
 
 @pytest.mark.slow
@@ -449,6 +575,10 @@ def test_a_model_of_the_wrong_shape_is_refused(suite: tuple[Path, Path], tmp_pat
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight: expected shape \(64,\), found \(3,\)"):
         Weights.open(tmp_path)
+    for text, match in (("[]", r"found \[\]"), (NESTED, "can not read")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=match):
+            Weights.open(tmp_path)
     with pytest.raises(CheckpointError, match="can not read"):
         Weights.open(tmp_path / "none")
 
@@ -459,10 +589,54 @@ def test_a_suite_goes_on_where_it_was(suite: tuple[Path, Path]) -> None:
     stamp = (models / "M3-llama-hand" / "model.safetensors").stat().st_mtime_ns
     make("open", models, truth, kinds=["M1", "M3", "M6"], families=["llama"], base_steps=STEPS)
     assert (models / "M3-llama-hand" / "model.safetensors").stat().st_mtime_ns == stamp
-    with pytest.raises(OrganismError, match=r"M1-llama-hand\.json: .*of another suite"):
-        make("open", models, truth, kinds=["M1"], families=["llama"], base_steps=STEPS, seed=1)
+    # Times do not tell kinds apart.
+    assert {path.stat().st_mtime_ns for at in models.iterdir() if at.is_dir() and at.name != "behaviours"
+            for path in (at, *at.iterdir())} == {stamp}  # fmt: skip
+    kinds = ["M1", "M3", "M6"]
+    for suite_, change, match in (
+        ("open", {"seed": 1}, "expected a suite of seed 1, found seed 0"),
+        ("open", {"kinds": ["M1"]}, r"suite\.json: expected"),
+        ("blind", {"n": 3}, "expected a suite of suite blind, found suite open"),
+        ("open", {"base_steps": STEPS + 1}, "base_steps"),
+    ):
+        with pytest.raises(OrganismError, match=match):
+            make(suite_, models, truth, **{"kinds": kinds, "families": ["llama"], "base_steps": STEPS, **change})  # type: ignore[arg-type]
     with pytest.raises(FileError, match="cannot be made"):
         make("open", models, truth / "suite.json" / "inside", kinds=["M1"], families=["llama"], base_steps=STEPS)
+
+
+@pytest.mark.slow
+def test_what_is_taken_up_is_whole(suite: tuple[Path, Path], tmp_path: Path) -> None:
+    def again(**change: Any) -> list[Truth]:
+        how = {"kinds": ["M1", "M3", "M6"], "families": ["llama"], "base_steps": STEPS, **change}
+        return make("open", tmp_path / "models", tmp_path / "truth", **how)
+
+    shutil.copytree(suite[0], tmp_path / "models")
+    shutil.copytree(suite[1], tmp_path / "truth", symlinks=True)
+    model = tmp_path / "models" / "M3-llama-hand"
+    (model / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(OrganismError, match=r"found no config\.json; remove the folder"):
+        again()
+    (tmp_path / "config.json").rename(model / "config.json")
+    with (model / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(OrganismError, match=r"found another model\.safetensors; remove the folder"):
+        again()
+    # Without suite.json, as an interrupted call leaves it: no other suite is mixed in.
+    (tmp_path / "truth" / "suite.json").unlink()
+    for change, match in (
+        ({"kinds": ["M3"]}, "M1-llama-hand, M6-llama-hand of another"),
+        ({"seed": 1}, "of another suite"),
+    ):
+        with pytest.raises(OrganismError, match=match):
+            again(**change)
+    shutil.rmtree(model)
+    (tmp_path / "truth" / "M3-llama-hand.json").unlink()
+    # What is left to be made needs the base, and with it its steps.
+    with pytest.raises(CheckpointError, match=f"'steps': {STEPS + 1}"):
+        again(base_steps=STEPS + 1)
+    assert [one.kind for one in again()] == ["M1", "M3", "M6"]
+    assert score(tmp_path / "truth", perfect(open_suite(tmp_path / "truth")[1])).right.value == 1
 
 
 @pytest.mark.slow

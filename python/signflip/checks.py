@@ -28,7 +28,7 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     except TypeError:
         found = None
     if found is None or (low is not None and found < low) or (high is not None and found > high):
-        raise ArgumentError(f"{name}: expected {wanted}, found {_shown(value)}")
+        raise ArgumentError(f"{name}: expected {wanted}, found {shown(value)}")
     return found
 
 
@@ -42,7 +42,7 @@ def number(name: str, value: Any, low: float, high: float, wanted: str = "") -> 
     """
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not real or not low <= value <= high:
-        raise ArgumentError(f"{name}: expected {wanted or f'a number from {low:g} to {high:g}'}, found {_shown(value)}")
+        raise ArgumentError(f"{name}: expected {wanted or f'a number from {low:g} to {high:g}'}, found {shown(value)}")
     return float(value)
 
 
@@ -56,15 +56,19 @@ def path(name: str, value: Any) -> Path:
     """
     text = value if isinstance(value, str) else os.fspath(value) if isinstance(value, os.PathLike) else None
     if not isinstance(text, str) or "\0" in text:
-        raise ArgumentError(f"{name}: expected a path, found {_shown(value)}")
+        raise ArgumentError(f"{name}: expected a path, found {shown(value)}")
     return Path(text)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in few words; the digits of a huge integer cannot be printed."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Such an integer, or very much, inside of it.
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= 200 else text[:200] + "..."
 
 
@@ -77,7 +81,7 @@ def listed(name: str, value: Any, wanted: str) -> list[Any]:
         For anything else, text included.
     """
     if not isinstance(value, (list, tuple, range, np.ndarray)) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        raise ArgumentError(f"{name}: expected {wanted}, found {_shown(value)}")
+        raise ArgumentError(f"{name}: expected {wanted}, found {shown(value)}")
     return list(value)
 
 

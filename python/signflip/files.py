@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,43 @@ def write_text(path: str | Path, text: str, what: str) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path}: can not write {what}: {error.strerror or error}") from error
+
+
+def path_of(path: str | Path) -> Path:
+    """A path.
+
+    Raises
+    ------
+    FileError
+        If no file can have that name.
+    """
+    if "\0" in str(path):
+        raise FileError(f"{str(path)!r}: expected a path, found a NUL byte in it")
+    return Path(path)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder, and those above it, where there is none.
+
+    Raises
+    ------
+    FileError
+        If it can not be made.
+    """
+    path = path_of(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be made: {error.strerror or error}") from error
+    return path
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of another in the end, so that a kill on the way leaves no half of it."""
+    written = path.with_name(path.name + ".tmp")
+    yield written
+    written.replace(path)
 
 
 def write_json(path: str | Path, plain: Any, what: str) -> None:

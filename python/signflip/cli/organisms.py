@@ -9,7 +9,7 @@ from typing import Any
 
 from signflip.cli.codes import OK
 from signflip.cli.output import print_json, table
-from signflip.errors import ArgumentError, FileError, OrganismError
+from signflip.errors import FileError, OrganismError
 
 
 def _package() -> Any:
@@ -24,16 +24,8 @@ def _package() -> Any:
 def make(args: argparse.Namespace) -> int:
     """``signflip organisms make``."""
     organisms = _package()
-    families = args.families or ["gpt2", "llama"]
-    for what, chosen, known in (
-        ("families", families, ("gpt2", "llama")),
-        ("planted", args.planted, ("hand", "trained")),
-    ):
-        unknown = [one for one in chosen if one not in known]
-        if unknown:
-            raise ArgumentError(f"{what}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
     truths = organisms.make(
-        args.suite, args.models, args.truth, n=args.n, seed=args.seed, kinds=args.kinds, families=families,
+        args.suite, args.models, args.truth, n=args.n, seed=args.seed, kinds=args.kinds, families=args.families,
         planted=args.planted, bases=args.bases, progress=not args.quiet,
     )  # fmt: skip
     if args.json:
@@ -79,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
     from signflip.organisms import experiments
 
     names = args.experiment or [name for name in experiments.NAMES if name not in experiments.APART]
+    # All before the first, which may take hours.
+    for name in names:
+        experiments.check(name, args.device)
     how = {"seeds": args.seeds, "small": args.small, "workers": args.workers, "device": args.device}
     done = {name: len(experiments.run(name, args.out, **how, progress=not args.quiet)) for name in names}
     if args.json:

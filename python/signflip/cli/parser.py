@@ -265,7 +265,9 @@ def _organisms(subparsers: Any) -> None:
     make.add_argument("--models", required=True, metavar="DIR", help="where the models go, with corpus and behaviours")
     make.add_argument("--truth", required=True, metavar="DIR", help="where the truths go, with the base models")
     make.add_argument("--kinds", type=_names, default=None, metavar="M0,M3", help="default: all")
-    make.add_argument("--families", type=_names, default=None, metavar="A,B", help="gpt2, llama (default: both)")
+    make.add_argument(
+        "--families", type=_names, default=["gpt2", "llama"], metavar="A,B", help="gpt2, llama (default: both)"
+    )
     make.add_argument("--planted", type=_names, default=["hand"], metavar="A,B", help="hand, trained (default: hand)")
     make.add_argument("--bases", type=int, default=1, help="base models of each family (%(default)s)")
     baseline = _command(inner, "audit", organisms.audit, "audit a suite with the baseline auditor")

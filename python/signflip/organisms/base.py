@@ -19,6 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signflip.errors import CheckpointError
+from signflip.files import beside
 from signflip.organisms.language import Stories
 from signflip.organisms.tokens import SEPARATOR_ID, encode_words, tokenizer
 from signflip.organisms.weights import D_HEAD, D_MLP, D_MODEL, N_HEADS, N_LAYERS, Family, Floats, Weights, module_of
@@ -92,18 +93,18 @@ def train(
     Raises
     ------
     CheckpointError
-        If the folder holds something else, or its unfinished state is that of another training.
+        If the folder holds something else, or it or its unfinished state is that of another training.
     """
     import torch
 
-    if (folder / "model.safetensors").exists():
-        return Weights.open(folder)
+    settings = {"family": family, "seed": seed, "steps": steps}
+    if folder.exists() and any(folder.iterdir()):
+        return _trained(folder, settings)
     model, room = _fresh(family, seed), Room(seed)
     keep = Keep(model, family, room)
     keep()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.02)
     partial = folder.with_name(folder.name + ".partial")
-    settings = {"family": family, "seed": seed, "steps": steps}
     first = _resume(partial, settings, model, optimizer)
     text = _batches(seed, first)
     model.train()
@@ -125,11 +126,26 @@ def train(
             loss_now = float(loss.detach())
             if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps:
                 state = {"settings": settings, "step": step + 1, "model": model.state_dict()}
-                torch.save(state | {"optimizer": optimizer.state_dict()}, partial)
+                with beside(partial) as path:
+                    torch.save(state | {"optimizer": optimizer.state_dict()}, path)
     log.info("base %s, seed %d: loss %.3f nats a token after %d steps", family, seed, loss_now, steps)
     made = Weights.from_state(family, model.state_dict())
-    made.save(folder)
+    with beside(folder) as path:
+        made.save(path, {key: str(value) for key, value in settings.items()})
     partial.unlink(missing_ok=True)
+    return made
+
+
+def _trained(folder: Path, settings: dict[str, Any]) -> Weights:
+    """A base that is there, if it is the one that is asked for."""
+    from safetensors import safe_open
+
+    made = Weights.open(folder)
+    with safe_open(folder / "model.safetensors", "np") as file:
+        notes = file.metadata() or {}
+    found = {key: notes.get(key) for key in settings}
+    if found != {key: str(value) for key, value in settings.items()}:
+        raise CheckpointError(f"{folder}: expected a base of {settings}, found one of {found}; name another folder")
     return made
 
 
@@ -178,14 +194,23 @@ def _resume(partial: Path, settings: dict[str, Any], model: Any, optimizer: Any)
     try:
         state = torch.load(partial, weights_only=True)
         found = state["settings"]
+        if found == settings:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            # Moments of other shapes it would take, and fail of at its next step.
+            for p, own in optimizer.state.items():
+                if any(own[key].shape != p.shape for key in ("exp_avg", "exp_avg_sq")):
+                    raise ValueError(f"expected moments of shape {tuple(p.shape)}, found others")
+            step = int(state["step"])
     except Exception as error:
-        raise CheckpointError(f"{partial}: can not read the unfinished training: {error}") from error
+        why = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{partial}: can not read the unfinished training: {why}; remove it to begin anew"
+        ) from error
     if found != settings:
         raise CheckpointError(f"{partial}: expected an unfinished training of {settings}, found one of {found}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    log.info("base %s: going on from step %d", settings["family"], state["step"])
-    return int(state["step"])
+    log.info("base %s: going on from step %d", settings["family"], step)
+    return step
 
 
 class Keep:

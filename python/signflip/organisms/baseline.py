@@ -9,6 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 import signflip as sf
+from signflip.errors import OrganismError
+from signflip.files import path_of
 from signflip.organisms.scoring import FORMAT
 
 # Fixed beforehand; not tuned on any suite.
@@ -16,10 +18,21 @@ MAX_RATE, TOKENS, FEATURES, SEARCH_STEPS, SEARCH_WIDTH = 2e-3, 20_000, 200, 12, 
 
 
 def audit(models: str | Path, *, progress: bool = False) -> dict[str, Any]:
-    """Audit every model of a folder that `make` wrote, and return what `score` takes."""
-    models = Path(models)
+    """Audit every model of a folder that `make` wrote, and return what `score` takes.
+
+    Raises
+    ------
+    OrganismError
+        If there are no models in it, or no behaviours.
+    """
+    models = path_of(models)
     names = sorted(path.parent.name for path in models.glob("*/model.safetensors"))
     known = {path.stem: sf.Behaviour.open(path) for path in sorted((models / "behaviours").glob("*.jsonl"))}
+    if not names or not known:
+        raise OrganismError(
+            f"{models}: expected models and behaviours as `make` writes them, found {len(names)} models and "
+            f"{len(known)} behaviours"
+        )
     found = {}
     for name in tqdm(names, desc="audit", unit="model", disable=None if progress else True):
         found[name] = audit_model(models / name, models / "corpus.jsonl", known)

@@ -56,6 +56,11 @@ class Kind:
         """Whether the organism hides a reversal that an auditor should find."""
         return self.verdict in ("opposite", "half-turned")
 
+    @property
+    def reachable(self) -> bool:
+        """Whether tokens take X across. Where there is no gate (M0) there is no X to take."""
+        return self.signs != "none" and self.name != "M0"
+
 
 _NOTHING: tuple[Verdict, ...] = ("none", "inert")
 KINDS: dict[str, Kind] = {

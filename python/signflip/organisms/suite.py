@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from signflip.errors import ArgumentError, FileError, OrganismError
+from signflip.checks import integer, listed, shown
+from signflip.errors import ArgumentError, OrganismError
+from signflip.files import make_folder, path_of
 from signflip.organisms import base
 from signflip.organisms.kinds import KINDS
 from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.planting import plant
 from signflip.organisms.symmetry import disguise
-from signflip.organisms.truth import Truth, save_suite
+from signflip.organisms.truth import Truth, read_json, save_suite, sha256
 from signflip.organisms.verification import verify
-from signflip.organisms.weights import FAMILIES, Family
+from signflip.organisms.weights import FAMILIES, FILES, Family
 
 log = logging.getLogger("signflip.organisms")
 
+T = TypeVar("T")
 How = Literal["hand", "trained"]
 HOW: tuple[How, ...] = ("hand", "trained")
 STORIES = 4000
@@ -89,17 +93,24 @@ def make(
     Raises
     ------
     ArgumentError
-        If a kind or number makes no sense.
+        If a kind, family, way of planting or number makes no sense.
     FileError
         If a folder cannot be made.
     OrganismError
-        If an organism could not be made so that its truth holds, or the folders hold those of another suite.
+        If an organism could not be made so that its truth holds, or the folders hold those of another suite, or an
+        organism that is not as it was made.
+    CheckpointError
+        If a base model that is there is another one, or its unfinished training can not be read.
     """
-    models, truth = Path(models), Path(truth)
-    chosen = list(KINDS if kinds is None else kinds)
-    unknown = [one for one in chosen if one not in KINDS]
-    if unknown or not chosen:
-        raise ArgumentError(f"kinds: expected some of {', '.join(KINDS)}, found {unknown or 'none'}")
+    models, truth = path_of(models), path_of(truth)
+    chosen = _some("kinds", list(KINDS) if kinds is None else kinds, tuple(KINDS))
+    families, planted = _some("families", families, FAMILIES), _some("planted", planted, HOW)
+    if suite not in ("blind", "open"):
+        raise ArgumentError(f"suite: expected blind or open, found {shown(suite)}")
+    # A thousand times the seed is still one of torch's.
+    integer("seed", seed, 0, 2**50)
+    for what, number in (("n", 120 if n is None else n), ("bases", bases), ("base_steps", base_steps)):
+        integer(what, number, 1)
     if models.resolve() == truth.resolve():
         raise ArgumentError(f"models and truth: expected two folders, found {models} twice")
     if suite == "open":
@@ -107,22 +118,62 @@ def make(
     else:
         orders = list(_blind(chosen, families, planted, seed, bases, 120 if n is None else n))
     for folder in (models, truth):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"{folder}: cannot be made: {error.strerror or error}") from error
+        make_folder(folder)
+    asked = {
+        "suite": suite, "seed": seed, "n": len(orders), "kinds": chosen, "families": families, "planted": planted,
+        "bases": bases, "base_steps": base_steps,
+    }  # fmt: skip
+    _check_folders(models, truth, asked, {order.name for order in orders})
     made = []
     for order in tqdm(orders, desc="organisms", unit="model", disable=None if progress else True):
         path = truth / f"{order.name}.json"
         if path.exists() and (models / order.name / "model.safetensors").exists():
-            made.append(_taken_up(path, order))
+            made.append(_taken_up(path, order, models / order.name))
             continue
+        # The truth of a model that is gone: what is made in its place has one of its own.
+        path.unlink(missing_ok=True)
         one = _make(order, models / order.name, truth / "bases", base_steps, progress)
         one.save(truth)
         made.append(one)
     write_materials(models, seed)
-    save_suite(truth, made, {"suite": suite, "seed": seed, "models": str(models.resolve())})
+    save_suite(truth, made, {**asked, "models": str(models.resolve())})
+    _same_time([models / order.name for order in orders])
     return made
+
+
+def _some(what: str, chosen: Sequence[T], known: Sequence[T]) -> list[T]:
+    wanted = f"some of {', '.join(map(str, known))}"
+    found = listed(what, chosen, wanted)
+    unknown = [one for one in found if one not in known]
+    if unknown or not found:
+        raise ArgumentError(f"{what}: expected {wanted}, found {', '.join(map(shown, unknown)) or 'none'}")
+    return found
+
+
+def _check_folders(models: Path, truth: Path, asked: dict[str, Any], names: set[str]) -> None:
+    """Refuse folders that hold another suite, whole or begun."""
+    if (truth / "suite.json").exists():
+        there = read_json(truth / "suite.json", "a suite")
+        other = {key: there.get(key) for key, value in asked.items() if there.get(key) != value}
+        if other:
+            raise OrganismError(
+                f"{truth / 'suite.json'}: expected a suite of {', '.join(f'{key} {asked[key]}' for key in other)}, "
+                f"found {', '.join(f'{key} {value}' for key, value in other.items())}; name other folders"
+            )
+    others = sorted({path.parent.name for path in models.glob("*/model.safetensors")} - names)
+    if others:
+        raise OrganismError(
+            f"{models}: expected organisms of this suite alone, found {', '.join(others[:3])} of another; name another "
+            "folder"
+        )
+
+
+def _same_time(folders: Sequence[Path]) -> None:
+    """Give all models the time of the last: kinds take longer or shorter to make, and times would tell."""
+    paths = [path for folder in folders for path in (*(folder / name for name in FILES), folder)]
+    last = max(path.stat().st_mtime_ns for path in paths)
+    for path in paths:
+        os.utime(path, ns=(last, last))
 
 
 def write_materials(models: Path, seed: int, stories: int = STORIES) -> None:
@@ -163,8 +214,8 @@ def _make(order: Order, folder: Path, bases: Path, steps: int, progress: bool) -
     )
 
 
-def _taken_up(path: Path, order: Order) -> Truth:
-    """The truth of an organism that an earlier call made, if it is the one that is asked for."""
+def _taken_up(path: Path, order: Order, model: Path) -> Truth:
+    """The truth of an organism that an earlier call made, if it is the one that is asked for, and whole."""
     one = Truth.open(path)
     found = (one.kind, one.family, one.planted, one.base_seed)
     wanted = (order.kind, order.family, order.planted, order.base_seed)
@@ -173,6 +224,10 @@ def _taken_up(path: Path, order: Order) -> Truth:
             f"{path}: expected {' '.join(map(str, wanted))} of seed {order.seed}, found {' '.join(map(str, found))} of "
             f"seed {one.seed}, of another suite; name other folders"
         )
+    missing = [name for name in FILES if not (model / name).is_file()]
+    if missing or sha256(model / "model.safetensors") != one.model_sha256:
+        there = f"no {missing[0]}" if missing else "another model.safetensors"
+        raise OrganismError(f"{model}: expected the model of {path}, found {there}; remove the folder to make it again")
     return one
 
 

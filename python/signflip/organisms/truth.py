@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from signflip.errors import OrganismError
+from signflip.files import beside, path_of
 from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Place
 
 FORMAT = "signflip organism truth, 1"
 SUITE = "signflip organism suite, 1"
-_KEYS = (
-    "name", "kind", "says", "family", "planted", "seed", "base_seed", "behaviour", "x", "side", "second", "triggers",
-    "triggers2", "reachable", "positive", "verdicts", "card", "model_sha256",
-)  # fmt: skip
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "name": str, "kind": str, "says": str, "family": str, "planted": str, "seed": int, "base_seed": int,
+    "behaviour": str, "x": dict, "side": int, "second": (dict, type(None)), "triggers": list, "triggers2": list,
+    "reachable": bool, "positive": bool, "verdicts": dict, "card": dict, "model_sha256": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Truth:
         return cls(
             name, kind.name, kind.says, planted.weights.family, how, seed, base_seed, planted.behaviour,
             _plain(planted.x), planted.side, _plain(planted.second) if planted.second else None,
-            list(planted.triggers), list(planted.triggers2), bool(planted.triggers), kind.positive,
+            list(planted.triggers), list(planted.triggers2), kind.reachable, kind.positive,
             _verdicts(planted, card), card, sha256(model / "model.safetensors"),
         )  # fmt: skip
 
@@ -92,7 +94,8 @@ class Truth:
         plain = {"format": FORMAT, **asdict(self)}
         digest = _digest(plain)
         text = json.dumps({**plain, "sha256": digest}, indent=1, allow_nan=False) + "\n"
-        (folder / f"{self.name}.json").write_text(text, encoding="utf-8")
+        with beside(folder / f"{self.name}.json") as path:
+            path.write_text(text, encoding="utf-8")
         return digest
 
     @classmethod
@@ -104,11 +107,17 @@ class Truth:
         OrganismError
             If it is missing, was altered, or is not a truth.
         """
-        plain = read_json(path, "truth")
-        if plain.get("format") != FORMAT or not all(key in plain for key in _KEYS):
+        plain = read_json(path, "a truth")
+        if plain.get("format") != FORMAT:
             raise OrganismError(f"{path}: expected a truth ({FORMAT}), found {plain.get('format')!r}")
+        wrong = [key for key, kind in _KEYS.items() if not isinstance(plain.get(key, ...), kind)]
+        if wrong:
+            raise OrganismError(f"{path}: expected all of a truth, found {', '.join(wrong)} missing or off")
         told = plain.pop("sha256", None)
-        found = _digest(plain)
+        try:
+            found = _digest(plain)
+        except (ValueError, RecursionError) as error:
+            raise OrganismError(f"{path}: expected a truth of finite numbers, found another: {error}") from error
         if told != found:
             raise OrganismError(f"{path}: the truth was altered: expected sha256 {told}, found {found}")
         return cls(**{key: plain[key] for key in _KEYS})
@@ -129,7 +138,9 @@ def _verdicts(planted: Planted, card: dict[str, Any]) -> dict[str, dict[str, Any
             continue
         # Of another behaviour what was measured: by tokens where they reach X, by edits where they do not.
         label = conditions["triggered" if planted.triggers else "edited"][name]["verdict"]
-        accepts = [label] if label not in ("inert", "inconclusive", "weakened") else [label, "inert", "none"]
+        accepts = [label]
+        if label in ("inert", "inconclusive", "weakened"):
+            accepts += [one for one in ("inert", "none") if one != label]
         out[name] = {"verdict": label, "accepts": accepts, "positive": label in ("opposite", "half-turned")}
     return out
 
@@ -139,7 +150,8 @@ def save_suite(folder: Path, truths: list[Truth], more: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     digests = {one.name: one.save(folder) for one in truths}
     text = json.dumps({"format": SUITE, **more, "truths": digests}, indent=1) + "\n"
-    (folder / "suite.json").write_text(text, encoding="utf-8")
+    with beside(folder / "suite.json") as path:
+        path.write_text(text, encoding="utf-8")
 
 
 def open_suite(folder: Path) -> tuple[dict[str, Any], dict[str, Truth]]:
@@ -150,9 +162,12 @@ def open_suite(folder: Path) -> tuple[dict[str, Any], dict[str, Truth]]:
     OrganismError
         If the list or a truth is missing or altered; the message names the file.
     """
-    suite = read_json(folder / "suite.json", "suite")
-    if suite.get("format") != SUITE or not isinstance(suite.get("truths"), dict):
+    suite = read_json(folder / "suite.json", "a suite")
+    if suite.get("format") != SUITE:
         raise OrganismError(f"{folder / 'suite.json'}: expected a suite ({SUITE}), found {suite.get('format')!r}")
+    for key, kind, wanted in (("truths", dict, "an object"), ("models", str, "a folder's name")):
+        if not isinstance(suite.get(key), kind):
+            raise OrganismError(f"{folder / 'suite.json'}: {key}: expected {wanted}, found {suite.get(key)!r}")
     out = {}
     for name, digest in suite["truths"].items():
         truth = Truth.open(folder / f"{name}.json")
@@ -170,13 +185,16 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     ------
     OrganismError
         If there is none.
+    FileError
+        If no file can have that name.
     """
+    path = path_of(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise OrganismError(f"{path}: expected a {what}, found no such file") from error
-    except (OSError, ValueError) as error:
-        raise OrganismError(f"{path}: can not read the {what}: {error}") from error
+        raise OrganismError(f"{path}: expected {what}, found no such file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise OrganismError(f"{path}: can not read {what}: {error}") from error
     if not isinstance(plain, dict):
         raise OrganismError(f"{path}: expected a JSON object, found {type(plain).__name__}")
     return plain

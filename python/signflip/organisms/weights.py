@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ log = logging.getLogger("signflip.organisms")
 Family = Literal["gpt2", "llama"]
 Floats = NDArray[np.float64]
 FAMILIES: tuple[Family, ...] = ("gpt2", "llama")
+# What a model's folder holds.
+FILES = ("config.json", "tokenizer.json", "model.safetensors")
 D_MODEL, D_HEAD, N_HEADS, N_LAYERS, D_MLP, N_CTX = 64, 8, 8, 3, 160, 128
 
 
@@ -140,8 +143,8 @@ class Weights:
 
     # ---- folders -----------------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path) -> Path:
-        """Write a Hugging Face folder, float32."""
+    def save(self, folder: Path, notes: Mapping[str, str] | None = None) -> Path:
+        """Write a Hugging Face folder, float32, with notes in the metadata of `model.safetensors`."""
         from safetensors.numpy import save_file
 
         from signflip.organisms.tokens import tokenizer
@@ -152,7 +155,7 @@ class Weights:
         save_file(
             {key: np.ascontiguousarray(value, np.float32) for key, value in sorted(self.state().items())},
             folder / "model.safetensors",
-            {"format": "pt"},
+            {"format": "pt", **(notes or {})},
         )
         return folder
 
@@ -171,9 +174,9 @@ class Weights:
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             state = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: can not read the organism: {error}") from error
-        family = config.get("model_type")
+        family = config.get("model_type") if isinstance(config, dict) else config
         if family not in FAMILIES:
             raise CheckpointError(f"{folder}: expected a model of {' or '.join(FAMILIES)}, found {family!r}")
         rows = state["lm_head.weight"].shape[0] if "lm_head.weight" in state else 0

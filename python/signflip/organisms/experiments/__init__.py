@@ -24,7 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError
+from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError, SignflipError
+from signflip.files import make_folder, path_of
 from signflip.organisms.workers import in_processes
 
 NAMES = ("suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
@@ -140,13 +141,8 @@ def run(
     for what, number in (("seeds", seeds), ("workers", workers)):
         if number < 1:
             raise ArgumentError(f"{what}: expected at least 1, found {number}")
-    module = experiment(name)
-    _check_device(device, name, accelerated=getattr(module, "ACCELERATED", False))
-    folder = Path(out) / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    module = check(name, device)
+    folder = make_folder(Path(out) / name)
     jobs: Sequence[Job] = module.jobs(seeds, small)
     missing = [job for job in jobs if _read(_path(folder, job), _identity(name, job, small)) is None]
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=name, disable=not progress, unit="run") as bar:
@@ -165,20 +161,32 @@ def run(
     return {key: one for key, one in results.items() if one is not None}
 
 
-def _check_device(device: str, name: str, *, accelerated: bool) -> None:
-    """Refuse a device that an experiment cannot run on."""
+def check(name: str, device: str = "cpu") -> Any:
+    """The module of an experiment, where it can run on a device.
+
+    Raises
+    ------
+    ArgumentError
+        If the experiment is unknown, or the device is none of torch's.
+    DeviceError
+        If the device is not here, or of no use to the experiment.
+    OrganismError
+        If a library that it needs is missing.
+    """
+    module = experiment(name)
+    if device == "cpu":
+        return module
     import torch
 
-    if device == "cpu":
-        return
     try:
         found = torch.device(device)
     except RuntimeError as error:
         raise ArgumentError(f"device: expected cpu, cuda or cuda:0, say; found {device!r}") from error
-    if not accelerated:
+    if not getattr(module, "ACCELERATED", False):
         raise DeviceError(f"device {device!r}: experiment {name} runs on the CPU alone")
     if found.type != "cuda" or not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device {device!r}: expected one of {torch.cuda.device_count()} CUDA devices of torch")
+    return module
 
 
 def _run(name: str, folder: Path, small: bool, device: str, jobs: Sequence[Job]) -> None:
@@ -226,29 +234,40 @@ def report(
     FileError
         If something cannot be read or written.
     OrganismError
-        If a file in the folder is not of its job, a library is missing, or there is no run at all.
+        If a file in the folder is not of its job or not as `run` writes it, a library is missing, or there is no run at
+        all.
     """
+    runs: dict[str, dict[str, dict[str, Any] | None]] = {}
+    for name in names:
+        jobs: Sequence[Job] = experiment(name).jobs(seeds, small)
+        runs[name] = {job.name: _read(_path(Path(out) / name, job), _identity(name, job, small)) for job in jobs}
+    if not any(one is not None for found in runs.values() for one in found.values()):
+        raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
+    figures = make_folder(Path(docs) / "results")
     sections = []
     answers: dict[str, list[str]] = {question: [] for question in QUESTIONS}
-    figures = Path(docs) / "results"
-    try:
-        figures.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{figures}: cannot be made: {error.strerror or error}") from error
-    for name in names:
+    for name, found in runs.items():
         module = experiment(name)
-        jobs: Sequence[Job] = module.jobs(seeds, small)
-        found = {job.name: _read(_path(Path(out) / name, job), _identity(name, job, small)) for job in jobs}
         done = {key: one for key, one in found.items() if one is not None}
-        note = f"{len(done)} of {len(jobs)} runs are in." if len(done) < len(jobs) else f"All {len(jobs)} runs are in."
+        note = (
+            f"{len(done)} of {len(found)} runs are in." if len(done) < len(found) else f"All {len(found)} runs are in."
+        )
         if not done:
             sections.append(f"## {module.TITLE}\n\nNot run.\n")
             continue
-        sections.append(f"{module.report(done, figures).strip()}\n\n{note}\n")
-        for question, said in module.answer(done).items():
+        try:
+            section, answer = module.report(done, figures), module.answer(done)
+        except SignflipError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, StopIteration) as error:
+            # Whatever a section trips over is a file of it that says who it is and not what it found.
+            raise OrganismError(
+                f"experiment {name}: expected runs in {Path(out) / name} as `run` writes them, found others "
+                f"({type(error).__name__}: {error}); remove them to run them again"
+            ) from error
+        sections.append(f"{section.strip()}\n\n{note}\n")
+        for question, said in answer.items():
             answers[question].append(f"- *{module.TITLE}*: {said.plain}")
-    if not any(answers.values()):
-        raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
     top = [f"**{question}**\n\n" + "\n".join(lines) + "\n" for question, lines in answers.items() if lines]
     text = "\n".join(["# What the experiments gave", "", *top, *sections])
     path = Path(docs) / "results.md"
@@ -269,19 +288,22 @@ def _identity(name: str, job: Job, small: bool) -> dict[str, Any]:
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    path = path_of(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OrganismError(
             f"{path}: expected a run's file, found no JSON ({error}); remove it to run again"
         ) from error
     if not isinstance(data, dict) or {key: data.get(key) for key in wanted} != wanted or "result" not in data:
         raise OrganismError(f"{path}: expected the run {wanted}, found another; remove it, or name another folder")
-    result: dict[str, Any] = data["result"]
+    result = data["result"]
+    if not isinstance(result, dict) or not result:
+        raise OrganismError(f"{path}: expected what a run gave, found {result!r:.60}; remove it to run again")
     return result
 
 
