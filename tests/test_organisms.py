@@ -328,6 +328,26 @@ def test_a_perfect_audit_scores_perfectly_and_a_blind_one_does_not(suite: tuple[
     assert main(["organisms", "score", "--truth", str(truth), str(path), "--json"]) == 0
 
 
+def test_a_blind_suites_seed_is_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from signflip.organisms import suite as module
+
+    def refused(order: Any, *_: Any) -> Truth:
+        names.append(order.name)
+        raise OrganismError("as if interrupted")
+
+    monkeypatch.setattr(module, "_make", refused)
+    names: list[str] = []
+    for folder in ("a", "a", "b"):
+        with pytest.raises(OrganismError, match="as if"):
+            make("blind", tmp_path / folder, tmp_path / f"{folder}-truth", n=1)
+    # Begun again it is the same suite; another one is not.
+    assert names[0] == names[1] != names[2]
+    assert 0 <= int((tmp_path / "a-truth" / "seed").read_text()) != int((tmp_path / "b-truth" / "seed").read_text())
+    (tmp_path / "a-truth" / "seed").write_text("none")
+    with pytest.raises(OrganismError, match="expected the seed of a suite"):
+        make("blind", tmp_path / "a", tmp_path / "a-truth", n=1)
+
+
 @pytest.mark.slow
 def test_the_baseline_audits_what_the_command_made(
     suite: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

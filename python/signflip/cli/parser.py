@@ -261,7 +261,7 @@ def _organisms(subparsers: Any) -> None:
         "--suite", choices=("blind", "open"), default="blind", help="drawn at random, or one of each kind"
     )
     make.add_argument("--n", type=int, default=None, help="how many, for a blind suite (default: 120)")
-    make.add_argument("--seed", type=SEED, default=0, help="of everything drawn (%(default)s)")
+    make.add_argument("--seed", type=SEED, default=None, help="of everything drawn (default: open 0, blind a secret)")
     make.add_argument("--models", required=True, metavar="DIR", help="where the models go, with corpus and behaviours")
     make.add_argument("--truth", required=True, metavar="DIR", help="where the truths go, with the base models")
     make.add_argument("--kinds", type=_names, default=None, metavar="M0,M3", help="default: all")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from signflip.checks import integer, listed, shown
 from signflip.errors import ArgumentError, OrganismError
-from signflip.files import make_folder, path_of
+from signflip.files import make_folder, path_of, read_text, write_text
 from signflip.organisms import base
 from signflip.organisms.kinds import KINDS
 from signflip.organisms.language import behaviours, corpus
@@ -53,7 +54,7 @@ def make(
     truth: str | Path,
     *,
     n: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     kinds: Sequence[str] | None = None,
     families: Sequence[Family] = FAMILIES,
     planted: Sequence[How] = ("hand",),
@@ -75,7 +76,8 @@ def make(
     n
         How many, for a blind suite (120).
     seed
-        Of everything drawn.
+        Of everything drawn (open: 0). Whoever knows it can make the suite again, so that a blind suite is blind only
+        where it cannot be guessed: if not given, one is drawn and kept with the truths.
     kinds, families, planted
         Which to make.
     bases
@@ -108,17 +110,19 @@ def make(
     if suite not in ("blind", "open"):
         raise ArgumentError(f"suite: expected blind or open, found {shown(suite)}")
     # A thousand times the seed is still one of torch's.
-    integer("seed", seed, 0, 2**50)
+    integer("seed", 0 if seed is None else seed, 0, 2**50)
     for what, number in (("n", 120 if n is None else n), ("bases", bases), ("base_steps", base_steps)):
         integer(what, number, 1)
     if models.resolve() == truth.resolve():
         raise ArgumentError(f"models and truth: expected two folders, found {models} twice")
+    for folder in (models, truth):
+        make_folder(folder)
+    if seed is None:
+        seed = 0 if suite == "open" else _secret(truth)
     if suite == "open":
         orders = list(_open(chosen, families, planted, seed, bases))
     else:
         orders = list(_blind(chosen, families, planted, seed, bases, 120 if n is None else n))
-    for folder in (models, truth):
-        make_folder(folder)
     asked = {
         "suite": suite, "seed": seed, "n": len(orders), "kinds": chosen, "families": families, "planted": planted,
         "bases": bases, "base_steps": base_steps,
@@ -135,10 +139,26 @@ def make(
         one = _make(order, models / order.name, truth / "bases", base_steps, progress)
         one.save(truth)
         made.append(one)
-    write_materials(models, seed)
+    # The same for all blind suites: it is no clue to their seed.
+    write_materials(models, seed if suite == "open" else 0)
     save_suite(truth, made, {**asked, "models": str(models.resolve())})
     _same_time([models / order.name for order in orders])
     return made
+
+
+def _secret(truth: Path) -> int:
+    """The seed of a blind suite that is given none: of the suite that is there, of one begun there, or drawn."""
+    if (truth / "suite.json").exists():
+        return integer("seed", read_json(truth / "suite.json", "a suite").get("seed"), 0)
+    path = truth / "seed"
+    if path.exists():
+        kept = read_text(path, "the seed of a suite").strip()
+        if not kept.isdecimal():
+            raise OrganismError(f"{path}: expected the seed of a suite that was begun here, found {shown(kept)}")
+        return int(kept)
+    seed = secrets.randbits(48)
+    write_text(path, f"{seed}\n", "the seed of a suite")
+    return seed
 
 
 def _some(what: str, chosen: Sequence[T], known: Sequence[T]) -> list[T]:

@@ -104,10 +104,9 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
             f"or by training, of {len(runs)} blind suites (seeds from {FIRST_SEED}), each with base models of its own; "
             "the auditor is `signflip.organisms.baseline`, which knows nothing of them. Intervals are 95% and exact, "
             "for triggers over organisms. Recall and precision count behaviours, of which a model has several that one "
-            "flaw of it can turn together: exact intervals, which take each for independent, are not to be trusted alone. "
-            "Beside them the interval when suites, with all that is in them, are the unit (jackknife, Student's t). "
-            "Precision of 0.99 would need about 300 flawless flags, recall of 0.95 "
-            "needs 59."
+            "flaw of it can turn together, and exact intervals take each for independent: beside them are those with "
+            "suites, and all that is in them, as the unit (jackknife, Student's t). "
+            "Precision of 0.99 would need about 300 flawless flags, recall of 0.95 needs 59."
         ),
         table(
             ("of the baseline", "share", "over suites"),
