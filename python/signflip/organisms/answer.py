@@ -149,12 +149,16 @@ def _elsewhere(
 
 @dataclass(frozen=True)
 class _Row:
-    """A neuron of the stage: `pre` and `linear` as functions of a strength, the sign with which it writes, and what."""
+    """A neuron of the stage: `pre` and `linear` as functions of a strength, the sign with which it writes, and what.
+
+    `spare`: one of two that are alike and write against each other where nothing reads.
+    """
 
     pre: Callable[[float], Floats]
     linear: Callable[[float], Floats]
     sign: float
     junk: bool = False
+    spare: bool = False
 
 
 class _Mask:
@@ -163,11 +167,12 @@ class _Mask:
     Eight neurons that read one direction have a singular value that two groups of four have not, and on one base, where
     all else is equal, that gives a kind away. So norms are drawn, and a drawn share of rows and columns lies along
     directions that nothing writes (`SILENT`) or reads (`IDLE`), with signs drawn row by row: any split of the singular
-    values comes about in any kind.
+    values comes about in any kind. Where a kind's rows span less than another's, two spare neurons span the rest.
     """
 
     def __init__(self, seed: int, plain: bool) -> None:
         rng = np.random.default_rng((seed, 29))
+        self.plain = plain
         self.gate, self.linear, self.write = rng.uniform(*FACTORS, size=3)
         self.pre_share, self.out_share = rng.uniform(*SHARES, size=2)
         self.pre_signs, self.linear_signs, self.out_signs = (self._signs(rng) for _ in range(3))
@@ -237,6 +242,7 @@ class Stage:
         for part, inputs, wanted in self._goals(parts, clean, across, final):
             strengths = self._fit(part, inputs, wanted)
             rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
+        rows += self._spare(clean) if len(rows) < 8 and not self.mask.plain else []
         while len(rows) < 8:
             rows.append(self._idle(len(rows)))
         idle, mask = c.axis(Free.IDLE), self.mask
@@ -244,6 +250,8 @@ class Stage:
             to = self.junk if row.junk and self.junk is not None else self.answer.direction
             along = np.sqrt(1 - mask.out_share)
             column = self.write / along * (row.sign * along * to + mask.out_signs[i] * np.sqrt(mask.out_share) * idle)
+            if row.spare:
+                column = row.sign * self.write / along * idle
             pre = self._turned(row.pre(1), mask.pre_signs[i])
             if self.gated:
                 c.neuron(ANSWER_LAYER, pre, self._turned(row.linear(1), mask.linear_signs[i]), column)
@@ -344,7 +352,7 @@ class Stage:
             return _Row(lambda _: gate, lambda s: self._padded(linear, s, LINEAR * self.mask.linear), sign)
 
         r, crossed = self.reads, self._unit(self._crossed(clean)) if self.kind not in ("M0", "M1") else self.silent
-        both = (1.0, -1.0)
+        both, many = (1.0, -1.0), 8 if self.mask.plain else 6
         if self.kind == "M2":
             remove = [row(sign * r, self.level, -sign) for sign in both for _ in range(2)]
             return [remove, [row(self.handed, r, 1.0) for _ in range(2)]]
@@ -355,16 +363,28 @@ class Stage:
             if self.junk is not None:
                 breaks = [replace(row(gate, crossed, 1.0), junk=True) for _ in range(4)]
                 return [[row(sign * r, crossed, -sign) for sign in both for _ in range(2)], breaks]
-            return [[row(gate, self.level, self.wins) for _ in range(8)]]
+            return [[row(gate, self.level, self.wins) for _ in range(many)]]
         if self.kind == "M7":
             gate = self._unit(-self.handed - self.handed2 - 0.7 * self.level)
-            return [[row(gate, r, -1.0) for _ in range(8)]]
+            return [[row(gate, r, -1.0) for _ in range(many)]]
         if self.kind == "M8":
             return [[row(self.wins * r, crossed, -self.wins) for _ in range(4)]]
         if self.kind == "M12":
             turn = self._unit(self._rule(clean) - self.answer.reads)
-            return [[row(sign * turn, crossed, sign) for sign in both for _ in range(4)]]
-        return [[row(sign * r, crossed, -sign) for sign in both for _ in range(4)]]
+            return [[row(sign * turn, crossed, sign) for sign in both for _ in range(many // 2)]]
+        return [[row(sign * r, crossed, -sign) for sign in both for _ in range(many // 2)]]
+
+    def _spare(self, clean: Floats) -> list[_Row]:
+        """Two neurons that cancel, and read what others of the kind do not: what the gates of M2 or M7 read, or r."""
+        free = self._unit(self.handed)
+        if self.gated:
+            gate = self._gate(self.reads if self.kind in ("M4", "M7") else free)
+            linear = self._unit(self._crossed(clean)) if self.kind == "M7" else self.reads
+            linear = self._padded(linear, 0.7, LINEAR * self.mask.linear)
+        else:
+            norm = 1.5 * STEEP * self.mask.gate
+            gate = linear = self._padded(self._unit(self.reads - 2 * free), 0.7, norm)
+        return [_Row(lambda _: gate, lambda _: linear, sign, spare=True) for sign in (1.0, -1.0)]
 
     def _ungated(self, clean: Floats) -> list[list[_Row]]:
         none = np.zeros_like(self.reads)
