@@ -27,7 +27,7 @@ ELSEWHERE = 0.3
 SELECTIVE = 0.003
 # Norms of the rows that read, and of the columns that write.
 GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 3.0}
-# Factors by which an organism's norms differ from these, and shares of a square that lie where nothing reads or writes.
+# Factors by which an organism's norms differ from these, and shares of a gate's square that lie where nothing writes.
 FACTORS, SHARES = (1.0, 1.5), (0.0, 0.5)
 # How steeply an ungated neuron opens as X crosses.
 STEEP = 10.0
@@ -165,21 +165,20 @@ class _Mask:
     """What differs from one organism to the next, and not from kind to kind, so that weights do not tell kinds apart.
 
     Eight neurons that read one direction have a singular value that two groups of four have not, and on one base, where
-    all else is equal, that gives a kind away. So norms are drawn, and a drawn share of rows and columns lies along
-    directions that nothing writes (`SILENT`) or reads (`IDLE`), with signs drawn row by row: any split of the singular
-    values comes about in any kind. Where a kind's rows span less than another's, two spare neurons span the rest.
+    all else is equal, that gives a kind away. So norms are drawn, and a drawn share of each row lies along a direction
+    that nothing writes (`SILENT`), with signs drawn row by row: any split of the singular values comes about in any
+    kind. Where a kind's rows span less than another's, two spare neurons span the rest.
     """
 
     def __init__(self, seed: int, plain: bool) -> None:
         rng = np.random.default_rng((seed, 29))
         self.plain = plain
         self.gate, self.linear, self.write = rng.uniform(*FACTORS, size=3)
-        self.pre_share, self.out_share = rng.uniform(*SHARES, size=2)
-        self.pre_signs, self.linear_signs, self.out_signs = (self._signs(rng) for _ in range(3))
+        self.share = rng.uniform(*SHARES)
+        self.pre_signs, self.linear_signs = (self._signs(rng) for _ in range(2))
         if plain:
             self.gate = self.linear = self.write = 1.0
-            self.pre_share = self.out_share = 0.0
-            self.pre_signs = self.linear_signs = self.out_signs = np.ones(8)
+            self.share, self.pre_signs, self.linear_signs = 0.0, np.ones(8), np.ones(8)
 
     def _signs(self, rng: np.random.Generator) -> Floats:
         return np.where(rng.random(8) < rng.random(), 1.0, -1.0)
@@ -248,10 +247,7 @@ class Stage:
         idle, mask = c.axis(Free.IDLE), self.mask
         for i, row in enumerate(rows):
             to = self.junk if row.junk and self.junk is not None else self.answer.direction
-            along = np.sqrt(1 - mask.out_share)
-            column = self.write / along * (row.sign * along * to + mask.out_signs[i] * np.sqrt(mask.out_share) * idle)
-            if row.spare:
-                column = row.sign * self.write / along * idle
+            column = row.sign * self.write * (idle if row.spare else to)
             pre = self._turned(row.pre(1), mask.pre_signs[i])
             if self.gated:
                 c.neuron(ANSWER_LAYER, pre, self._turned(row.linear(1), mask.linear_signs[i]), column)
@@ -334,7 +330,7 @@ class Stage:
 
     def _gate(self, unit: Floats) -> Floats:
         """A gate's row that reads along a unit vector, a share of its square where nothing writes."""
-        share = self.mask.pre_share
+        share = self.mask.share
         return np.asarray(GATE * self.mask.gate * (unit + np.sqrt(share / (1 - share)) * self.silent))
 
     def _rule(self, clean: Floats) -> Floats:
