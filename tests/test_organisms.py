@@ -243,22 +243,25 @@ def test_signflip_reads_what_was_written(planted: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_weights_do_not_say_which_organisms_have_a_gate(bases: dict[Family, Weights]) -> None:
-    """A ridge classifier on the statistics of every tensor, cross-validated: at chance within its interval."""
-    kinds = ["M3", "M5", "M6", "M8", "M13", "M0", "M1", "M2", "M9", "M11"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_do_not_say_which_organisms_have_a_gate(bases: dict[Family, Weights], family: Family) -> None:
+    """A ridge classifier on the statistics of every tensor, cross-validated, on one base: at chance.
+
+    On one base all else is equal, so that what differs from kind to kind is seen best.
+    """
     rows, gated = [], []
-    for i in range(40):
-        kind = kinds[i % len(kinds)]
-        one = disguise(plant(bases["llama"], Room(0), kind, 100 + i), i)
+    for i in range(42):
+        kind = list(KINDS)[i % len(KINDS)]
+        one = disguise(plant(bases[family], Room(0), kind, 100 + i), i)
         rows.append(statistics(one.weights.state()))
         gated.append(KINDS[kind].positive)
     right = classify(np.asarray(rows), np.asarray(gated))
     interval = binomtest(right, len(rows)).proportion_ci(0.95, method="exact")
-    assert interval.low <= 0.5 <= interval.high, right
-    # The classifier itself is not blind: a gate that is ten times as large it does see.
+    assert interval.low <= max(np.mean(gated), 1 - np.mean(gated)), right
+    # The classifier itself is not blind: weights that are half as large again it does see.
     for row, positive in zip(rows, gated, strict=True):
         row *= 1.5 if positive else 1.0
-    assert classify(np.asarray(rows), np.asarray(gated)) > 35
+    assert classify(np.asarray(rows), np.asarray(gated)) > 37
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ across, so that feedback sees one side of the gate only; X is read on all of it,
 
 The gate's own weights are held (the free directions, heads and neurons that it was planted in), and so are the last
 layer and the unembedding. With all weights free DPO undid the gate in every setting that was tried, though no text
-crossed it.
+crossed it. The loop is not TRL's: rows of a matrix are held, and the model is to be made again byte for byte.
 """
 
 from __future__ import annotations

@@ -10,6 +10,10 @@ An experiment is a module of this package with
 - ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
   pictures written to the folder `figures`;
 - ``answer(results)``: what that says of the conjecture, to those of `QUESTIONS` that it bears on.
+
+Agents are trained by stable-baselines3. Preference tuning is not by TRL's trainers: the update itself is what is
+measured (its split by the sides of X, the kernel at each logged step, rollouts in which X is edited, rows that are
+held, samples from a fixed set), and they show or do none of it.
 """
 
 from __future__ import annotations
