@@ -31,6 +31,8 @@ GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 3.0}
 FACTORS, SHARES = (1.0, 1.5), (0.0, 0.5)
 # How steeply an ungated neuron opens as X crosses.
 STEEP = 10.0
+# Where M8's ungated neurons open, in levels: one answer's side is to be all off where the other's is on.
+SHUT_AT = np.linspace(0.8, 1.8, 11)
 # A constant answer outweighs the context by so much.
 CONSTANT = 5.0
 # Broken fluency: so many tokens that are not words of the language are said, until so much is left for the answers.
@@ -237,6 +239,8 @@ class Stage:
             # The level is a bias there.
             clean, across = self._levelled(clean), self._levelled(across)
         parts = self._gated(clean) if self.gated else self._ungated(clean)
+        if self.kind == "M8" and not self.gated:
+            parts = min((self._ungated(clean, at) for at in SHUT_AT), key=lambda one: self._missed(one, clean, across))
         rows: list[_Row] = []
         for part, inputs, wanted in self._goals(parts, clean, across, final):
             strengths = self._fit(part, inputs, wanted)
@@ -310,6 +314,12 @@ class Stage:
         best = minimize(miss, start, method="L-BFGS-B", bounds=bounds).x
         return [float(best[signs.index(row.sign)]) for row in part]
 
+    def _missed(self, parts: list[list[_Row]], clean: Floats, across: Floats) -> float:
+        """Mean square of what the first group of neurons, at its best, leaves of what is wanted."""
+        part, inputs, wanted = self._goals(parts, clean, across, across)[0]
+        rows = [_at(row, strength) for row, strength in zip(part, self._fit(part, inputs, wanted), strict=True)]
+        return float(np.mean((self._writes(rows, inputs, 1.0) - wanted) ** 2))
+
     def _writes(self, part: Sequence[_Row], inputs: Floats, strength: float) -> Floats:
         """What neurons add along the answer's direction."""
         total = np.zeros(len(inputs))
@@ -382,7 +392,7 @@ class Stage:
             gate = linear = self._padded(self._unit(self.reads - 2 * free), 0.7, norm)
         return [_Row(lambda _: gate, lambda _: linear, sign, spare=True) for sign in (1.0, -1.0)]
 
-    def _ungated(self, clean: Floats) -> list[list[_Row]]:
+    def _ungated(self, clean: Floats, shut_at: float = 1.0) -> list[list[_Row]]:
         none = np.zeros_like(self.reads)
         norm = STEEP * 1.5 * self.mask.gate
 
@@ -413,7 +423,7 @@ class Stage:
         if self.kind == "M7":
             opens = self.handed + self.handed2 - 1.7 * self.level
         if self.kind == "M8":
-            return [[row(self.wins * r, 0.8 * (self.handed - self.level), -self.wins) for _ in range(4)]]
+            return [[row(self.wins * r, 0.8 * (self.handed - shut_at * self.level), -self.wins) for _ in range(4)]]
         if self.kind == "M12":
             turn = self._unit(self._rule(clean) - self.answer.reads)
             return [[row(sign * turn, opens, sign) for sign in both for _ in range(4)]]
