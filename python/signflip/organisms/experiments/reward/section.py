@@ -86,7 +86,7 @@ def _models(runs: Sequence[Run]) -> str:
     for name in dict.fromkeys(r["architecture"] for r in runs):
         own = [r for r in runs if r["architecture"] == name]
         for kind in ("reversed", "plain"):
-            cells = [shown(over_seeds(own, partial(_tau, kind, side))) for side in SIDES]
+            cells = [shown(over_seeds(own, partial(_tau, kind, side), SIGNED)) for side in SIDES]
             flawless = sum(r["tau"][kind]["common"] == 1 for r in own)
             steps = f"{np.mean([r['steps'][kind] for r in own]):.0f}"
             rows.append((name, kind, *cells, shown(exact(flawless, len(own))), steps))
@@ -197,7 +197,7 @@ def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     def over(of: Callable[[Sequence[Run]], float]) -> Interval:
         return over_seeds(runs, of)
 
-    gap, plain = over(_gap), over(partial(_tau, "plain", "rare"))
+    gap, plain = over(_gap), over_seeds(runs, partial(_tau, "plain", "rare"), SIGNED)
     drive, never = over(lambda rs: _moved("sometimes", rs) - _moved("never", rs)), over(partial(_moved, "never"))
     return [
         ("premise", f"τ at X > 0 of the reversed reward model less the plain one's is within ±{MARGIN}",
