@@ -13,6 +13,7 @@ import numpy as np
 from signflip.errors import OrganismError
 from signflip.organisms.experiments import MADE, PATH, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.statistics import (
+    SIGNED,
     Interval,
     Run,
     correlated,
