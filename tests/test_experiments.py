@@ -439,7 +439,7 @@ def test_a_correlation_between_networks_is_said_to_be_one(tmp_path: Path) -> Non
         assert "Within each network: swiglu " in said.more
         return said.plain
 
-    assert "mostly a difference between networks: within none of them" in path(0.0)
+    assert "within none of them does it differ from 0, so that much of it" in path(0.0)
     assert "within a network it differs from 0 in swiglu, additive, of 2" in path(2.0)
 
 

@@ -399,7 +399,7 @@ def test_the_suites_section_counts_what_audits_said(
         n = 2 * sum(one.verdicts[one.behaviour]["verdict"] == verdict for one in truths.values())
         right = n if verdict == "inert" else n // 2
         assert re.search(rf"\| {verdict} \|.* \| {re.escape(str(Share.counted(right, n)))} \|", text)
-    assert "are too narrow" in text
+    assert "exact intervals take each for independent" in text
     # The models that are told nothing of have none of the two planted reversals, and M1 is right by saying nothing.
     assert f"| right | {Share.counted(4, 6)} |" in text
     assert "| M3 | opposite | 0.50" in text
