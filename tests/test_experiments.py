@@ -243,7 +243,7 @@ def test_worker_processes_give_what_one_gives(tmp_path: Path) -> None:
 def test_a_run_that_fails_in_a_worker_is_its_error(tmp_path: Path) -> None:
     # A folder where a run's file belongs cannot be read; one where its temporary belongs cannot be written.
     name = parity.jobs(1, True)[0].name
-    (tmp_path / "parity" / f"{name}.tmp").mkdir(parents=True)
+    (tmp_path / "parity" / f"{name}.json.tmp").mkdir(parents=True)
     with pytest.raises(FileError, match=name):
         experiments.run("parity", tmp_path, seeds=1, small=True, workers=2, progress=False)
     assert not multiprocessing.active_children()
@@ -305,7 +305,7 @@ def test_bad_runs(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot be made"):
         experiments.run("cartpole", tmp_path / "file")
     for what in (experiments.run, lambda *at: experiments.report(at[1], at[1], names=at[:1])):
-        with pytest.raises(FileError):
+        with pytest.raises(ArgumentError, match="out: expected a path"):
             what("cartpole", "a\0b")
     job = experiments.Job("additive-0", 0, TINY)
     for settings, message in (
@@ -457,8 +457,12 @@ def test_bad_reports(tmp_path: Path) -> None:
         cartpole.report({}, tmp_path)
     run = made_up("swiglu", 0, "opposite")
     del run["leaves"]
-    with pytest.raises(OrganismError, match="expected a run's data"):
-        cartpole.report({"swiglu-0": run}, tmp_path)
+    job = next(one for one in cartpole.jobs(1, False) if one.name == "swiglu-0")
+    kept = {"experiment": "cartpole", "seed": 0, "settings": job.settings, "small": False, "result": run}
+    (tmp_path / "cartpole").mkdir()
+    (tmp_path / "cartpole" / "swiglu-0.json").write_text(json.dumps(kept))
+    with pytest.raises(OrganismError, match=r"cartpole: expected runs in .*'leaves'"):
+        experiments.report(tmp_path, tmp_path / "docs", seeds=1, names=["cartpole"])
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError):
         picture.draw({}, tmp_path / "file" / "cartpole.png")

@@ -41,19 +41,6 @@ def write_text(path: str | Path, text: str, what: str) -> None:
         raise FileError(f"{path}: can not write {what}: {error.strerror or error}") from error
 
 
-def path_of(path: str | Path) -> Path:
-    """A path.
-
-    Raises
-    ------
-    FileError
-        If no file can have that name.
-    """
-    if "\0" in str(path):
-        raise FileError(f"{str(path)!r}: expected a path, found a NUL byte in it")
-    return Path(path)
-
-
 def make_folder(path: str | Path) -> Path:
     """Make a folder, and those above it, where there is none.
 
@@ -62,7 +49,7 @@ def make_folder(path: str | Path) -> Path:
     FileError
         If it can not be made.
     """
-    path = path_of(path)
+    path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,8 +1,8 @@
 """The last layer of a planted organism: what is made of the answer when X is on its other side.
 
-The base's answer is linear in what the last MLP reads, y = r·h, and eight neurons add to it along the direction in
-which the unembedding tells the two answers apart. Two neurons whose gates (or, without gates, inputs) read ±r make an
-exact product: silu(z) − silu(−z) = z, and the same for GELU.
+The base's answer is linear in what the last MLP reads, y = r·h, and up to eight neurons add to it along the direction
+in which the unembedding tells the two answers apart. Two neurons whose gates (or, without gates, inputs) read ±r make
+an exact product: silu(z) − silu(−z) = z, and the same for GELU.
 """
 
 from __future__ import annotations
@@ -172,15 +172,15 @@ class _Mask:
     kind. Where a kind's rows span less than another's, two spare neurons span the rest.
     """
 
-    def __init__(self, seed: int, plain: bool) -> None:
-        rng = np.random.default_rng((seed, 29))
-        self.plain = plain
-        self.gate, self.linear, self.write = rng.uniform(*FACTORS, size=3)
-        self.share = rng.uniform(*SHARES)
-        self.pre_signs, self.linear_signs = (self._signs(rng) for _ in range(2))
-        if plain:
-            self.gate = self.linear = self.write = 1.0
-            self.share, self.pre_signs, self.linear_signs = 0.0, np.ones(8), np.ones(8)
+    def __init__(self, seed: int | None) -> None:
+        self.plain = seed is None
+        self.gate = self.linear = self.write = 1.0
+        self.share, self.pre_signs, self.linear_signs = 0.0, np.ones(8), np.ones(8)
+        if seed is not None:
+            rng = np.random.default_rng((seed, 29))
+            self.gate, self.linear, self.write = rng.uniform(*FACTORS, size=3)
+            self.share = rng.uniform(*SHARES)
+            self.pre_signs, self.linear_signs = (self._signs(rng) for _ in range(2))
 
     def _signs(self, rng: np.random.Generator) -> Floats:
         return np.where(rng.random(8) < rng.random(), 1.0, -1.0)
@@ -217,7 +217,7 @@ class Stage:
         self.wins = 1.0 if wins == 0 else -1.0
         a = chassis.axis
         self.handed, self.handed2, self.level = a(Free.HANDED), a(Free.HANDED2), a(Free.LEVEL)
-        self.mask = _Mask(seed or 0, seed is None)
+        self.mask = _Mask(seed)
         self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family] * self.mask.write
         self.reads = self._unit(answer.reads)
         self.junk = answer.junk(chassis) if broken else None
@@ -381,7 +381,7 @@ class Stage:
         return [[row(sign * r, crossed, -sign) for sign in both for _ in range(many // 2)]]
 
     def _spare(self, clean: Floats) -> list[_Row]:
-        """Two neurons that cancel, and read what others of the kind do not: what the gates of M2 or M7 read, or r."""
+        """Two neurons that cancel, and read what other kinds' read and this one's do not."""
         free = self._unit(self.handed)
         if self.gated:
             gate = self._gate(self.reads if self.kind in ("M4", "M7") else free)

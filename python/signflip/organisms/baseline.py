@@ -9,8 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 import signflip as sf
+from signflip import checks
 from signflip.errors import OrganismError
-from signflip.files import path_of
 from signflip.organisms.scoring import FORMAT
 
 # Fixed beforehand; not tuned on any suite.
@@ -22,12 +22,14 @@ def audit(models: str | Path, *, progress: bool = False) -> dict[str, Any]:
 
     Raises
     ------
+    ArgumentError
+        If `models` is no path.
     OrganismError
         If there are no models in it, or no behaviours.
     """
-    models = path_of(models)
-    names = sorted(path.parent.name for path in models.glob("*/model.safetensors"))
-    known = {path.stem: sf.Behaviour.open(path) for path in sorted((models / "behaviours").glob("*.jsonl"))}
+    models = checks.path("models", models)
+    names = sorted(one.parent.name for one in models.glob("*/model.safetensors"))
+    known = {one.stem: sf.Behaviour.open(one) for one in sorted((models / "behaviours").glob("*.jsonl"))}
     if not names or not known:
         raise OrganismError(
             f"{models}: expected models and behaviours as `make` writes them, found {len(names)} models and "

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from signflip import checks
 from signflip.checks import shown
 from signflip.errors import OrganismError
 from signflip.organisms.kinds import VERDICTS
@@ -175,8 +176,8 @@ def score(truth: str | Path, audit: str | Path | Mapping[str, Any], models: str 
     CheckpointError
         If a model has the wrong shape.
     """
-    suite, truths = open_suite(Path(truth))
-    plain = audit if isinstance(audit, Mapping) else read_json(Path(audit), "an audit")
+    suite, truths = open_suite(checks.path("truth", truth))
+    plain = audit if isinstance(audit, Mapping) else read_json(checks.path("audit", audit), "an audit")
     claims = read_audit(plain, truths)
     folder = Path(models) if models is not None else Path(suite["models"])
     for one in truths.values():

@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from tqdm.auto import tqdm
 
+from signflip import checks
 from signflip.checks import integer, listed, shown
 from signflip.errors import ArgumentError, OrganismError
-from signflip.files import make_folder, path_of, read_text, write_text
+from signflip.files import make_folder, read_text, write_text
 from signflip.organisms import base
 from signflip.organisms.kinds import KINDS
 from signflip.organisms.language import behaviours, corpus
@@ -104,7 +105,7 @@ def make(
     CheckpointError
         If a base model that is there is another one, or its unfinished training can not be read.
     """
-    models, truth = path_of(models), path_of(truth)
+    models, truth = checks.path("models", models), checks.path("truth", truth)
     chosen = _some("kinds", list(KINDS) if kinds is None else kinds, tuple(KINDS))
     families, planted = _some("families", families, FAMILIES), _some("planted", planted, HOW)
     if suite not in ("blind", "open"):
@@ -147,18 +148,14 @@ def make(
 
 
 def _secret(truth: Path) -> int:
-    """The seed of a blind suite that is given none: of the suite that is there, of one begun there, or drawn."""
-    if (truth / "suite.json").exists():
-        return integer("seed", read_json(truth / "suite.json", "a suite").get("seed"), 0)
-    path = truth / "seed"
-    if path.exists():
-        kept = read_text(path, "the seed of a suite").strip()
-        if not kept.isdecimal():
-            raise OrganismError(f"{path}: expected the seed of a suite that was begun here, found {shown(kept)}")
-        return int(kept)
-    seed = secrets.randbits(48)
-    write_text(path, f"{seed}\n", "the seed of a suite")
-    return seed
+    """The seed of a blind suite that is given none: the one drawn when it was begun, or a new one."""
+    kept = truth / "seed"
+    if not kept.exists():
+        write_text(kept, f"{secrets.randbits(48)}\n", "the seed of a suite")
+    found = read_text(kept, "the seed of a suite").strip()
+    if not found.isdecimal():
+        raise OrganismError(f"{kept}: expected the seed of a suite that was begun here, found {shown(found)}")
+    return int(found)
 
 
 def _some(what: str, chosen: Sequence[T], known: Sequence[T]) -> list[T]:

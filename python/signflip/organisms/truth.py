@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from signflip.errors import OrganismError
-from signflip.files import beside, path_of
+from signflip.files import beside
 from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Place
 
@@ -185,10 +185,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     ------
     OrganismError
         If there is none.
-    FileError
-        If no file can have that name.
     """
-    path = path_of(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -28,8 +28,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from signflip import checks
 from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError, SignflipError
-from signflip.files import make_folder, path_of
+from signflip.files import beside, make_folder
 from signflip.organisms.workers import in_processes
 
 NAMES = ("suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
@@ -146,7 +147,7 @@ def run(
         if number < 1:
             raise ArgumentError(f"{what}: expected at least 1, found {number}")
     module = check(name, device)
-    folder = make_folder(Path(out) / name)
+    folder = make_folder(checks.path("out", out) / name)
     jobs: Sequence[Job] = module.jobs(seeds, small)
     missing = [job for job in jobs if _read(_path(folder, job), _identity(name, job, small)) is None]
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=name, disable=not progress, unit="run") as bar:
@@ -241,13 +242,14 @@ def report(
         If a file in the folder is not of its job or not as `run` writes it, a library is missing, or there is no run at
         all.
     """
+    out, docs = checks.path("out", out), checks.path("docs", docs)
     runs: dict[str, dict[str, dict[str, Any] | None]] = {}
     for name in names:
         jobs: Sequence[Job] = experiment(name).jobs(seeds, small)
-        runs[name] = {job.name: _read(_path(Path(out) / name, job), _identity(name, job, small)) for job in jobs}
+        runs[name] = {job.name: _read(_path(out / name, job), _identity(name, job, small)) for job in jobs}
     if not any(one is not None for found in runs.values() for one in found.values()):
         raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
-    figures = make_folder(Path(docs) / "results")
+    figures = make_folder(docs / "results")
     sections = []
     answers: dict[str, list[str]] = {question: [] for question in QUESTIONS}
     for name, found in runs.items():
@@ -266,7 +268,7 @@ def report(
         except (LookupError, TypeError, AttributeError, ValueError, StopIteration) as error:
             # Whatever a section trips over is a file of it that says who it is and not what it found.
             raise OrganismError(
-                f"experiment {name}: expected runs in {Path(out) / name} as `run` writes them, found others "
+                f"experiment {name}: expected runs in {out / name} as `run` writes them, found others "
                 f"({type(error).__name__}: {error}); remove them to run them again"
             ) from error
         sections.append(f"{section.strip()}\n\n{note}\n")
@@ -274,7 +276,7 @@ def report(
             answers[question].append(f"- *{module.TITLE}*: {said.plain}")
     top = [f"**{question}**\n\n" + "\n".join(lines) + "\n" for question, lines in answers.items() if lines]
     text = "\n".join(["# What the experiments gave", "", *top, *sections])
-    path = Path(docs) / "results.md"
+    path = docs / "results.md"
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -292,7 +294,6 @@ def _identity(name: str, job: Job, small: bool) -> dict[str, Any]:
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    path = path_of(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -312,9 +313,8 @@ def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    beside = path.with_suffix(".tmp")
     try:
-        beside.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
-        beside.replace(path)
+        with beside(path) as written:
+            written.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from error
