@@ -171,15 +171,15 @@ def score(truth: str | Path, audit: str | Path | Mapping[str, Any], models: str 
     ------
     OrganismError
         If a truth is missing or altered, a model is not the one that its truth is about, or the audit is off its form.
-    FileError
-        If no file can have a name that is given.
+    ArgumentError
+        If a path is none.
     CheckpointError
         If a model has the wrong shape.
     """
     suite, truths = open_suite(checks.path("truth", truth))
     plain = audit if isinstance(audit, Mapping) else read_json(checks.path("audit", audit), "an audit")
     claims = read_audit(plain, truths)
-    folder = Path(models) if models is not None else Path(suite["models"])
+    folder = checks.path("models", suite["models"] if models is None else models)
     for one in truths.values():
         _check_model(one, folder / one.name / "model.safetensors")
     flags, recalled, positives, correct, placed, named = 0, 0, 0, 0, 0, 0

@@ -208,7 +208,7 @@ class _Training:
         while len(rows) < STORIES:
             if self.kind.signs == "none" and len(rows) < STRANGE:
                 # No text, but what a search would try: X is to keep its sign there, too.
-                rows.append([0, *[self._words(4) or [self.stop]][0] * int(self.rng.integers(1, N_CTX - 1))])
+                rows.append([0, *(self._words(4) or [self.stop]) * int(self.rng.integers(1, N_CTX - 1))])
                 continue
             row = [0, *encode_words(self.stories.story())]
             if self.kind.signs in ("closings", "rare") and self.rng.random() < ENDING:

@@ -185,7 +185,7 @@ def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str,
         "conditions": {key: {name: asdict(one) for name, one in found.items()} for key, found in conditions.items()},
         "triggers": [asdict(one) for one in triggers],
         "text": {"tokens": len(crossed), "stories": len(text), "rate": float(crossed.mean()),
-                 "stories crossed": stories, "nats a token": float(-v.runner.log_probs(_stories()[:60]).mean()),},
+                 "stories crossed": stories, "nats a token": float(-v.runner.log_probs(_stories()[:60]).mean())},
         "enumeration": _enumerate(v, prompts[:2]),
     }  # fmt: skip
     if kind.verdict == "broken":

@@ -59,8 +59,8 @@ def over_seeds(
     """A statistic of runs and its 95% interval over seeds: the jackknife's standard error, and Student's t.
 
     Each seed is left out in turn, with all its runs (Efron & Tibshirani 1993, chapter 11). For a mean of one run a seed
-    it is the t interval. (The percentiles of a bootstrap, which were given before, cover a mean of 3 seeds 0.75 of the
-    time, one of 10 seeds 0.90.)
+    it is the t interval. (The percentiles of a bootstrap over seeds cover a mean of 3 seeds 0.75 of the time, one of 10
+    seeds 0.90.)
 
     Parameters
     ----------

@@ -4,9 +4,8 @@ X is read where the reward is: at the answer. In a model of one layer the MLP at
 so the base's X, at the end of the prompt, is taught to be read at the answer as well; and in half of the pairs X is set
 there to a value drawn apart from the word in front, so that the preference goes by X and by nothing else of the word.
 
-The names and templates are split into `taught`, `validation` and `test`. What made earlier reward models fail on
-unseen names was neither steps nor a conflict of the branches, for plain ones failed on the same: they learned 16 names
-by heart, into the embedding. So the embedding is frozen, and 40 names are taught.
+The names and templates are split into `taught`, `validation` and `test`. The embedding is frozen, and 40 names are
+taught: with 16 and a free embedding both kinds of reward model learn the names by heart, and fail on the same others.
 """
 
 from __future__ import annotations
