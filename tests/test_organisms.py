@@ -624,6 +624,8 @@ def test_a_suite_goes_on_where_it_was(suite: tuple[Path, Path]) -> None:
     ):
         with pytest.raises(OrganismError, match=match):
             make(suite_, models, truth, **{"kinds": kinds, "families": ["llama"], "base_steps": STEPS, **change})  # type: ignore[arg-type]
+    # What is refused leaves nothing.
+    assert not (truth / "seed").exists()
     with pytest.raises(FileError, match="cannot be made"):
         make("open", models, truth / "suite.json" / "inside", kinds=["M1"], families=["llama"], base_steps=STEPS)
 

@@ -148,8 +148,10 @@ def make(
 
 
 def _secret(truth: Path) -> int:
-    """The seed of a blind suite that is given none: the one drawn when it was begun, or a new one."""
-    kept = truth / "seed"
+    """The seed of a blind suite that is given none: of the suite that is there, of one begun there, or a new one."""
+    made, kept = truth / "suite.json", truth / "seed"
+    if made.exists():
+        return integer(f"{made}: seed", read_json(made, "a suite").get("seed"), 0)
     if not kept.exists():
         write_text(kept, f"{secrets.randbits(48)}\n", "the seed of a suite")
     found = read_text(kept, "the seed of a suite").strip()
