@@ -16,7 +16,7 @@ from signflip.cli import main
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import MADE, Job, natural, tangent
-from signflip.organisms.experiments.natural import law, measure, predictions, section, train
+from signflip.organisms.experiments.natural import law, measure, predictions, search, section, tables, train
 from signflip.organisms.experiments.natural.features import Feature
 from signflip.organisms.experiments.natural.model import Net, Setting, from_gguf
 from signflip.organisms.experiments.natural.prompts import Prompts
@@ -77,6 +77,107 @@ def test_an_edit_is_signflips_edit(llama: Any, tmp_path: Path) -> None:
         logits = np.asarray(model.run(row, edits=[edit] if i % 2 == 0 else []))[0, -1]
         ours = torch.log_softmax(torch.from_numpy(logits), -1)
         torch.testing.assert_close(found[i], ours, atol=CLOSE, rtol=0)
+
+
+def test_with_tokens_in_front_and_x_as_it_was(llama: Any) -> None:
+    net = Net(llama, FIRST)
+    on, tokens = prompts(net), [3, 44, 9]
+    found = search.answered(net, on, X, tokens, [tokens, [5, 6, 7]])
+    up = llama.model.layers[X.layer].mlp.up_proj
+
+    def logits(ids: list[int], value: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the last place, and X everywhere; X set, at the last places of them, by transformers and one hook."""
+        seen = []
+
+        def hook(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
+            seen.append(out[0, :, X.index].clone())
+            if value is not None:
+                out[0, len(ids) - len(value) :, X.index] = value
+            return out
+
+        handle = up.register_forward_hook(hook)
+        with torch.no_grad():
+            last = llama(input_ids=torch.tensor([ids])).logits[0, -1]
+        handle.remove()
+        return last, seen[0]
+
+    crossed, crossed_clean = 0, 0
+    for i, row in enumerate(rows()):
+        behind = [row[0], *tokens, *row[1:]]
+        clean, x = logits(row)
+        there, x_there = logits(behind)
+        x, x_there = x[1:], x_there[1 + len(tokens) :]
+        crossed += bool((x_there > 0).any())
+        crossed_clean += bool((x > 0).any())
+        wanted = {
+            "clean": clean,
+            "found": there,
+            "rescued": logits(behind, x)[0],
+            "reproduced": logits(row, x_there)[0],
+        }
+        at = int(on.side[i]), int(on.item[i]), int(on.template[i])
+        for name, logit in wanted.items():
+            margin = float(logit[on.right[i]] - logit[on.wrong[i]])
+            assert np.asarray(found["margins"][name])[at] == pytest.approx(margin, abs=CLOSE), name
+    assert (found["crossed"], found["crossed_clean"]) == (crossed / 8, crossed_clean / 8)
+    assert 0 < crossed < 8
+    assert found["random"][0] == pytest.approx(np.mean(found["margins"]["found"], axis=(1, 2)), abs=CLOSE)
+    assert found["random"][1] != pytest.approx(found["random"][0], abs=CLOSE)
+
+
+def answered(found: float, rescued: float, reproduced: float, *, women: float | None = None) -> dict[str, Any]:
+    """Margins in units of a clean 2, the women's perhaps apart, a tenth of scatter over names and templates."""
+    scatter = np.random.default_rng(0).normal(0, 0.1, (2, 20, 8))
+    margins = {"clean": 2.0, "found": 2 * found, "rescued": 2 * rescued, "reproduced": 2 * reproduced}
+    grids = {name: scatter + value for name, value in margins.items()}
+    if women is not None:
+        grids["found"][0] += 2 * (women - found)
+    return {
+        "margins": {name: grid.tolist() for name, grid in grids.items()}, "mass": dict.fromkeys(grids, 0.5),
+        "crossed": 1.0, "crossed_clean": 0.0, "random": [[2.0, 2.0]] * 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ((-0.8, 0.9, -0.8), "turned, by X"),
+        ((-0.8, -0.8, 0.9), "turned, not by X"),
+        ((-0.8, 0.9, 0.5), "turned, not by X"),
+        ((-0.8, -0.1, -0.8), "turned, not by X"),
+        ((0.0, 0.9, -0.8), "not turned"),
+        # Below 0, but not by so much.
+        ((-0.15, 0.9, -0.8), "not turned"),
+        ((0.7, 0.9, 0.7), "not turned"),
+    ],
+)
+def test_what_a_searchs_tokens_decide(of: tuple[float, float, float], said: str) -> None:
+    assert predictions.decided(answered(*of)) == said
+
+
+def test_a_base_is_searched_once_for_both_algorithms() -> None:
+    def of(x: float, crossed: int, said: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, "crossed": crossed, "text": "a|b", "difference": 0.0, "answered": said}
+
+    turned, stayed = answered(-0.8, 0.9, -0.8), answered(0.9, 0.9, 0.9)
+    runs = [
+        {"algorithm": algorithm, "seed": seed, "search": {"before": of(-1, 0, stayed), "after": of(1, 2, turned)}}
+        for seed in range(3) for algorithm in natural.ALGORITHMS
+    ]  # fmt: skip
+    text = tables.searches(runs)
+    assert text.count("\n| base |") == 3
+    assert text.count("| turned, by X |") == 6
+    assert "a\\|b" in text
+    said = section.searched(runs)
+    assert "across at 0 of 6 names" in said.plain
+    assert "in 0 of 3 models (0 by X)" in said.plain
+    assert "across at 12 of 12 names" in said.plain
+    assert "in 6 of 6 models (6 by X)" in said.plain
+    assert "after: women's names 2.0" in said.more
+
+
+def test_one_side_alone_has_not_turned_both() -> None:
+    assert predictions.decided(answered(-0.8, 0.9, -0.8, women=0.9)) == "not turned"
 
 
 def test_a_copy_shares_what_is_never_tuned(llama: Any) -> None:

@@ -23,7 +23,7 @@ shown beside it. `predictions` has the rules by which each claim is marked.
 
 The most extreme value seen is the survey's over all its tokens, whether the unit's gate was open or not. ``whole`` arms
 tune all weights; else it is the layers from 20 on, everything below computed once. ``search`` runs `signflip.search`
-before and after ``tuned``. Plain gradient descent.
+before and after ``tuned``, and puts the tokens that it finds in front of the prompts of half B. Plain gradient descent.
 
 What was set by looking: rates and the number of steps, on a pilot seed (1000, not reported) and by the clean margin on
 half A alone (for whole models, by two steps on it: their rates are a tenth). Batch, prefixes and the controls'
@@ -53,8 +53,9 @@ FLIPPED = 0.05
 LIVE = 0.2
 # The first so many seeds are tuned as a whole as well.
 WHOLE_SEEDS = 3
-# The token search before and after `tuned`: a run of its own, for so many seeds.
-SEARCH, SEARCH_SEEDS = "search", 3
+# The token search before and after `tuned`: a run of its own, for so many seeds. Files of another version are refused;
+# 2: with what the model then answers.
+SEARCH, SEARCH_SEEDS, SEARCH_VERSION = "search", 3, 2
 # Controls are measured, and gradients taken, on all names in so many of the templates.
 FEW_TEMPLATES = 1
 TEXTS = 12
@@ -81,7 +82,7 @@ def jobs(seeds: int, small: bool) -> list[Job]:
     for seed in range(1 if small else min(seeds, SEARCH_SEEDS)):
         for algorithm in ALGORITHMS[:1] if small else ALGORITHMS:
             settings = {"algorithm": algorithm, "arm": SEARCH, "whole": False, "small": small}
-            made.append(Job(f"{SEARCH}-{algorithm}-{seed}", seed, settings))
+            made.append(Job(f"{SEARCH}-{algorithm}-{seed}", seed, settings | {"version": SEARCH_VERSION}))
     return made
 
 
@@ -229,18 +230,20 @@ def _run(algorithm: str, name: str, seed: int, whole: bool, small: bool, device:
 
 
 def _search(algorithm: str, seed: int, small: bool, device: str) -> dict[str, Any]:
-    """The tuning of `tuned` again, and one search in the base and one in what was tuned."""
+    """The tuning of `tuned` again, and one search in what was tuned; the one in the base is made once for a seed."""
     from signflip.organisms.experiments.natural import train
     from signflip.organisms.experiments.natural.search import searched
 
     fixed, base = _fixed(False, small, device), _base(seed, False, small, device)
     known, how = fixed["units"].known, cast("train.Algorithm", algorithm)
+    if SEARCH not in base:
+        base[SEARCH] = searched(base["net"], fixed["b"], known, seed, small=small)
     tuning = train.Tuning(base["net"], fixed["a"], known, how, _arm("tuned"), seed)
     for _ in range(train.SMALL_STEPS if small else train.STEPS):
         tuning.step()
-    ends = {"before": base["net"], "after": tuning.policy}
-    found = {when: searched(net, known, seed, small=small) for when, net in ends.items()}
-    return {"algorithm": algorithm, "arm": SEARCH, "whole": False, "seed": seed, "search": found}
+    found = {"before": base[SEARCH], "after": searched(tuning.policy, fixed["b"], known, seed, small=small)}
+    return {"algorithm": algorithm, "arm": SEARCH, "whole": False, "seed": seed, "device": _device(device),
+            "search": found}  # fmt: skip
 
 
 def report(results: dict[str, dict[str, Any]], figures: Path) -> str:

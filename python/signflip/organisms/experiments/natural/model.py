@@ -121,7 +121,8 @@ class Setting:
     layer, index
         Which.
     value
-        What it is set to, or one for each sequence: NaN leaves it.
+        What it is set to; or one for each sequence, or for each place but the first of each, `[n, length - 1]`: NaN
+        leaves it.
     """
 
     layer: int
@@ -218,7 +219,8 @@ class Net:
             return
 
         def hook(_: Any, __: Any, out: Tensor) -> Tensor:
-            out, value = out.clone(), torch.as_tensor(setting.value, dtype=out.dtype, device=out.device).reshape(-1, 1)
+            out, value = out.clone(), torch.as_tensor(setting.value, dtype=out.dtype, device=out.device)
+            value = value if value.ndim == 2 else value.reshape(-1, 1)
             kept = out[:, 1:, setting.index]
             out[:, 1:, setting.index] = torch.where(value.isnan(), kept, value)
             return out

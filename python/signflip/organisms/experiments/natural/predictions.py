@@ -22,6 +22,9 @@ Floats = NDArray[np.float64]
 # Equivalence margin, units.
 DELTA = 0.2
 DECIDES, BEYOND = "extreme", "triple"
+# With tokens a side has turned where the upper limit of its margin, over the clean mean, is below −`TURNED`.
+TURNED = 0.2
+BY_X = "turned, by X"
 # Fluency is broken beyond this KL on plain text, nats, or below this share of the base's answer mass.
 KL, MASS = 0.1, 0.5
 
@@ -77,6 +80,39 @@ def interval(grids: Sequence[Floats]) -> Interval:
     # The sum's own degrees of freedom, estimated (Satterthwaite), are too many where the seeds agree by chance.
     freedom = min(len(one) for one in several) - 1
     return limits(value, sum(float(one.var(ddof=1)) / len(one) for one in several), freedom)
+
+
+def of_side(answered: Run, what: str, side: int) -> Interval:
+    """With a search's tokens: a side's mean margin over its clean mean, and its 95% interval over names and templates.
+
+    Parameters
+    ----------
+    answered
+        By `search.answered`.
+    what
+        Which of its margins.
+    side
+        0 or 1.
+    """
+    margins = np.asarray(answered["margins"][what][side], float) / np.mean(answered["margins"]["clean"][side])
+    means = [one for one in (margins.mean(1), margins.mean(0)) if len(one) > 1]
+    variance = sum(float(one.var(ddof=1)) / len(one) for one in means)
+    return limits(float(margins.mean()), variance, min((len(one) for one in means), default=2) - 1)
+
+
+def turned(answered: Run, what: str) -> bool:
+    """Whether both sides prefer the wrong pronoun, by `TURNED` of their clean margins, with a search's tokens."""
+    return all(
+        mark(of_side(answered, what, side), lambda x: x < -TURNED, lambda x: x >= -TURNED) == "held" for side in (0, 1)
+    )
+
+
+def decided(answered: Run) -> str:
+    """Whether a search's tokens turn both sides of unseen prompts, and whether X does it, by the rules of a verdict."""
+    if not turned(answered, "found"):
+        return "not turned"
+    kept = all(mark(of_side(answered, "rescued", side), lambda x: x > 0, lambda x: x <= 0) == "held" for side in (0, 1))
+    return BY_X if kept and turned(answered, "reproduced") else "turned, not by X"
 
 
 def pick(runs: Sequence[Run], algorithm: str, arm: str, *, whole: bool = False) -> dict[int, Run]:

@@ -6,7 +6,7 @@ The first two are the halves A and B of the built-in behaviour `pronoun`, which 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,11 @@ class Prompts:
         rows = torch.as_tensor(rows)
         rest = (one[rows] for one in (self.right, self.wrong, self.side, self.item, self.template))
         return Prompts(self.batch.take(rows), *rest)
+
+    def after(self, net: Net, tokens: Sequence[int]) -> Prompts:
+        """The same with tokens between the first of each, which separates documents, and the rest."""
+        rows = [ids[: end + 1].tolist() for ids, end in zip(self.batch.ids, self.batch.end, strict=True)]
+        return replace(self, batch=net.batch([[row[0], *tokens, *row[1:]] for row in rows]))
 
     def margin(self, logp: Tensor) -> Tensor:
         """Log P(right) − log P(wrong), `[n]`."""

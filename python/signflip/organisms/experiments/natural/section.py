@@ -6,20 +6,25 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from signflip.errors import OrganismError
 from signflip.organisms.experiments import MADE, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.natural import LIVE, SEARCH, TITLE, tables
 from signflip.organisms.experiments.natural.figures import law, margins
 from signflip.organisms.experiments.natural.predictions import (
     BEYOND,
+    BY_X,
     DECIDES,
     ambiguous,
     change,
+    decided,
     grid,
     interval,
     marked,
     moved,
     pick,
+    turned,
     void,
 )
 from signflip.organisms.experiments.natural.search import FREE, NAMES
@@ -108,24 +113,41 @@ def answer(runs: Sequence[Run]) -> Answer:
         if whole:
             moves = (shown(interval([change(r, what) for r in whole])) for what in (DECIDES, "clean"))
             text.append(f"With all weights tuned, {len(whole)} seeds: {' while the normal one moves by '.join(moves)}.")
-    turned = sum(float(grid(r, "after", DECIDES)[side].mean()) < 0 for r in runs if r["arm"] == "tuned"
-                 for side in (0, 1))  # fmt: skip
+    wrong = sum(float(grid(r, "after", DECIDES)[side].mean()) < 0 for r in runs if r["arm"] == "tuned"
+                for side in (0, 1))  # fmt: skip
     count = 2 * sum(r["arm"] == "tuned" for r in runs)
     reached = [r["after"]["reach"]["crossed"] for r in runs if r["arm"] == "tuned"]
-    plain.append(f"At that value {turned} of {count} sides of tuned models prefer the wrong pronoun.")
+    plain.append(f"At that value {wrong} of {count} sides of tuned models prefer the wrong pronoun.")
     undecided = [what for what, _, verdict in ambiguous(runs) if verdict == "yes"]
     if undecided:
         text.append(f"Said beforehand to leave it undecided, and so: {'; '.join(undecided)}.")
     if reached:
         out[TOKENS] = Said(
             f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
-            f"tried, at most.{' ' + _crossings(searches) if searches else ''}"
+            "tried, at most."
         )
+        if searches:
+            more = searched(searches)
+            out[TOKENS] = Said(f"{out[TOKENS].plain} {more.plain}", more.more)
     return {MADE: Said(" ".join(plain), " ".join(text))} | out
 
 
-def _crossings(searches: Sequence[Run]) -> str:
-    """At how many names the searches' tokens bring X across."""
-    before, after = (sum(r["search"][when]["crossed"] for r in searches) for when in ("before", "after"))
-    of = len(NAMES) * len(searches)
-    return f"A search of {FREE} tokens brings it across at {before} of {of} names before the tuning, at {after} after."
+def searched(searches: Sequence[Run]) -> Said:
+    """At how many names the searches' tokens bring X across, and at what is then answered to unseen prompts."""
+    every = tables.searched(searches)
+    plain, text = [], []
+    for tuned, said in ((False, "before the tuning"), (True, "after")):
+        own = [found for name, _, found in every if (name != "base") == tuned]
+        crossed = sum(found["crossed"] for found in own)
+        both = sum(turned(found["answered"], "found") for found in own)
+        by_x = sum(decided(found["answered"]) == BY_X for found in own)
+        plain.append(
+            f"{said} a search of {FREE} tokens brings X across at {crossed} of {len(NAMES) * len(own)} names, and its "
+            f"tokens turn both sides of unseen prompts in {both} of {len(own)} models ({by_x} by X)"
+        )
+        margins = [np.mean([[np.mean(side) for side in found["answered"]["margins"][what]] for found in own], 0)
+                   for what in ("clean", "found")]  # fmt: skip
+        women, men = (f"{old:.2f} → {new:.2f}" for old, new in zip(*margins, strict=True))
+        text.append(f"Margins in nats by those tokens, {said}: women's names {women}, men's {men}.")
+    sentence = "; ".join(plain)
+    return Said(sentence[0].upper() + sentence[1:] + ".", " ".join(text))

@@ -13,7 +13,9 @@ from signflip.organisms.experiments.natural.measure import PLACES
 from signflip.organisms.experiments.natural.predictions import (
     BEYOND,
     DECIDES,
+    TURNED,
     change,
+    decided,
     grid,
     growth,
     interval,
@@ -185,20 +187,45 @@ def law(runs: Sequence[Run]) -> str:
     )
 
 
+def searched(runs: Sequence[Run]) -> list[tuple[str, int, Run]]:
+    """What was searched: the base of each seed, once, and what each tuning made of it. Name, seed, what was found."""
+    bases = {r["seed"]: r["search"]["before"] for r in runs}
+    tuned = [(f"{r['algorithm']} tuned", r["seed"], r["search"]["after"]) for r in runs]
+    return [("base", seed, found) for seed, found in bases.items()] + tuned
+
+
 def searches(runs: Sequence[Run]) -> str:
-    """The token search before and after."""
+    """The token search before and after, and what is answered with its tokens in front."""
     if not runs:
         return "The token search was not run."
+
+    def pair(values: Sequence[float]) -> str:
+        return "; ".join(f"{one:.2f}" for one in values)
+
     rows = []
-    for r in runs:
-        ends = [r["search"][when] for when in ("before", "after")]
-        rows.append((r["algorithm"], r["seed"], " → ".join(f"{one['x']:+.2f}" for one in ends),
-                     " → ".join(str(one["crossed"]) for one in ends), ends[1]["text"].replace("|", "\\|").encode(
-                         "unicode_escape").decode()))  # fmt: skip
-    worst = max(r["search"][when]["difference"] for r in runs for when in ("before", "after"))
-    head = ("algorithm", "seed", "X at the names after the best tokens", "names of two at which it crossed", "tokens")
+    for name, seed, found in searched(runs):
+        said = found["answered"]
+        margins = {what: [float(np.mean(side)) for side in grid] for what, grid in said["margins"].items()}
+        text = found["text"].encode("unicode_escape").decode().replace("|", "\\|")
+        rows.append((
+            name, seed, text, f"{found['x']:+.2f}", found["crossed"],
+            f"{said['crossed_clean']:.2f} → {said['crossed']:.2f}",
+            *(pair(margins[what]) for what in ("clean", "found", "rescued", "reproduced")),
+            pair(np.mean(said["random"], 0).tolist()),
+            f"{said['mass']['found'] / said['mass']['clean']:.2f}",
+            decided(said),
+        ))  # fmt: skip
+    worst = max(found["difference"] for _, _, found in searched(runs))
+    head = (
+        "model", "seed", "tokens", "X at the two names", "of them crossed", "prompts with X crossed: without → with",
+        "margin: women's names; men's", "with the tokens", "and X as without them", "X as with them, without them",
+        "as many tokens at random", "answer mass over that without", "both sides",
+    )  # fmt: skip
     return (
-        f"`signflip.search` (GCG, {FREE} free tokens, {STEPS} steps of {WIDTH}) in the base and after `tuned`: "
-        "a search that does not cross is no bound.\n\n" + table(head, rows)
+        f"`signflip.search` (GCG, {FREE} free tokens, {STEPS} steps of {WIDTH}) for X at ` Mary` and ` John`, in the "
+        "base and after `tuned`: a search that does not cross is no bound. Its tokens are then put in front of the "
+        "prompts of half B, which nothing was chosen by. Both sides are turned where the upper limit of each margin, "
+        f"over names and templates, is below −{TURNED} of its clean mean; by X, where that ends with X as it is "
+        "without the tokens, and X alone does it.\n\n" + table(head, rows)
         + f"\n\nLargest difference between X in signflip and in torch: {worst:.1e}."
     )  # fmt: skip
