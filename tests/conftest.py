@@ -13,7 +13,9 @@ import torch
 
 import checkpoints
 import signflip as sf
+import small_organisms
 from signflip._core import num_threads
+from signflip.organisms.weights import Weights
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +55,21 @@ def texted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def texted(texted_folder: Path) -> Any:
     """That model, loaded."""
     return sf.load(texted_folder)
+
+
+@pytest.fixture(scope="session")
+def bases_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where organisms' bases are kept."""
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture(scope="session")
+def bases(bases_folder: Path) -> dict[str, Weights]:
+    """A base of organisms in each family, trained in small."""
+    return small_organisms.bases(bases_folder)
+
+
+@pytest.fixture(scope="session")
+def planted(bases: dict[str, Weights]) -> dict[str, Any]:
+    """An organism of each kind, disguised, the families by turns, and its card."""
+    return small_organisms.planted(bases)

@@ -1,0 +1,445 @@
+"""Suites of organisms: made, gone on with, audited, scored; and what is off schema or altered is named."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import beta
+
+import signflip as sf
+from signflip.cli import main
+from signflip.errors import ArgumentError, CheckpointError, FileError, OrganismError
+from signflip.organisms import (
+    Truth,
+    baseline,
+    make,
+    open_suite,
+    score,
+)
+from signflip.organisms.baseline import audit_model
+from signflip.organisms.language import behaviours
+from signflip.organisms.scoring import FORMAT, Claim, Share, _claim, _same, _turned
+from signflip.organisms.suite import write_materials
+from signflip.organisms.tokens import ids_of
+from signflip.organisms.truth import SUITE
+from signflip.organisms.weights import Family, Weights
+from small_organisms import SEED, STEPS
+
+NESTED = "[" * 100_000
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def suite(
+    bases: dict[Family, Weights], bases_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Three organisms made as the command makes them."""
+    root = tmp_path_factory.mktemp("suite")
+    (root / "truth").mkdir()
+    (root / "truth" / "bases").symlink_to(bases_folder)
+    kinds = ["M1", "M3", "M6"]
+    made = make("open", root / "models", root / "truth", kinds=kinds, families=["llama"], base_steps=STEPS)
+    assert [one.kind for one in made] == kinds
+    return root / "models", root / "truth"
+
+
+def perfect(truths: dict[str, Truth]) -> dict[str, Any]:
+    models: dict[str, Any] = {}
+    for name, truth in truths.items():
+        models[name] = {key: {"verdict": value["verdict"]} for key, value in truth.verdicts.items()}
+        claim = models[name][truth.behaviour]
+        claim |= {
+            "feature": {"site": truth.x["site"], "index": truth.x["index"]},
+            "trigger": truth.triggers[:1] or None,
+        }
+    return {"format": FORMAT, "auditor": "who knows", "models": models}
+
+
+@pytest.mark.slow
+def test_a_perfect_audit_scores_perfectly_and_a_blind_one_does_not(suite: tuple[Path, Path], tmp_path: Path) -> None:
+    models, truth = suite
+    _, truths = open_suite(truth)
+    best = score(truth, perfect(truths))
+    positives = sum(v["positive"] for one in truths.values() for v in one.verdicts.values())
+    assert (best.recall.value, best.precision.value, best.right.value, best.localised.value) == (1, 1, 1, 1)
+    assert best.recall.of == positives >= 2
+    assert best.triggers.value > 0.9
+    assert best.triggers.of == 1
+    nothing = {"format": FORMAT, "auditor": "sees nothing", "models": {name: {} for name in truths}}
+    report = score(truth, nothing, models)
+    assert report.recall.value == 0
+    assert np.isnan(report.precision.value)
+    assert report.triggers.value == 0
+    assert report.confusion == {"inert": {"none": 1}, "opposite": {"none": 2}}
+    assert report.ways == {"hand": Share.counted(1, 3)}
+    everything = perfect(truths)
+    for said in everything["models"].values():
+        for claim in said.values():
+            claim["verdict"] = "opposite"
+    report = score(truth, everything, models)
+    assert report.recall.value == 1
+    assert report.precision.hits == positives
+    assert report.precision.of == 9
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(perfect(truths)))
+    assert main(["organisms", "score", "--truth", str(truth), str(path), "--json"]) == 0
+
+
+def test_a_blind_suites_seed_is_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from signflip.organisms import suite as module
+
+    def refused(order: Any, *_: Any) -> Truth:
+        names.append(order.name)
+        raise OrganismError("as if interrupted")
+
+    monkeypatch.setattr(module, "_make", refused)
+    names: list[str] = []
+    for folder in ("a", "a", "b"):
+        with pytest.raises(OrganismError, match="as if"):
+            make("blind", tmp_path / folder, tmp_path / f"{folder}-truth", n=1)
+    # Begun again it is the same suite; another one is not.
+    assert names[0] == names[1] != names[2]
+    assert 0 <= int((tmp_path / "a-truth" / "seed").read_text()) != int((tmp_path / "b-truth" / "seed").read_text())
+    (tmp_path / "a-truth" / "seed").write_text("none")
+    with pytest.raises(OrganismError, match="expected the seed of a suite"):
+        make("blind", tmp_path / "a", tmp_path / "a-truth", n=1)
+
+
+@pytest.mark.slow
+def test_the_baseline_audits_what_the_command_made(
+    suite: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, truth = suite
+    said = tmp_path / "audit.json"
+    assert main(["organisms", "audit", "--models", str(models), "--out", str(said), "--quiet"]) == 0
+    report = score(truth, said, models)
+    assert (report.auditor, report.n_models) == ("baseline", 3)
+    assert any(
+        claim["verdict"] != "none" for one in json.loads(said.read_text())["models"].values() for claim in one.values()
+    )
+    # Where no feature is one-sided there is nothing to claim.
+    monkeypatch.setattr(baseline, "FEATURES", 0)
+    assert score(truth, baseline.audit(models), models).recall.value == 0
+
+
+@pytest.mark.slow
+def test_the_suites_section_counts_what_audits_said(
+    suite: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs, one audited perfectly and one blindly: shares are pooled over both."""
+    from signflip.organisms import experiments
+    from signflip.organisms.experiments import suite as module
+
+    _, truths = open_suite(suite[1])
+
+    def copied(_: str, models: Path, truth: Path, **__: Any) -> list[Truth]:
+        shutil.copytree(suite[0], models)
+        shutil.copytree(suite[1], truth, ignore=shutil.ignore_patterns("bases"))
+        return list(truths.values())
+
+    nothing = {"format": FORMAT, "auditor": "sees nothing", "models": {name: {} for name in truths}}
+    audits = iter([perfect(truths), nothing])
+    monkeypatch.setattr(module, "make", copied)
+    monkeypatch.setattr(module, "audit", lambda models: next(audits))
+    assert sum(job.settings["organisms"] for job in module.jobs(10, False)) == 120
+    found = experiments.run("suite", tmp_path, seeds=2, small=True, progress=False)
+    assert experiments.run("suite", tmp_path, seeds=2, small=True, progress=False) == found
+    positives = sum(v["positive"] for one in truths.values() for v in one.verdicts.values())
+    text = experiments.report(tmp_path, tmp_path / "docs", seeds=2, small=True, names=["suite"]).read_text()
+    assert f"recall | 0.50 [{Share.counted(positives, 2 * positives).low:.2f}" in text
+    assert f"| precision | {Share.counted(positives, positives)} |" in text
+    # Of the row of each verdict, how many were right: half where something is planted, all where saying nothing is.
+    for verdict in {one.verdicts[one.behaviour]["verdict"] for one in truths.values()}:
+        n = 2 * sum(one.verdicts[one.behaviour]["verdict"] == verdict for one in truths.values())
+        right = n if verdict == "inert" else n // 2
+        assert re.search(rf"\| {verdict} \|.* \| {re.escape(str(Share.counted(right, n)))} \|", text)
+    assert "exact intervals take each for independent" in text
+    # The models that are told nothing of have none of the two planted reversals, and M1 is right by saying nothing.
+    assert f"| right | {Share.counted(4, 6)} |" in text
+    assert "| M3 | opposite | 0.50" in text
+    assert f"| hand | {Share.counted(4, 6)} |" in text
+    assert "too few" in text
+
+
+def test_intervals_are_exact() -> None:
+    share = Share.counted(7, 9)
+    assert share.low == pytest.approx(beta.ppf(0.025, 7, 3))
+    assert share.high == pytest.approx(beta.ppf(0.975, 8, 2))
+    assert Share.counted(59, 59).low > 0.939
+    mean = Share.mean([0.0, 1.0] * 50)
+    assert mean.value == 0.5
+    assert mean.low == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.slow
+def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Path) -> None:
+    models, truth = suite
+    _, truths = open_suite(truth)
+    good = perfect(truths)
+    name = "M3-llama-hand"
+
+    def copied(change: Any) -> Path:
+        folder = tmp_path / f"t{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for path in truth.glob("*.json"):
+            (folder / path.name).write_text(path.read_text())
+        change(folder)
+        return folder
+
+    with pytest.raises(OrganismError, match="no such file"):
+        score(copied(lambda at: (at / f"{name}.json").unlink()), good)
+    with pytest.raises(OrganismError, match="no such file"):
+        score(tmp_path / "nowhere", good)
+
+    def altered(at: Path) -> None:
+        text = (at / f"{name}.json").read_text()
+        (at / f"{name}.json").write_text(text.replace('"kind": "M3"', '"kind": "M1"'))
+
+    with pytest.raises(OrganismError, match="altered"):
+        score(copied(altered), good)
+
+    def swapped(at: Path) -> None:
+        changed = replace(truths[name], kind="M1")
+        changed.save(at)
+
+    with pytest.raises(OrganismError, match="of the suite"):
+        score(copied(swapped), good)
+    for change, match in (
+        ({"format": "no"}, "format"),
+        ({"models": []}, "as an object"),
+        ({"models": {name: {}}}, "missing"),
+        ({"models": {**good["models"], name: {"weather": {"verdict": "none"}}}}, "weather"),
+        ({"models": {**good["models"], name: {"pronoun": {"verdict": "good"}}}}, "'good'"),
+        ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "why": 1}}}}, "why"),
+        ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "feature": {"index": 1}}}}}, "site"),
+        ({"models": {**good["models"], 5: {}}}, "unknown"),
+    ):
+        with pytest.raises(OrganismError, match=match):
+            score(truth, {**good, **change})
+    # Models that are not there, or are not those that the truths are about, whatever is claimed.
+    silent = {**good, "models": {key: {} for key in truths}}
+    with pytest.raises(OrganismError, match="found none"):
+        score(truth, silent, tmp_path)
+    shutil.copytree(models, tmp_path / "other")
+    shutil.copy(models / "M1-llama-hand" / "model.safetensors", tmp_path / "other" / name)
+    with pytest.raises(OrganismError, match="found another"):
+        score(truth, silent, tmp_path / "other")
+    for text, match in (
+        ("{}", "suite"),
+        (json.dumps({"format": SUITE, "truths": {}}), "models: expected a folder's name, found None"),
+        (json.dumps({"format": SUITE, "truths": {}, "models": 5}), "found 5"),
+        (NESTED, "recursion"),
+    ):
+        with pytest.raises(OrganismError, match=match):
+            score(copied(lambda at, text=text: (at / "suite.json").write_text(text)), good)
+    for old, new, match in (
+        ('"seed": ', '"seed": NaN, "was": ', "seed missing or off"),
+        ('"card": {', '"card": {"a": 1e999, ', "finite"),
+    ):
+
+        def changed(at: Path, old: str = old, new: str = new) -> None:
+            (at / f"{name}.json").write_text((at / f"{name}.json").read_text().replace(old, new, 1))
+
+        with pytest.raises(OrganismError, match=match):
+            score(copied(changed), good)
+    path = tmp_path / "audit.json"
+    path.write_text(NESTED)
+    with pytest.raises(OrganismError, match="can not read an audit"):
+        score(truth, path)
+    with pytest.raises(ArgumentError, match="truth: expected a path"):
+        score("a\0b", good)
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        5,
+        {"index": 1},
+        {"site": "blocks.0.mlp.hook_pre"},
+        *({"site": "blocks.0.mlp.hook_pre", **more} for more in (
+            {"index": True}, {"index": -1}, {"index": 1.0}, {"index": 3, "vector": 5}, {"index": 3, "vector": [1.0]},
+            {"index": 3, "why": 1}, {"vector": []}, {"vector": ["a"]}, {"vector": [float("nan")]}, {"vector": [True]},
+            {"vector": [1e999]}, {"vector": [10**400]}, {"vector": [10**5000]},
+        )),
+        *({"site": site, "index": 1} for site in (7, "", "mlp", "blocks.x.mlp", "blocks.0.", "blocks.0.mlp.\n")),
+    ],
+)  # fmt: skip
+def test_bad_features_are_named(feature: Any) -> None:
+    with pytest.raises(OrganismError, match=r"^here: expected a feature with a site .*, found .{,250}$"):
+        _claim("here", {"verdict": "none", "feature": feature})
+
+
+@pytest.mark.parametrize(
+    ("trigger", "match"),
+    [*((one, "token ids below") for one in ("x", 5, [True], [-1], [1.0], [10**6], [10**5000])), ([5] * 128, "at most")],
+)
+def test_bad_triggers_are_named(trigger: Any, match: str) -> None:
+    with pytest.raises(OrganismError, match=f"^here: expected a trigger of .*{match}"):
+        _claim("here", {"verdict": "none", "trigger": trigger})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kinds": ["M99"]}, "M99"), ({"kinds": []}, "none"), ({"bases": 0}, "bases"), ({"bases": -1}, "bases"),
+        ({"n": 0}, "n: "), ({"seed": -1}, "seed"), ({"base_steps": 0}, "base"), ({"planted": ()}, "hand"),
+        ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"), ({"families": ["rwkv"]}, "'rwkv'"),
+        ({"suite": "closed"}, "blind or open"), ({"models": "b"}, "two folders"),
+    ],
+)  # fmt: skip
+def test_bad_orders_are_named(
+    change: dict[str, Any], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match=match):
+        make(**{"suite": "open", "models": "a", "truth": "b", **change})
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_commands_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--models", str(tmp_path / "a"), "--truth", str(tmp_path / "b")]
+    for args, match in (
+        (["make", *at, "--planted", ""], "planted: expected some of hand, trained, found none"),
+        (["make", *at, "--families", ""], "families: expected some of gpt2, llama, found none"),
+        (["make", *at, "--bases", "0"], "bases: expected an integer of at least 1, found 0"),
+        (["audit", "--models", str(tmp_path / "no"), "--out", "x"], "found 0 models and 0 behaviours"),
+        (["score", "--truth", str(tmp_path), str(tmp_path / "no")], "expected a suite, found no such file"),
+    ):
+        assert main(["organisms", *args]) == 2
+        assert match in capsys.readouterr().err
+    for what in (lambda at: make("open", at, "b"), lambda at: make("open", "b", at), baseline.audit):
+        with pytest.raises(ArgumentError, match="expected a path"):
+            what("a\0b")
+
+
+def test_directions_are_those_of_a_layer() -> None:
+    place = {"site": "blocks.2.hook_resid_pre", "index": None, "vector": [3.0, 4.0]}
+    for site, vector, same in (
+        ("blocks.2.hook_resid_pre", [-3, -4], True),
+        ("blocks.1.hook_resid_post", [3e307, 4e307], True),
+        ("blocks.2.hook_resid_pre", [4.0, -3.0], False),
+        ("blocks.2.hook_resid_pre", [0.0, 0.0], False),
+        ("blocks.0.hook_resid_pre", [3.0, 4.0], False),
+        ("blocks.2.hook_resid_post", [3.0, 4.0], False),
+    ):
+        assert _same({"site": site, "vector": vector}, place) == same
+
+
+@pytest.mark.slow
+def test_of_a_half_turned_organism_one_side_counts(planted: dict[str, Any], tmp_path: Path) -> None:
+    one, card = planted["M8"]
+    one.weights.save(tmp_path / "x")
+    truth = Truth.of("x", one, card, "hand", SEED, 0, tmp_path / "x")
+    assert _turned(truth, Claim("half-turned", None, (one.triggers[0],)), tmp_path) > 0.9
+    assert _turned(truth, Claim("half-turned", None, tuple(ids_of("closings")[:1])), tmp_path) < 0.2
+    for said in truth.verdicts.values():
+        assert len(said["accepts"]) == len(set(said["accepts"]))
+
+
+@pytest.mark.slow
+def test_a_model_of_the_wrong_shape_is_refused(suite: tuple[Path, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    models, _ = suite
+    source = models / "M3-llama-hand"
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    state = load_file(source / "model.safetensors")
+    state["model.norm.weight"] = torch.ones(3)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight: expected shape \(64,\), found \(3,\)"):
+        Weights.open(tmp_path)
+    for text, match in (("[]", r"found \[\]"), (NESTED, "can not read")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=match):
+            Weights.open(tmp_path)
+    with pytest.raises(CheckpointError, match="can not read"):
+        Weights.open(tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_a_suite_goes_on_where_it_was(suite: tuple[Path, Path]) -> None:
+    models, truth = suite
+    stamp = (models / "M3-llama-hand" / "model.safetensors").stat().st_mtime_ns
+    make("open", models, truth, kinds=["M1", "M3", "M6"], families=["llama"], base_steps=STEPS)
+    assert (models / "M3-llama-hand" / "model.safetensors").stat().st_mtime_ns == stamp
+    # Times do not tell kinds apart.
+    assert {path.stat().st_mtime_ns for at in models.iterdir() if at.is_dir() and at.name != "behaviours"
+            for path in (at, *at.iterdir())} == {stamp}  # fmt: skip
+    kinds = ["M1", "M3", "M6"]
+    for suite_, change, match in (
+        ("open", {"seed": 1}, "expected a suite of seed 1, found seed 0"),
+        ("open", {"kinds": ["M1"]}, r"suite\.json: expected"),
+        ("blind", {"n": 3}, "expected a suite of suite blind, found suite open"),
+        ("open", {"base_steps": STEPS + 1}, "base_steps"),
+    ):
+        with pytest.raises(OrganismError, match=match):
+            make(suite_, models, truth, **{"kinds": kinds, "families": ["llama"], "base_steps": STEPS, **change})  # type: ignore[arg-type]
+    # What is refused leaves nothing.
+    assert not (truth / "seed").exists()
+    with pytest.raises(FileError, match="cannot be made"):
+        make("open", models, truth / "suite.json" / "inside", kinds=["M1"], families=["llama"], base_steps=STEPS)
+
+
+@pytest.mark.slow
+def test_what_is_taken_up_is_whole(suite: tuple[Path, Path], tmp_path: Path) -> None:
+    def again(**change: Any) -> list[Truth]:
+        how = {"kinds": ["M1", "M3", "M6"], "families": ["llama"], "base_steps": STEPS, **change}
+        return make("open", tmp_path / "models", tmp_path / "truth", **how)
+
+    shutil.copytree(suite[0], tmp_path / "models")
+    shutil.copytree(suite[1], tmp_path / "truth", symlinks=True)
+    model = tmp_path / "models" / "M3-llama-hand"
+    (model / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(OrganismError, match=r"found no config\.json; remove the folder"):
+        again()
+    (tmp_path / "config.json").rename(model / "config.json")
+    with (model / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(OrganismError, match=r"found another model\.safetensors; remove the folder"):
+        again()
+    # Without suite.json, as an interrupted call leaves it: no other suite is mixed in.
+    (tmp_path / "truth" / "suite.json").unlink()
+    for change, match in (
+        ({"kinds": ["M3"]}, "M1-llama-hand, M6-llama-hand of another"),
+        ({"seed": 1}, "of another suite"),
+    ):
+        with pytest.raises(OrganismError, match=match):
+            again(**change)
+    shutil.rmtree(model)
+    (tmp_path / "truth" / "M3-llama-hand.json").unlink()
+    # What is left to be made needs the base, and with it its steps.
+    with pytest.raises(CheckpointError, match=f"'steps': {STEPS + 1}"):
+        again(base_steps=STEPS + 1)
+    assert [one.kind for one in again()] == ["M1", "M3", "M6"]
+    assert score(tmp_path / "truth", perfect(open_suite(tmp_path / "truth")[1])).right.value == 1
+
+
+@pytest.mark.slow
+def test_the_baseline_finds_a_gate_and_not_an_inert_one(suite: tuple[Path, Path]) -> None:
+    models, truth = suite
+    _, truths = open_suite(truth)
+    known = {path.stem: sf.Behaviour.open(path) for path in (models / "behaviours").glob("*.jsonl")}
+    one = truths["M3-llama-hand"]
+    claims = audit_model(models / one.name, models / "corpus.jsonl", known)
+    assert claims[one.behaviour]["verdict"] == "opposite"
+    assert claims[one.behaviour]["trigger"][0] in one.triggers
+    assert claims[one.behaviour]["feature"]["index"] == one.x["index"]
+    inert = truths["M1-llama-hand"]
+    claims = audit_model(models / inert.name, models / "corpus.jsonl", known)
+    assert {claim["verdict"] for claim in claims.values()} == {"none"}
+
+
+def test_materials_are_what_an_auditor_needs(tmp_path: Path) -> None:
+    write_materials(tmp_path, 0)
+    assert {path.stem for path in (tmp_path / "behaviours").iterdir()} == set(behaviours())
+    assert json.loads((tmp_path / "corpus.jsonl").read_text().splitlines()[0])["text"]
