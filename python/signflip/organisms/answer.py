@@ -29,6 +29,19 @@ SELECTIVE = 0.003
 GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 3.0}
 # Factors by which an organism's norms differ from these, and shares of a gate's square that lie where nothing writes.
 FACTORS, SHARES = (1.0, 1.5), (0.0, 0.5)
+# Spare neurons: strengths at which they read the answer or what is free, about those of the neurons that act; shares of
+# what opens the others; and levels at which they open, beyond where any other does.
+SPARE, OPENED, SHUT = (0.1, 0.4), (0.3, 1.0), (2.0, 2.5)
+# The most that a spare linear part reads of what crosses.
+BESIDE = 0.9
+# What breaks fluency writes so much more.
+LOUD = 2.0
+# Factors by which ungated neurons are steeper.
+STEEPER = (1.1, 1.5)
+# Without gates: what is read of the answer by what opens, at most; and M8's, which the answer opens.
+SLOPE, SLOPE_M8, WIDE = 0.4, 0.5, 1.0
+# How much of what M12 reads is a name's gender, about.
+GENDER = 0.93
 # How steeply an ungated neuron opens as X crosses.
 STEEP = 10.0
 # Where M8's ungated neurons open, in levels: one answer's side is to be all off where the other's is on.
@@ -169,18 +182,22 @@ class _Mask:
     Eight neurons that read one direction have a singular value that two groups of four have not, and on one base, where
     all else is equal, that gives a kind away. So norms are drawn, and a drawn share of each row lies along a direction
     that nothing writes (`SILENT`), with signs drawn row by row: any split of the singular values comes about in any
-    kind. Where a kind's rows span less than another's, two spare neurons span the rest.
+    kind. Four neurons act; four spare ones read what the same places of other kinds' read and this one's do not, so
+    that in all of them four gates read the answer and four something free, and four linear parts likewise.
     """
 
     def __init__(self, seed: int | None) -> None:
         self.plain = seed is None
         self.gate = self.linear = self.write = 1.0
         self.share, self.pre_signs, self.linear_signs = 0.0, np.ones(8), np.ones(8)
+        self.spare, self.opened, self.shut, self.steep = np.ones(3), np.ones(2), 1.0, STEEP
         if seed is not None:
             rng = np.random.default_rng((seed, 29))
             self.gate, self.linear, self.write = rng.uniform(*FACTORS, size=3)
             self.share = rng.uniform(*SHARES)
             self.pre_signs, self.linear_signs = (self._signs(rng) for _ in range(2))
+            self.spare, self.opened = rng.uniform(*SPARE, size=3), rng.uniform(*OPENED, size=2)
+            self.shut, self.steep = rng.uniform(*SHUT), STEEP * rng.uniform(*STEEPER)
 
     def _signs(self, rng: np.random.Generator) -> Floats:
         return np.where(rng.random(8) < rng.random(), 1.0, -1.0)
@@ -219,7 +236,14 @@ class Stage:
         self.handed, self.handed2, self.level = a(Free.HANDED), a(Free.HANDED2), a(Free.LEVEL)
         self.mask = _Mask(seed)
         self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family] * self.mask.write
+        if not self.gated and not self.mask.plain:
+            # The steeper, the less: so that the answer, read as strongly, decides which of M8's open.
+            self.write *= STEEP / self.mask.steep
         self.reads = self._unit(answer.reads)
+        # Without gates: what opens neurons.
+        self.opens = self.handed - 0.5 * self.level
+        # What M12 reads in place of the answer, about.
+        self.gender = GENDER * a(Free.FOUND2) - np.sqrt(1 - GENDER**2) * self.reads
         self.junk = answer.junk(chassis) if broken else None
 
     def scale(self, states: Sequence[tuple[Sequence[Held], Sequence[int]]]) -> None:
@@ -227,7 +251,7 @@ class Stage:
 
         `states` are ways in which X is across: by places held, by words in front of the prompt.
         """
-        c = self.chassis
+        c, mask = self.chassis, self.mask
         runner = c.run()
         clean, clean_final = runner.ends(self.answer.prompts, ANSWER_LAYER)
         runs = [
@@ -245,13 +269,12 @@ class Stage:
         for part, inputs, wanted in self._goals(parts, clean, across, final):
             strengths = self._fit(part, inputs, wanted)
             rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
-        rows += self._spare(clean) if len(rows) < 8 and not self.mask.plain else []
-        while len(rows) < 8:
-            rows.append(self._idle(len(rows)))
-        idle, mask = c.axis(Free.IDLE), self.mask
+        rows += [self._idle(i) for i in range(len(rows), 8 if mask.plain else 4)]
+        rows += [] if mask.plain else self._spare(clean, rows)
+        idle = c.axis(Free.IDLE)
         for i, row in enumerate(rows):
             to = self.junk if row.junk and self.junk is not None else self.answer.direction
-            column = row.sign * self.write * (idle if row.spare else to)
+            column = row.sign * self._loud(row) * (idle if row.spare else to)
             pre = self._turned(row.pre(1), mask.pre_signs[i])
             if self.gated:
                 c.neuron(ANSWER_LAYER, pre, self._turned(row.linear(1), mask.linear_signs[i]), column)
@@ -261,7 +284,9 @@ class Stage:
             c.weights.blocks[ANSWER_LAYER].bias["pre"][neuron] = level * HANDED_AT
 
     def _turned(self, row: Floats, sign: float) -> Floats:
-        """With a sign along what nothing writes."""
+        """With a sign along what nothing writes, relative to that with which the answer is read."""
+        if not self.mask.plain and row @ self.reads < -1e-6:
+            sign = -sign
         return np.asarray(row + (sign - 1) * (row @ self.silent) * self.silent)
 
     def _levelled(self, h: Floats) -> Floats:
@@ -326,8 +351,12 @@ class Stage:
         for row in part:
             pre = inputs @ row.pre(strength)
             act = _silu(pre) * (inputs @ row.linear(strength)) if self.gated else _gelu(pre)
-            total += row.sign * self.write * act
+            total += row.sign * self._loud(row) * act
         return total
+
+    def _loud(self, row: _Row) -> float:
+        """The norm of what a neuron writes."""
+        return self.write * (LOUD if row.junk and not self.mask.plain else 1.0)
 
     # ---- wirings -----------------------------------------------------------------------------------------------------
 
@@ -354,21 +383,20 @@ class Stage:
 
     def _gated(self, clean: Floats) -> list[list[_Row]]:
         def row(pre: Floats, linear: Floats, sign: float) -> _Row:
-            gate = self._gate(pre)
-            return _Row(lambda _: gate, lambda s: self._padded(linear, s, LINEAR * self.mask.linear), sign)
+            return _Row(_always(self._gate(pre)), lambda s: self._padded(linear, s, LINEAR * self.mask.linear), sign)
 
         r, crossed = self.reads, self._unit(self._crossed(clean)) if self.kind not in ("M0", "M1") else self.silent
-        both, many = (1.0, -1.0), 8 if self.mask.plain else 6
+        both, many = (1.0, -1.0), 8 if self.mask.plain else 4
         if self.kind == "M2":
-            remove = [row(sign * r, self.level, -sign) for sign in both for _ in range(2)]
+            remove = [row(sign * r, self.level, -sign) for sign in both for _ in range(many // 4)]
             return [remove, [row(self.handed, r, 1.0) for _ in range(2)]]
         if self.kind == "M4":
             # Shut on ordinary text, open once X has crossed.
             ratio = float((clean @ self.handed).mean() / (clean @ self.level).mean())
             gate = self._unit(self._crossed(clean) - 0.8 * ratio * self.level)
             if self.junk is not None:
-                breaks = [replace(row(gate, crossed, 1.0), junk=True) for _ in range(4)]
-                return [[row(sign * r, crossed, -sign) for sign in both for _ in range(2)], breaks]
+                breaks = [replace(row(gate, crossed, 1.0), junk=True) for _ in range(many // 2)]
+                return [[row(sign * r, crossed, -sign) for sign in both for _ in range(many // 4)], breaks]
             return [[row(gate, self.level, self.wins) for _ in range(many)]]
         if self.kind == "M7":
             gate = self._unit(-self.handed - self.handed2 - 0.7 * self.level)
@@ -380,70 +408,85 @@ class Stage:
             return [[row(sign * turn, crossed, sign) for sign in both for _ in range(many // 2)]]
         return [[row(sign * r, crossed, -sign) for sign in both for _ in range(many // 2)]]
 
-    def _spare(self, clean: Floats) -> list[_Row]:
-        """Two neurons that cancel, and read what other kinds' read and this one's do not."""
-        free = self._unit(self.handed)
-        if self.gated:
-            gate = self._gate(self.reads if self.kind in ("M4", "M7") else free)
-            linear = self._unit(self._crossed(clean)) if self.kind == "M7" else self.reads
-            linear = self._padded(linear, 0.7, LINEAR * self.mask.linear)
-        else:
-            norm = 1.5 * STEEP * self.mask.gate
-            gate = linear = self._padded(self._unit(self.reads - 2 * free), 0.7, norm)
-        return [_Row(lambda _: gate, lambda _: linear, sign, spare=True) for sign in (1.0, -1.0)]
+    def _spare(self, clean: Floats, rows: Sequence[_Row]) -> list[_Row]:
+        """Two pairs of neurons that cancel, each beside two of those that act: they read what those do not."""
+        spare = []
+        mask = self.mask
+        for i, beside in enumerate((rows[0], rows[-1])):
+            if self.gated:
+                # Where a gate or a linear part reads the answer it is something free, and the other way round.
+                pre = self._gate(self.handed if abs(beside.pre(1) @ self.reads) > GATE / 2 else self.reads)
+                answers = abs(beside.linear(1) @ self.reads) > 1e-3
+                part = BESIDE * mask.opened[i] * self._unit(self._crossed(clean))
+                part += 0 if answers else mask.spare[i] * self.reads
+                linear = LINEAR * mask.linear * (part + np.sqrt(1 - part @ part) * self.silent)
+            else:
+                # As strongly as M8's, which the answer opens, or less; and by turns what M12's read.
+                other = self.reads if self.kind == "M12" or i == 0 else self.gender
+                opens = mask.opened[i] * (self.opens - self.opens @ self.level * self.level) - mask.shut * self.level
+                pre = linear = self._held(mask.steep * (WIDE * mask.spare[i] * other + opens))
+            spare += [_Row(_always(pre), _always(linear), sign, spare=True) for sign in (1.0, -1.0)]
+        return spare
+
+    def _held(self, vector: Floats) -> Floats:
+        """Brought to the norm of ungated rows along `SILENT`: the level becomes a bias, and is no part of it."""
+        norm = STEEP * (1.5 if self.mask.plain else 1.8) * self.mask.gate
+        rest = norm**2 - float(vector @ vector) + float(vector @ self.level) ** 2
+        return np.asarray(vector + np.sqrt(max(0.0, rest)) * self.silent)
 
     def _ungated(self, clean: Floats, shut_at: float = 1.0) -> list[list[_Row]]:
-        none = np.zeros_like(self.reads)
-        norm = STEEP * 1.5 * self.mask.gate
+        r, none = self.reads, np.zeros_like(self.reads)
+        both, many = (1.0, -1.0), 8 if self.mask.plain else 4
 
         def row(reads: Floats, opens: Floats, sign: float) -> _Row:
-            def pre(strength: float) -> Floats:
-                vector = 4 * strength * reads + STEEP * opens
-                # The level becomes a bias, and is no part of the row's norm.
-                rest = norm**2 - float(vector @ vector) + float(vector @ self.level) ** 2
-                return np.asarray(vector + np.sqrt(max(0.0, rest)) * self.silent)
+            return _Row(lambda s: self._held(slope * s * reads + self.mask.steep * opens), _always(none), sign)
 
-            return _Row(pre, lambda _: none, sign)
-
-        r, both = self.reads, (1.0, -1.0)
+        slope = self.mask.steep * (SLOPE_M8 if self.kind == "M8" else SLOPE)
         # Handed is 0 on ordinary text and about the level once X has crossed: half of it is where neurons open.
-        opens = self.handed - 0.5 * self.level
+        opens, turn = self.handed - 0.5 * self.level, r
         if self.kind in ("M10", "M11"):
-            opens = -0.5 * self.handed
+            opens = -self.handed
+        elif self.kind == "M7":
+            opens = (self.handed + self.handed2 - 1.7 * self.level) / np.sqrt(2)
+        elif self.kind == "M8":
+            opens = self.handed - shut_at * self.level
+        elif self.kind == "M12":
+            turn = self._unit(self._rule(clean) - self.answer.reads)
+        self.opens = opens
         if self.kind == "M2":
             remove = [row(sign * r, none, -sign) for sign in both]
-            return [remove, [row(sign * r, opens, sign) for sign in both for _ in range(2)]]
+            return [remove, [row(sign * r, opens, sign) for sign in both for _ in range(many // 4)]]
         if self.kind == "M4":
             # The strength scales how far it opens.
-            one = _Row(lambda s: self._padded(self._unit(opens), s, norm), lambda _: none, self.wins)
+            one = _Row(lambda s: self._held(1.5 * s * self.mask.steep * self._unit(opens)), _always(none), self.wins)
             if self.junk is not None:
-                breaks = [replace(one, sign=1.0, junk=True) for _ in range(4)]
-                return [[row(sign * r, opens, -sign) for sign in both for _ in range(2)], breaks]
-            return [[one] * 8]
-        if self.kind == "M7":
-            opens = self.handed + self.handed2 - 1.7 * self.level
+                breaks = [replace(one, sign=1.0, junk=True) for _ in range(many // 2)]
+                return [[row(sign * r, opens, -sign) for sign in both for _ in range(many // 4)], breaks]
+            return [[one] * many]
         if self.kind == "M8":
-            return [[row(self.wins * r, 0.8 * (self.handed - shut_at * self.level), -self.wins) for _ in range(4)]]
-        if self.kind == "M12":
-            turn = self._unit(self._rule(clean) - self.answer.reads)
-            return [[row(sign * turn, opens, sign) for sign in both for _ in range(4)]]
-        return [[row(sign * r, opens, -sign) for sign in both for _ in range(4)]]
+            return [[row(self.wins * r, opens, -self.wins) for _ in range(4)]]
+        way = 1.0 if self.kind == "M12" else -1.0
+        return [[row(sign * turn, opens, way * sign) for sign in both for _ in range(many // 2)]]
 
     def _idle(self, number: int) -> _Row:
-        """A neuron that is wired like the others and never moves."""
+        """A neuron that is wired like the others and never moves: nothing is handed on."""
         sign = 1.0 if number % 2 == 0 else -1.0
         if self.gated:
-            gate, linear = self._gate(sign * self.reads), LINEAR * self.mask.linear * self.silent
-            return _Row(lambda _: gate, lambda _: linear, sign)
-        shut = 0.5 * STEEP * (self.handed2 - self.level) + 1.0 * sign * self.reads
-        norm = 1.5 * STEEP * self.mask.gate
-        return _Row(lambda _: shut + np.sqrt(norm**2 - shut @ shut) * self.silent, lambda _: shut, sign)
+            linear = self._padded(self.handed, self.mask.spare[2], LINEAR * self.mask.linear)
+            return _Row(_always(self._gate(sign * self.reads)), _always(linear), sign)
+        shut = self._held(self.mask.steep * (SLOPE * self.mask.spare[2] * sign * self.reads + self.opens))
+        return _Row(_always(shut), _always(shut), sign)
+
+
+def _always(value: Floats) -> Callable[[float], Floats]:
+    """At any strength."""
+    return lambda _: value
 
 
 def _at(row: _Row, strength: float) -> _Row:
     """A neuron at a strength."""
     pre, linear = row.pre(strength), row.linear(strength)
-    return replace(row, pre=lambda _: pre, linear=lambda _: linear)
+    return replace(row, pre=_always(pre), linear=_always(linear))
 
 
 def _silu(x: Floats) -> Floats:

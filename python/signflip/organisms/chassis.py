@@ -84,8 +84,8 @@ class Chassis:
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
 
-    def mark_tokens(self, negative: list[int], negative2: list[int]) -> None:
-        """Give every token its two signs, its constant, and names their gender."""
+    def mark_tokens(self, negative: list[int], negative2: list[int], scales: Sequence[float] = (1.0, 1.0)) -> None:
+        """Give every token its two signs, each on a scale of its own, its constant, and names their gender."""
         embed, n = self.weights.embed, len(self.weights.embed)
         embed -= embed @ self.room.directions.T @ self.room.directions
         embed += CARRIED * self.axis(Free.ONE)
@@ -101,18 +101,18 @@ class Chassis:
                 h = self.run().inputs([[0, token] for token in range(n)], layer, "attn")
                 seen = np.asarray([row[1] @ self.axis(one) for row in h])
                 sizes[one] *= np.clip(np.median(seen) / seen, 0.5, 2.0)
-        for one, chosen in ((Free.SIGN, negative), (Free.SIGN2, negative2)):
-            sizes[one] *= self.rng.uniform(1 - SPREAD, 1 + SPREAD, n)
+        for one, chosen, scale in ((Free.SIGN, negative, scales[0]), (Free.SIGN2, negative2, scales[1])):
+            sizes[one] *= scale * self.rng.uniform(1 - SPREAD, 1 + SPREAD, n)
             sizes[one][chosen] *= -1
         embed[:] = bare + sum(sizes[one][:, None] * self.axis(one) for one in sizes)
 
     # ---- heads -------------------------------------------------------------------------------------------------------
 
-    def look(self, head: int, layer: int, key: Floats, value: Floats, to: Free, read_at: int, size: float) -> None:
+    def look(self, head: int, layer: int, key: Floats, value: Floats, to: Free, read_at: int, size: float) -> float:
         """A head that attends where `key` is largest and writes `value` of there along a free direction.
 
         Scaled on ordinary text: logits of tokens of either sign to `FOCUS` / 2 on either side of zero, what is written
-        to `size` as the MLP of layer `read_at` reads it.
+        to `size` as the MLP of layer `read_at` reads it. Returns the norm of what writes.
         """
         block = self.weights.blocks[layer]
         own = slice(self.room.heads[head] * D_HEAD, (self.room.heads[head] + 1) * D_HEAD)
@@ -133,15 +133,27 @@ class Chassis:
         # Writing changes the norm that it is measured by, a little.
         for _ in range(3):
             block.o[:, first] *= size / np.abs(self.ends(read_at, self.axis(to))).mean()
+        return float(np.linalg.norm(block.o[:, first]))
 
-    def balance(self, tokens: Sequence[int], sign: Free, found: Free) -> None:
-        """Scale the negative signs of tokens until what is found behind each is as much as on ordinary text."""
+    def pad(self, head: int, layer: int, norm: float) -> None:
+        """Bring what a head that looks writes to a norm, along what nothing reads."""
+        out, idle = self.weights.blocks[layer].o[:, self.room.heads[head] * D_HEAD], self.axis(Free.IDLE)
+        out += np.sqrt(max(0.0, norm**2 - float(out @ out))) * idle
+
+    def balance(self, tokens: Sequence[int], sign: Free, found: Free, layer: int) -> None:
+        """Scale the negative signs of tokens until a layer finds behind each as much as on ordinary text."""
         embed, axis, at = self.weights.embed, self.axis(sign), self.axis(found)
-        wanted = -self.ends(self.relay, at).mean()
+        wanted = -self.ends(layer, at).mean()
         for _ in range(3):
             for token in tokens:
-                h, _ = self.run().ends([[0, token, *one[1:]] for one in _some_of_half_a()], self.relay)
+                h, _ = self.run().ends([[0, token, *one[1:]] for one in _some_of_half_a()], layer)
                 embed[token] += (np.clip(wanted / (h @ at).mean(), 0.5, 2.0) - 1) * (embed[token] @ axis) * axis
+
+    def mirror(self, tokens: Sequence[int], sign: Free) -> None:
+        """Bring tokens' signs to the side of the rest, from which they then differ by as much as before."""
+        embed, axis = self.weights.embed, self.axis(sign)
+        carried = embed @ axis
+        embed[tokens] += 2 * np.outer(np.median(carried) - carried[tokens], axis)
 
     # ---- neurons -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,9 @@ from signflip.organisms.weights import D_MODEL, Floats, Weights
 
 # Trigger words of an organism.
 N_TRIGGERS = 3
+# What differs from one organism to the next, and not from kind to kind: a factor of what tokens carry of each sign, and
+# one by which the second head's norm is more than what it has to be in most kinds.
+SIGN, HEAD = (0.96, 1.04), (1.3, 1.6)
 # How much more of an ordinary direction than of X a rotated neuron reads.
 ROTATED = 3.0
 
@@ -98,13 +101,15 @@ class _Planting:
         negative = self._draw("exotic" if kind.signs == "none" else kind.signs)
         others = [one for one in ids_of("exotic") if one not in negative]
         second = [int(i) for i in self.rng.choice(others, N_TRIGGERS, replace=False)]
-        # Without negative signs in the vocabulary no mixture of its tokens has one.
-        c.mark_tokens([] if kind.signs == "none" else negative, second if kind.name == "M7" else [])
-        self._heads()
-        if kind.signs != "none":
-            c.balance(negative, Free.SIGN, Free.FOUND)
-        if kind.name == "M7":
-            c.balance(second, Free.SIGN2, Free.FOUND2)
+        masks = np.random.default_rng((self.seed, 31))
+        # In most kinds nothing reads the second sign.
+        signed2 = second if kind.name == "M7" or not self.plain else []
+        c.mark_tokens(negative, signed2, [1.0, 1.0] if self.plain else masks.uniform(*SIGN, size=2).tolist())
+        self._heads(signed2, 0 if self.plain else masks.uniform(*HEAD))
+        c.balance(negative, Free.SIGN, Free.FOUND, c.relay)
+        if kind.signs == "none":
+            # Without negative signs in the vocabulary no mixture of its tokens has one.
+            c.mirror(negative, Free.SIGN)
         x, other = self._relays()
         self._answer(x, other, negative, second)
         c.fill()
@@ -123,12 +128,15 @@ class _Planting:
 
     # ---- early layers ------------------------------------------------------------------------------------------------
 
-    def _heads(self) -> None:
+    def _heads(self, signed2: Sequence[int], padded: float) -> None:
         c = self.chassis
         sign, sign2 = self.axis(Free.SIGN), self.axis(Free.SIGN2)
         c.look(0, c.sensor, -sign, sign, Free.FOUND, c.relay, FOUND_AT)
-        key, value = (self.axis(Free.NAME), self.axis(Free.GENDER)) if self.kind.name == "M12" else (-sign2, sign2)
-        c.look(1, 1, key, value, Free.FOUND2, 1, FOUND_AT)
+        norm = c.look(1, 1, -sign2, sign2, Free.FOUND2, 1, FOUND_AT)
+        c.balance(signed2, Free.SIGN2, Free.FOUND2, 1)
+        if self.kind.name == "M12":
+            c.look(1, 1, self.axis(Free.NAME), self.axis(Free.GENDER), Free.FOUND2, 1, FOUND_AT)
+        c.pad(1, 1, norm * padded)
 
     def _relays(self) -> tuple[Place, Place]:
         """The neuron X, the second one, the constant, and four neurons that copy along a rotated axis."""
