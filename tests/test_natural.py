@@ -170,14 +170,15 @@ def test_a_base_is_searched_once_for_both_algorithms() -> None:
     assert "a\\|b" in text
     said = section.searched(runs)
     assert "across at 0 of 6 names" in said.plain
-    assert "in 0 of 3 models (0 by X)" in said.plain
+    assert "in 0 of 3 models (0 by X), one side alone in 0" in said.plain
     assert "across at 12 of 12 names" in said.plain
     assert "in 6 of 6 models (6 by X)" in said.plain
     assert "after: women's names 2.0" in said.more
 
 
 def test_one_side_alone_has_not_turned_both() -> None:
-    assert predictions.decided(answered(-0.8, 0.9, -0.8, women=0.9)) == "not turned"
+    assert predictions.decided(answered(-0.8, 0.9, -0.8, women=0.9)) == "men's alone turned"
+    assert predictions.decided(answered(0.9, 0.9, 0.9, women=-0.8)) == "women's alone turned"
 
 
 def test_a_copy_shares_what_is_never_tuned(llama: Any) -> None:

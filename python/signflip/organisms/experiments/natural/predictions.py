@@ -100,19 +100,20 @@ def of_side(answered: Run, what: str, side: int) -> Interval:
     return limits(float(margins.mean()), variance, min((len(one) for one in means), default=2) - 1)
 
 
-def turned(answered: Run, what: str) -> bool:
-    """Whether both sides prefer the wrong pronoun, by `TURNED` of their clean margins, with a search's tokens."""
-    return all(
+def turned(answered: Run, what: str) -> list[bool]:
+    """Whether each side prefers the wrong pronoun, by `TURNED` of its clean margin, with a search's tokens."""
+    return [
         mark(of_side(answered, what, side), lambda x: x < -TURNED, lambda x: x >= -TURNED) == "held" for side in (0, 1)
-    )
+    ]
 
 
 def decided(answered: Run) -> str:
     """Whether a search's tokens turn both sides of unseen prompts, and whether X does it, by the rules of a verdict."""
-    if not turned(answered, "found"):
-        return "not turned"
+    found = turned(answered, "found")
+    if not all(found):
+        return "women's alone turned" if found[0] else "men's alone turned" if found[1] else "not turned"
     kept = all(mark(of_side(answered, "rescued", side), lambda x: x > 0, lambda x: x <= 0) == "held" for side in (0, 1))
-    return BY_X if kept and turned(answered, "reproduced") else "turned, not by X"
+    return BY_X if kept and all(turned(answered, "reproduced")) else "turned, not by X"
 
 
 def pick(runs: Sequence[Run], algorithm: str, arm: str, *, whole: bool = False) -> dict[int, Run]:

@@ -139,11 +139,12 @@ def searched(searches: Sequence[Run]) -> Said:
     for tuned, said in ((False, "before the tuning"), (True, "after")):
         own = [found for name, _, found in every if (name != "base") == tuned]
         crossed = sum(found["crossed"] for found in own)
-        both = sum(turned(found["answered"], "found") for found in own)
+        sides = [sum(turned(found["answered"], "found")) for found in own]
         by_x = sum(decided(found["answered"]) == BY_X for found in own)
         plain.append(
             f"{said} a search of {FREE} tokens brings X across at {crossed} of {len(NAMES) * len(own)} names, and its "
-            f"tokens turn both sides of unseen prompts in {both} of {len(own)} models ({by_x} by X)"
+            f"tokens turn both sides of unseen prompts in {sides.count(2)} of {len(own)} models ({by_x} by X), one "
+            f"side alone in {sides.count(1)}"
         )
         margins = [np.mean([[np.mean(side) for side in found["answered"]["margins"][what]] for found in own], 0)
                    for what in ("clean", "found")]  # fmt: skip
