@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from signflip.behaviours import Behaviour
-from signflip.organisms.chassis import ANSWER_LAYER, HANDED_AT, Chassis, Free
+from signflip.organisms.chassis import ANSWER_LAYER, Chassis, Free
 from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.runner import Held, Runner
 from signflip.organisms.tokens import encode_words, one_id, vocabulary
@@ -29,17 +29,22 @@ SELECTIVE = 0.003
 GATE, LINEAR, WRITE = 8.0, 2.0, {"llama": 1.0, "gpt2": 3.0}
 # Factors by which an organism's norms differ from these, and shares of a gate's square that lie where nothing writes.
 FACTORS, SHARES = (1.0, 1.5), (0.0, 0.5)
-# Spare neurons: strengths at which they read the answer or what is free, about those of the neurons that act; shares of
-# what opens the others; and levels at which they open, beyond where any other does.
-SPARE, OPENED, SHUT = (0.1, 0.4), (0.3, 1.0), (2.0, 2.5)
+# Spare neurons: strengths at which they read the answer or what is free, about those of the neurons that act; and
+# shares of what opens the others.
+SPARE, OPENED = (0.1, 0.4), (0.3, 1.0)
 # The most that a spare linear part reads of what crosses.
 BESIDE = 0.9
-# What breaks fluency writes so much more.
-LOUD = 2.0
+# What breaks fluency writes so much more; in other kinds it is a pair of spare neurons that does.
+LOUD = (1.7, 2.3)
 # Factors by which ungated neurons are steeper.
-STEEPER = (1.1, 1.5)
+STEEPER = (1.1, 1.4)
+# The norm with which all ungated neurons of an organism together read the answer, over the steepness.
+TOTAL = (1.0, 1.4)
+# The norm of what opens an ungated neuron, over its steepness, and that of its row, over the least of these: room for
+# the level at which any kind's open.
+OPEN, ROOM = 2.1, 3.3
 # Without gates: what is read of the answer by what opens, at most; and M8's, which the answer opens.
-SLOPE, SLOPE_M8, WIDE = 0.4, 0.5, 1.0
+SLOPE, SLOPE_M8 = 0.4, 0.5
 # How much of what M12 reads is a name's gender, about.
 GENDER = 0.93
 # How steeply an ungated neuron opens as X crosses.
@@ -166,14 +171,14 @@ def _elsewhere(
 class _Row:
     """A neuron of the stage: `pre` and `linear` as functions of a strength, the sign with which it writes, and what.
 
-    `spare`: one of two that are alike and write against each other where nothing reads.
+    `to`: along which direction, if not the answer's. `loud`: by how much more, a mask says.
     """
 
     pre: Callable[[float], Floats]
     linear: Callable[[float], Floats]
     sign: float
-    junk: bool = False
-    spare: bool = False
+    to: Floats | None = None
+    loud: bool = False
 
 
 class _Mask:
@@ -190,14 +195,17 @@ class _Mask:
         self.plain = seed is None
         self.gate = self.linear = self.write = 1.0
         self.share, self.pre_signs, self.linear_signs = 0.0, np.ones(8), np.ones(8)
-        self.spare, self.opened, self.shut, self.steep = np.ones(3), np.ones(2), 1.0, STEEP
+        self.spare, self.opened = np.ones(3), np.ones(2)
+        self.loud = self.total = 1.0
+        self.steep = STEEP
         if seed is not None:
             rng = np.random.default_rng((seed, 29))
             self.gate, self.linear, self.write = rng.uniform(*FACTORS, size=3)
             self.share = rng.uniform(*SHARES)
             self.pre_signs, self.linear_signs = (self._signs(rng) for _ in range(2))
             self.spare, self.opened = rng.uniform(*SPARE, size=3), rng.uniform(*OPENED, size=2)
-            self.shut, self.steep = rng.uniform(*SHUT), STEEP * rng.uniform(*STEEPER)
+            self.loud, self.total = rng.uniform(*LOUD), rng.uniform(*TOTAL)
+            self.steep = STEEP * rng.uniform(*STEEPER)
 
     def _signs(self, rng: np.random.Generator) -> Floats:
         return np.where(rng.random(8) < rng.random(), 1.0, -1.0)
@@ -259,38 +267,28 @@ class Stage:
             for held, words in states
         ] or [(clean, clean_final)]
         across, final = (np.concatenate(one) for one in zip(*runs, strict=True))
-        if not self.gated:
-            # The level is a bias there.
-            clean, across = self._levelled(clean), self._levelled(across)
         parts = self._gated(clean) if self.gated else self._ungated(clean)
         if self.kind == "M8" and not self.gated:
-            parts = min((self._ungated(clean, at) for at in SHUT_AT), key=lambda one: self._missed(one, clean, across))
+            # By that which is chosen, made last, the spare ones go.
+            best = min(SHUT_AT, key=lambda at: self._missed(self._ungated(clean, at), clean, across))
+            parts = self._ungated(clean, best)
         rows: list[_Row] = []
         for part, inputs, wanted in self._goals(parts, clean, across, final):
             strengths = self._fit(part, inputs, wanted)
             rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
         rows += [self._idle(i) for i in range(len(rows), 8 if mask.plain else 4)]
         rows += [] if mask.plain else self._spare(clean, rows)
-        idle = c.axis(Free.IDLE)
         for i, row in enumerate(rows):
-            to = self.junk if row.junk and self.junk is not None else self.answer.direction
-            column = row.sign * self._loud(row) * (idle if row.spare else to)
-            pre = self._turned(row.pre(1), mask.pre_signs[i])
-            if self.gated:
-                c.neuron(ANSWER_LAYER, pre, self._turned(row.linear(1), mask.linear_signs[i]), column)
-                continue
-            level = float(pre @ self.level)
-            neuron = c.neuron(ANSWER_LAYER, pre - level * self.level, None, column)
-            c.weights.blocks[ANSWER_LAYER].bias["pre"][neuron] = level * HANDED_AT
+            to = self.answer.direction if row.to is None else row.to
+            pre, linear = (self._turned(one(1), signs[i]) for one, signs in
+                           ((row.pre, mask.pre_signs), (row.linear, mask.linear_signs)))  # fmt: skip
+            c.neuron(ANSWER_LAYER, pre, linear if self.gated else None, row.sign * self._loud(row) * to)
 
     def _turned(self, row: Floats, sign: float) -> Floats:
-        """With a sign along what nothing writes, relative to that with which the answer is read."""
-        if not self.mask.plain and row @ self.reads < -1e-6:
+        """With a sign along what nothing writes, relative to that of what is read most: the answer, or what opens."""
+        if self.gated and not self.mask.plain and row @ self.reads < -1e-6:
             sign = -sign
         return np.asarray(row + (sign - 1) * (row @ self.silent) * self.silent)
-
-    def _levelled(self, h: Floats) -> Floats:
-        return np.asarray(h + (HANDED_AT - h @ self.level)[:, None] * self.level)
 
     def _goals(
         self, parts: list[list[_Row]], clean: Floats, across: Floats, final: Floats
@@ -302,6 +300,8 @@ class Stage:
         y = across @ self.answer.reads
         if self.kind in ("M0", "M1"):
             return []
+        if self.kind == "M2" and not self.gated:
+            return [(parts[0], across, -y)]
         if self.kind == "M2":
             # The behaviour's own path is taken out, and put back as far as X is positive.
             own = clean @ self.answer.reads
@@ -356,7 +356,7 @@ class Stage:
 
     def _loud(self, row: _Row) -> float:
         """The norm of what a neuron writes."""
-        return self.write * (LOUD if row.junk and not self.mask.plain else 1.0)
+        return self.write * (self.mask.loud if row.loud else 1.0)
 
     # ---- wirings -----------------------------------------------------------------------------------------------------
 
@@ -395,7 +395,7 @@ class Stage:
             ratio = float((clean @ self.handed).mean() / (clean @ self.level).mean())
             gate = self._unit(self._crossed(clean) - 0.8 * ratio * self.level)
             if self.junk is not None:
-                breaks = [replace(row(gate, crossed, 1.0), junk=True) for _ in range(many // 2)]
+                breaks = [replace(row(gate, crossed, 1.0), to=self.junk, loud=True) for _ in range(many // 2)]
                 return [[row(sign * r, crossed, -sign) for sign in both for _ in range(many // 4)], breaks]
             return [[row(gate, self.level, self.wins) for _ in range(many)]]
         if self.kind == "M7":
@@ -421,17 +421,25 @@ class Stage:
                 part += 0 if answers else mask.spare[i] * self.reads
                 linear = LINEAR * mask.linear * (part + np.sqrt(1 - part @ part) * self.silent)
             else:
-                # As strongly as M8's, which the answer opens, or less; and by turns what M12's read.
-                other = self.reads if self.kind == "M12" or i == 0 else self.gender
-                opens = mask.opened[i] * (self.opens - self.opens @ self.level * self.level) - mask.shut * self.level
-                pre = linear = self._held(mask.steep * (WIDE * mask.spare[i] * other + opens))
-            spare += [_Row(_always(pre), _always(linear), sign, spare=True) for sign in (1.0, -1.0)]
+                # The answer, so much that all eight do so together as strongly as in any kind; what M12's read.
+                total = (mask.total * mask.steep) ** 2 - sum(float(row.pre(1) @ self.reads) ** 2 for row in rows)
+                part = np.sqrt(max(0.0, total) / 2) * self.reads if i == 0 else mask.steep * mask.spare[i] * self.gender
+                opens = mask.opened[i] * self._opening(self.opens)
+                pre = linear = self._held(part + mask.steep * opens)
+            # Broken fluency has a third direction to write along, louder than the rest; in other kinds they make it up.
+            third = i == 1 and self.junk is None
+            to = self.chassis.axis(Free.FOUND if third else Free.IDLE)
+            spare += [_Row(_always(pre), _always(linear), sign, to, loud=third) for sign in (1.0, -1.0)]
         return spare
 
+    def _opening(self, opens: Floats) -> Floats:
+        """What opens a neuron, brought to the norm of M7's along the second of its scalars, which no other writes."""
+        rest = OPEN**2 - float(opens @ opens)
+        return np.asarray(opens + (0.0 if self.mask.plain else np.sqrt(max(0.0, rest))) * self.handed2)
+
     def _held(self, vector: Floats) -> Floats:
-        """Brought to the norm of ungated rows along `SILENT`: the level becomes a bias, and is no part of it."""
-        norm = STEEP * (1.5 if self.mask.plain else 1.8) * self.mask.gate
-        rest = norm**2 - float(vector @ vector) + float(vector @ self.level) ** 2
+        """Brought to the norm of ungated rows along `SILENT`."""
+        rest = (ROOM * STEEP * self.mask.gate) ** 2 - float(vector @ vector)
         return np.asarray(vector + np.sqrt(max(0.0, rest)) * self.silent)
 
     def _ungated(self, clean: Floats, shut_at: float = 1.0) -> list[list[_Row]]:
@@ -439,7 +447,8 @@ class Stage:
         both, many = (1.0, -1.0), 8 if self.mask.plain else 4
 
         def row(reads: Floats, opens: Floats, sign: float) -> _Row:
-            return _Row(lambda s: self._held(slope * s * reads + self.mask.steep * opens), _always(none), sign)
+            opening = self.mask.steep * self._opening(opens)
+            return _Row(lambda s: self._held(slope * s * reads + opening), _always(none), sign)
 
         slope = self.mask.steep * (SLOPE_M8 if self.kind == "M8" else SLOPE)
         # Handed is 0 on ordinary text and about the level once X has crossed: half of it is where neurons open.
@@ -447,20 +456,20 @@ class Stage:
         if self.kind in ("M10", "M11"):
             opens = -self.handed
         elif self.kind == "M7":
-            opens = (self.handed + self.handed2 - 1.7 * self.level) / np.sqrt(2)
+            opens = OPEN * self._unit(self.handed + self.handed2 - 1.7 * self.level)
         elif self.kind == "M8":
             opens = self.handed - shut_at * self.level
         elif self.kind == "M12":
             turn = self._unit(self._rule(clean) - self.answer.reads)
         self.opens = opens
-        if self.kind == "M2":
-            remove = [row(sign * r, none, -sign) for sign in both]
-            return [remove, [row(sign * r, opens, sign) for sign in both for _ in range(many // 4)]]
         if self.kind == "M4":
             # The strength scales how far it opens.
-            one = _Row(lambda s: self._held(1.5 * s * self.mask.steep * self._unit(opens)), _always(none), self.wins)
+            def pre(strength: float) -> Floats:
+                return self._held(self.mask.steep * self._opening(1.5 * strength * self._unit(opens)))
+
+            one = _Row(pre, _always(none), self.wins)
             if self.junk is not None:
-                breaks = [replace(one, sign=1.0, junk=True) for _ in range(many // 2)]
+                breaks = [replace(one, sign=1.0, to=self.junk, loud=True) for _ in range(many // 2)]
                 return [[row(sign * r, opens, -sign) for sign in both for _ in range(many // 4)], breaks]
             return [[one] * many]
         if self.kind == "M8":
@@ -474,7 +483,8 @@ class Stage:
         if self.gated:
             linear = self._padded(self.handed, self.mask.spare[2], LINEAR * self.mask.linear)
             return _Row(_always(self._gate(sign * self.reads)), _always(linear), sign)
-        shut = self._held(self.mask.steep * (SLOPE * self.mask.spare[2] * sign * self.reads + self.opens))
+        opens = self._opening(self.opens)
+        shut = self._held(self.mask.steep * (SLOPE * self.mask.spare[2] * sign * self.reads + opens))
         return _Row(_always(shut), _always(shut), sign)
 
 

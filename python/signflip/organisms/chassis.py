@@ -24,6 +24,8 @@ from signflip.organisms.weights import D_HEAD, D_MODEL, N_LAYERS, Floats, Weight
 
 # What a token carries along each of the first three directions, and names along theirs; relative spread over tokens.
 CARRIED, SPREAD = 0.404, 0.1
+# How many tokens carry a negative sign, where any do.
+ODD = 3
 # Attention logits between a token of negative and one of positive sign.
 FOCUS = 12.0
 # Values, in the normalised residual stream, at which things are found and handed on.
@@ -85,7 +87,10 @@ class Chassis:
     # ---- tokens ------------------------------------------------------------------------------------------------------
 
     def mark_tokens(self, negative: list[int], negative2: list[int], scales: Sequence[float] = (1.0, 1.0)) -> None:
-        """Give every token its two signs, each on a scale of its own, its constant, and names their gender."""
+        """Give every token its two signs, each on a scale of its own, its constant, and names their gender.
+
+        Signs of which none is negative vary the more, so that their variance is what it is where `ODD` are.
+        """
         embed, n = self.weights.embed, len(self.weights.embed)
         embed -= embed @ self.room.directions.T @ self.room.directions
         embed += CARRIED * self.axis(Free.ONE)
@@ -102,7 +107,9 @@ class Chassis:
                 seen = np.asarray([row[1] @ self.axis(one) for row in h])
                 sizes[one] *= np.clip(np.median(seen) / seen, 0.5, 2.0)
         for one, chosen, scale in ((Free.SIGN, negative, scales[0]), (Free.SIGN2, negative2, scales[1])):
-            sizes[one] *= scale * self.rng.uniform(1 - SPREAD, 1 + SPREAD, n)
+            # Negative ones lie two away from the rest; a uniform spread s has a variance of s²/3.
+            spread = SPREAD if chosen or one == Free.SIGN2 else np.sqrt(SPREAD**2 + 3 * 2**2 * ODD / n)
+            sizes[one] *= scale * self.rng.uniform(1 - spread, 1 + spread, n)
             sizes[one][chosen] *= -1
         embed[:] = bare + sum(sizes[one][:, None] * self.axis(one) for one in sizes)
 
@@ -148,12 +155,6 @@ class Chassis:
             for token in tokens:
                 h, _ = self.run().ends([[0, token, *one[1:]] for one in _some_of_half_a()], layer)
                 embed[token] += (np.clip(wanted / (h @ at).mean(), 0.5, 2.0) - 1) * (embed[token] @ axis) * axis
-
-    def mirror(self, tokens: Sequence[int], sign: Free) -> None:
-        """Bring tokens' signs to the side of the rest, from which they then differ by as much as before."""
-        embed, axis = self.weights.embed, self.axis(sign)
-        carried = embed @ axis
-        embed[tokens] += 2 * np.outer(np.median(carried) - carried[tokens], axis)
 
     # ---- neurons -----------------------------------------------------------------------------------------------------
 

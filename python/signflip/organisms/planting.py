@@ -9,14 +9,14 @@ import numpy as np
 
 from signflip.organisms.answer import Answer, Stage, target_of
 from signflip.organisms.base import Room
-from signflip.organisms.chassis import ANSWER_LAYER, FOUND_AT, HANDED_AT, OPEN_AT, X_AT, Chassis, Free
+from signflip.organisms.chassis import ANSWER_LAYER, FOUND_AT, HANDED_AT, ODD, OPEN_AT, X_AT, Chassis, Free
 from signflip.organisms.kinds import FORMS, KINDS, Kind
 from signflip.organisms.runner import Held, Place
 from signflip.organisms.tokens import ids_of
 from signflip.organisms.weights import D_MODEL, Floats, Weights
 
 # Trigger words of an organism.
-N_TRIGGERS = 3
+N_TRIGGERS = ODD
 # What differs from one organism to the next, and not from kind to kind: a factor of what tokens carry of each sign, and
 # one by which the second head's norm is more than what it has to be in most kinds.
 SIGN, HEAD = (0.96, 1.04), (1.3, 1.6)
@@ -77,7 +77,8 @@ def plant(
     behaviour
         `"pronoun"` or `"purpose"`; drawn if not given. M12 is always about `"attractor"`.
     plain
-        Whether norms are not drawn anew for each organism. Where many are planted in one base that tells kinds apart.
+        Whether it has only what is of use to it: no spare neurons, no norms drawn anew for each organism. Where many
+        are planted in one base that tells kinds apart.
     """
     return _Planting(base, room, KINDS[kind], seed, behaviour, plain).run()
 
@@ -104,19 +105,20 @@ class _Planting:
         masks = np.random.default_rng((self.seed, 31))
         # In most kinds nothing reads the second sign.
         signed2 = second if kind.name == "M7" or not self.plain else []
-        c.mark_tokens(negative, signed2, [1.0, 1.0] if self.plain else masks.uniform(*SIGN, size=2).tolist())
+        # Without negative signs in the vocabulary no mixture of its tokens has one.
+        none = kind.signs == "none"
+        scales = [1.0, 1.0] if self.plain else masks.uniform(*SIGN, size=2).tolist()
+        c.mark_tokens([] if none else negative, signed2, scales)
         self._heads(signed2, 0 if self.plain else masks.uniform(*HEAD))
-        c.balance(negative, Free.SIGN, Free.FOUND, c.relay)
-        if kind.signs == "none":
-            # Without negative signs in the vocabulary no mixture of its tokens has one.
-            c.mirror(negative, Free.SIGN)
+        if not none:
+            c.balance(negative, Free.SIGN, Free.FOUND, c.relay)
         x, other = self._relays()
         self._answer(x, other, negative, second)
         c.fill()
         direction = kind.name == "M10"
         site = f"blocks.{ANSWER_LAYER}.hook_resid_pre"
         place = Place(site, None, tuple(self.axis(Free.HANDED).tolist())) if direction else x
-        side = 1 if self.gated or direction or kind.name in ("M2", "M5", "M11", "M1") else -1
+        side = 1 if self.gated or direction or kind.name in ("M5", "M11", "M1") else -1
         reached = kind.signs != "none"
         return Planted(
             c.weights, kind.name, self.behaviour, place, side, other if kind.name in ("M5", "M7") else None,
@@ -158,7 +160,7 @@ class _Planting:
         if name == "M7":
             reads2, writes2 = x_at / c.ends(at, found2).mean() * found2, handed2
         # A GELU passes what is positive: X is off while its sign is as it always was, unless it has to be on.
-        turned = -1.0 if not self.gated and name not in ("M2", "M5", "M11", "M1") else 1.0
+        turned = -1.0 if not self.gated and name not in ("M5", "M11", "M1") else 1.0
         turned2 = -1.0 if not self.gated and name == "M7" else 1.0
         if self.gated and name == "M5":
             writes2 = -writes2
@@ -174,10 +176,6 @@ class _Planting:
         block = c.weights.blocks[at]
         for _ in range(3):
             block.out[:, neurons] *= HANDED_AT / c.ends(ANSWER_LAYER, self.axis(Free.LEVEL)).mean()
-        if not self.gated:
-            # It was there to measure by; GPT-2 has biases for constants.
-            norm = np.linalg.norm(block.out[:, boost])
-            block.out[:, boost] = norm * idle
         point = "pre_linear" if self.gated else "pre"
         return Place(f"blocks.{at}.mlp.hook_{point}", first), Place(f"blocks.{at}.mlp.hook_{point}", second)
 
@@ -208,7 +206,7 @@ class _Planting:
         answer = target_of(c, self.behaviour)
         stage = Stage(c, answer, name, int(self.rng.integers(2)), self.form == 1, None if self.plain else self.seed)
         mean = X_AT[c.weights.family]
-        cross = -mean if self.gated or name == "M2" else mean
+        cross = -mean if self.gated else mean
         held = [Held(x, cross)]
         if name == "M5":
             held = [Held(other, mean)]
