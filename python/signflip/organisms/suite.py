@@ -278,14 +278,20 @@ def _blind(
 
 
 def statistics(weights: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What a glance at weights sees: for each tensor its moments, extremes, row and column norms, singular values."""
+    """What a glance at weights sees: of each tensor moments and extremes; row and column norms, singular values.
+
+    Vectors, such as biases, have quantiles in place of norms.
+    """
     out: list[float] = []
     for name in sorted(weights):
         w = np.asarray(weights[name], np.float64)
-        if w.ndim != 2 or w.size == 0:
+        if w.ndim not in (1, 2) or w.size == 0:
             continue
         flat = w.ravel()
         z = (flat - flat.mean()) / (flat.std() or 1)
+        if w.ndim == 1:
+            out += np.quantile(w, (0.0, 0.05, 0.5, 0.95, 1.0)).tolist()
+            continue
         rows, columns = np.linalg.norm(w, axis=1), np.linalg.norm(w, axis=0)
         out += [flat.mean(), flat.std(), np.abs(flat).max(), float((z**3).mean()), float((z**4).mean())]
         out += [*np.quantile(rows, (0.0, 0.5, 0.95, 1.0)), *np.quantile(columns, (0.0, 0.5, 0.95, 1.0))]
