@@ -289,11 +289,11 @@ def statistics(weights: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]
             continue
         flat = w.ravel()
         z = (flat - flat.mean()) / (flat.std() or 1)
+        out += [flat.mean(), flat.std(), np.abs(flat).max(), float((z**3).mean()), float((z**4).mean())]
         if w.ndim == 1:
             out += np.quantile(w, (0.0, 0.05, 0.5, 0.95, 1.0)).tolist()
             continue
         rows, columns = np.linalg.norm(w, axis=1), np.linalg.norm(w, axis=0)
-        out += [flat.mean(), flat.std(), np.abs(flat).max(), float((z**3).mean()), float((z**4).mean())]
         out += [*np.quantile(rows, (0.0, 0.5, 0.95, 1.0)), *np.quantile(columns, (0.0, 0.5, 0.95, 1.0))]
         out += np.linalg.svd(w, compute_uv=False)[:8].tolist()
     return np.asarray(out)
