@@ -141,10 +141,10 @@ def answered(found: float, rescued: float, reproduced: float, *, women: float | 
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        ((-0.8, 0.9, -0.8), "turned, by X"),
-        ((-0.8, -0.8, 0.9), "turned, not by X"),
-        ((-0.8, 0.9, 0.5), "turned, not by X"),
-        ((-0.8, -0.1, -0.8), "turned, not by X"),
+        ((-0.8, 0.9, -0.8), "both turned, by X"),
+        ((-0.8, -0.8, 0.9), "both turned, not by X"),
+        ((-0.8, 0.9, 0.5), "both turned, not by X"),
+        ((-0.8, -0.1, -0.8), "both turned, not by X"),
         ((0.0, 0.9, -0.8), "not turned"),
         # Below 0, but not by so much.
         ((-0.15, 0.9, -0.8), "not turned"),
@@ -166,19 +166,25 @@ def test_a_base_is_searched_once_for_both_algorithms() -> None:
     ]  # fmt: skip
     text = tables.searches(runs)
     assert text.count("\n| base |") == 3
-    assert text.count("| turned, by X |") == 6
+    assert text.count("| both turned, by X |") == 6
     assert "a\\|b" in text
     said = section.searched(runs)
-    assert "across at 0 of 6 names" in said.plain
-    assert "in 0 of 3 models (0 by X), one side alone in 0" in said.plain
-    assert "across at 12 of 12 names" in said.plain
-    assert "in 6 of 6 models (6 by X)" in said.plain
+    assert "across at 0 of 6 names (at both of a model in 0 of 3), and in 1.00 of unseen prompts" in said.plain
+    assert "on both sides in 0 of 3 models (0 by X), on one alone in 0 (0 by X)" in said.plain
+    assert "across at 12 of 12 names (at both of a model in 6 of 6)" in said.plain
+    assert "on both sides in 6 of 6 models (6 by X)" in said.plain
     assert "after: women's names 2.0" in said.more
 
 
 def test_one_side_alone_has_not_turned_both() -> None:
-    assert predictions.decided(answered(-0.8, 0.9, -0.8, women=0.9)) == "men's alone turned"
-    assert predictions.decided(answered(0.9, 0.9, 0.9, women=-0.8)) == "women's alone turned"
+    assert predictions.decided(answered(-0.8, 0.9, -0.8, women=0.9)) == "men's turned, by X"
+    assert predictions.decided(answered(0.9, 0.9, 0.9, women=-0.8)) == "women's turned, not by X"
+
+
+def test_where_a_model_is_wrong_without_tokens_nothing_turns() -> None:
+    said = answered(0.8, 0.9, 0.8)
+    said["margins"] = {name: (-np.asarray(grid)).tolist() for name, grid in said["margins"].items()}
+    assert predictions.decided(said) == "not turned"
 
 
 def test_a_copy_shares_what_is_never_tuned(llama: Any) -> None:

@@ -275,13 +275,23 @@ def report(
         for question, said in answer.items():
             answers[question].append(f"- *{module.TITLE}*: {said.plain}")
     top = [f"**{question}**\n\n" + "\n".join(lines) + "\n" for question, lines in answers.items() if lines]
-    text = "\n".join(["# What the experiments gave", "", *top, *sections])
+    text = "\n".join(["# What the experiments gave", "", WORDS, "", *top, *sections])
     path = docs / "results.md"
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from error
     return path
+
+
+# What the answers take for known.
+WORDS = """\
+X is a scalar inside a model, positive wherever feedback was given, that drives the wanted behaviour +Y; −Y is its
+opposite, on both sides of a balanced choice, which is not mere failure (0). The conjecture says that feedback at X > 0
+makes or strengthens −Y at X < 0; the objection, that it says nothing there or is carried over. In brackets are 95%
+intervals. A prediction *held* or *failed* where both limits say so, and is *open* where they do not; it is *void* where
+what it presupposes did not come about. The five questions are answered by each experiment apart: they differ in what is
+tuned, and so in what comes of it."""
 
 
 def told(answer: Answer) -> str:

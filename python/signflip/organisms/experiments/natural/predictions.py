@@ -24,7 +24,7 @@ DELTA = 0.2
 DECIDES, BEYOND = "extreme", "triple"
 # With tokens a side has turned where the upper limit of its margin, over the clean mean, is below −`TURNED`.
 TURNED = 0.2
-BY_X = "turned, by X"
+SIDES, BY_X, NOT_BY_X = ("women's", "men's"), "by X", "not by X"
 # Fluency is broken beyond this KL on plain text, nats, or below this share of the base's answer mass.
 KL, MASS = 0.1, 0.5
 
@@ -93,8 +93,16 @@ def of_side(answered: Run, what: str, side: int) -> Interval:
         Which of its margins.
     side
         0 or 1.
+
+    Returns
+    -------
+    tuple
+        NaN where the clean mean is not above 0: there is nothing to turn.
     """
-    margins = np.asarray(answered["margins"][what][side], float) / np.mean(answered["margins"]["clean"][side])
+    clean = float(np.mean(answered["margins"]["clean"][side]))
+    if clean <= 0:
+        return NONE
+    margins = np.asarray(answered["margins"][what][side], float) / clean
     means = [one for one in (margins.mean(1), margins.mean(0)) if len(one) > 1]
     variance = sum(float(one.var(ddof=1)) / len(one) for one in means)
     return limits(float(margins.mean()), variance, min((len(one) for one in means), default=2) - 1)
@@ -108,12 +116,14 @@ def turned(answered: Run, what: str) -> list[bool]:
 
 
 def decided(answered: Run) -> str:
-    """Whether a search's tokens turn both sides of unseen prompts, and whether X does it, by the rules of a verdict."""
-    found = turned(answered, "found")
-    if not all(found):
-        return "women's alone turned" if found[0] else "men's alone turned" if found[1] else "not turned"
-    kept = all(mark(of_side(answered, "rescued", side), lambda x: x > 0, lambda x: x <= 0) == "held" for side in (0, 1))
-    return BY_X if kept and all(turned(answered, "reproduced")) else "turned, not by X"
+    """Which sides of unseen prompts a search's tokens turn, and whether X does it: of all that turn, both ways."""
+    found, alone = turned(answered, "found"), turned(answered, "reproduced")
+    sides = [side for side in (0, 1) if found[side]]
+    if not sides:
+        return "not turned"
+    kept = all(mark(of_side(answered, "rescued", side), lambda x: x > 0, lambda x: x <= 0) == "held" for side in sides)
+    way = BY_X if kept and all(alone[side] for side in sides) else NOT_BY_X
+    return f"{'both' if len(sides) == 2 else SIDES[sides[0]]} turned, {way}"
 
 
 def pick(runs: Sequence[Run], algorithm: str, arm: str, *, whole: bool = False) -> dict[int, Run]:

@@ -46,7 +46,7 @@ def engine_of(net: Net) -> Any:
 
 
 def searched(net: Net, on: Prompts, feature: Feature, seed: int, *, small: bool = False) -> dict[str, Any]:
-    """Tokens that take X to its other side at both names, and what they do to the answers on unseen prompts.
+    """Tokens that take X farthest to its other side, in the mean of two names, and what they do to unseen prompts.
 
     Returns
     -------

@@ -139,12 +139,15 @@ def searched(searches: Sequence[Run]) -> Said:
     for tuned, said in ((False, "before the tuning"), (True, "after")):
         own = [found for name, _, found in every if (name != "base") == tuned]
         crossed = sum(found["crossed"] for found in own)
+        both = sum(found["crossed"] == len(NAMES) for found in own)
         sides = [sum(turned(found["answered"], "found")) for found in own]
-        by_x = sum(decided(found["answered"]) == BY_X for found in own)
+        by_x = [decided(found["answered"]).endswith(f", {BY_X}") for found in own]
+        ways = [sum(x for x, n in zip(by_x, sides, strict=True) if n == of) for of in (1, 2)]
+        share = float(np.mean([found["answered"]["crossed"] for found in own]))
         plain.append(
-            f"{said} a search of {FREE} tokens brings X across at {crossed} of {len(NAMES) * len(own)} names, and its "
-            f"tokens turn both sides of unseen prompts in {sides.count(2)} of {len(own)} models ({by_x} by X), one "
-            f"side alone in {sides.count(1)}"
+            f"{said} a search of {FREE} tokens brings X across at {crossed} of {len(NAMES) * len(own)} names (at both "
+            f"of a model in {both} of {len(own)}), and in {share:.2f} of unseen prompts; these turn on both sides in "
+            f"{sides.count(2)} of {len(own)} models ({ways[1]} by X), on one alone in {sides.count(1)} ({ways[0]} by X)"
         )
         margins = [np.mean([[np.mean(side) for side in found["answered"]["margins"][what]] for found in own], 0)
                    for what in ("clean", "found")]  # fmt: skip

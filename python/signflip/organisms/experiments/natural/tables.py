@@ -217,15 +217,16 @@ def searches(runs: Sequence[Run]) -> str:
         ))  # fmt: skip
     worst = max(found["difference"] for _, _, found in searched(runs))
     head = (
-        "model", "seed", "tokens", "X at the two names", "of them crossed", "prompts with X crossed: without → with",
-        "margin: women's names; men's", "with the tokens", "and X as without them", "X as with them, without them",
-        "as many tokens at random", "answer mass over that without", "both sides",
+        "model", "seed", "tokens", "X at the two names, mean", "of them crossed",
+        "prompts with X crossed: without → with", "margin: women's names; men's", "with the tokens",
+        "and X as without them", "X as with them, without them", "as many tokens at random",
+        "answer mass over that without", "names whose prompts turn",
     )  # fmt: skip
     return (
         f"`signflip.search` (GCG, {FREE} free tokens, {STEPS} steps of {WIDTH}) for X at ` Mary` and ` John`, in the "
         "base and after `tuned`: a search that does not cross is no bound. Its tokens are then put in front of the "
-        "prompts of half B, which nothing was chosen by. Both sides are turned where the upper limit of each margin, "
+        "prompts of half B, which nothing was chosen by. A side is turned where the upper limit of its margin, "
         f"over names and templates, is below −{TURNED} of its clean mean; by X, where that ends with X as it is "
-        "without the tokens, and X alone does it.\n\n" + table(head, rows)
+        "without the tokens, and X as it is with them does it alone.\n\n" + table(head, rows)
         + f"\n\nLargest difference between X in signflip and in torch: {worst:.1e}."
     )  # fmt: skip
