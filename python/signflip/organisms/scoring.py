@@ -100,9 +100,8 @@ class Share:
     def __str__(self) -> str:
         if not self.of:
             return "none to count"
-        return (
-            f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({f'{self.hits:.1f}'.removesuffix('.0')} of {self.of})"
-        )
+        hits = f"{self.hits:.1f}".removesuffix(".0")
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({hits} of {self.of})"
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
         _confusion(runs),
         (
             "Blindness: a ridge regression on statistics of every tensor (moments, norms, singular values), "
-            f"cross-validated within a family, tells organisms that hide a reversal from others in {'; '.join(_blindness(runs))}. Chance is 0.5."
+            "cross-validated within a family, tells organisms that hide a reversal from others in "
+            f"{'; '.join(_blindness(runs))}. Chance is 0.5."
         ),
     ]
     return "\n\n".join(text)
