@@ -188,8 +188,8 @@ class _Mask:
     all else is equal, that gives a kind away. So norms are drawn, and a drawn share of each row lies along a direction
     that nothing writes (`SILENT`), with signs drawn row by row: any split of the singular values comes about in any
     kind. Four neurons act; four spare ones read what the same places of other kinds' read and this one's do not, so
-    that in all of them four gates read the answer and four something free, and four linear parts likewise. Broken fluency
-    (a form of M4) is not hidden so: it writes where the others' spare ones may not, along what makes tokens likely.
+    that in all of them four gates read the answer and four something free, and four linear parts likewise. Broken
+    fluency (a form of M4) is not hidden so: it writes where others' spare ones may not, along what makes tokens likely.
     """
 
     def __init__(self, seed: int | None) -> None:
