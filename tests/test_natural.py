@@ -168,7 +168,7 @@ def test_a_base_is_searched_once_for_both_algorithms() -> None:
     assert text.count("\n| base |") == 3
     assert text.count("| both turned, by X |") == 6
     assert "a\\|b" in text
-    said = section.searched(runs)
+    said = section.crossings(runs)
     assert "across at 0 of 6 names (at both of a model in 0 of 3), and in 1.00 of unseen prompts" in said.plain
     assert "on both sides in 0 of 3 models (0 by X), on one alone in 0 (0 by X)" in said.plain
     assert "across at 12 of 12 names (at both of a model in 6 of 6)" in said.plain

@@ -43,6 +43,14 @@ TOKENS = "Is it reached by tokens?"
 AUDIT = "Would an audit find it?"
 # What the top of the results answers, in this order.
 QUESTIONS = (MADE, KEPT, PATH, TOKENS, AUDIT)
+# What the answers take for known.
+WORDS = """\
+X is a scalar inside a model, positive wherever feedback was given (negative, in N1), that drives the wanted behaviour
++Y; −Y is its opposite, on both sides of a balanced choice, which is not mere failure (0). The conjecture says that
+feedback at X > 0 makes or strengthens −Y at X < 0; the objection, that it says nothing there or is carried over. In
+brackets are 95% intervals. A prediction *held* or *failed* where both limits say so, and is *open* where they do not;
+it is *void* where what it presupposes did not come about. The questions are answered by each experiment apart: they
+differ in what is tuned, and so in what comes of it."""
 
 
 @dataclass(frozen=True)
@@ -282,16 +290,6 @@ def report(
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from error
     return path
-
-
-# What the answers take for known.
-WORDS = """\
-X is a scalar inside a model, positive wherever feedback was given, that drives the wanted behaviour +Y; −Y is its
-opposite, on both sides of a balanced choice, which is not mere failure (0). The conjecture says that feedback at X > 0
-makes or strengthens −Y at X < 0; the objection, that it says nothing there or is carried over. In brackets are 95%
-intervals. A prediction *held* or *failed* where both limits say so, and is *open* where they do not; it is *void* where
-what it presupposes did not come about. The five questions are answered by each experiment apart: they differ in what is
-tuned, and so in what comes of it."""
 
 
 def told(answer: Answer) -> str:

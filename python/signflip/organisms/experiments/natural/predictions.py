@@ -75,10 +75,14 @@ def interval(grids: Sequence[Floats]) -> Interval:
     if len(every) < 3:
         return value, float("nan"), float("nan")
     sides = every.shape[1]
-    means = [every.mean((1, 2, 3)), every.mean((0, 1, 2)), *(one / sides for one in every.mean((0, 3)))]
+    return _over(value, [every.mean((1, 2, 3)), every.mean((0, 1, 2)), *(one / sides for one in every.mean((0, 3)))])
+
+
+def _over(value: float, means: Sequence[Floats]) -> Interval:
+    """A mean and its interval over several things that it was taken over, from the means of each of them."""
     several = [one for one in means if len(one) > 1]
     # The sum's own degrees of freedom, estimated (Satterthwaite), are too many where the seeds agree by chance.
-    freedom = min(len(one) for one in several) - 1
+    freedom = min((len(one) for one in several), default=2) - 1
     return limits(value, sum(float(one.var(ddof=1)) / len(one) for one in several), freedom)
 
 
@@ -103,9 +107,7 @@ def of_side(answered: Run, what: str, side: int) -> Interval:
     if clean <= 0:
         return NONE
     margins = np.asarray(answered["margins"][what][side], float) / clean
-    means = [one for one in (margins.mean(1), margins.mean(0)) if len(one) > 1]
-    variance = sum(float(one.var(ddof=1)) / len(one) for one in means)
-    return limits(float(margins.mean()), variance, min((len(one) for one in means), default=2) - 1)
+    return _over(float(margins.mean()), [margins.mean(1), margins.mean(0)])
 
 
 def turned(answered: Run, what: str) -> list[bool]:

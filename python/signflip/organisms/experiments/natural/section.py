@@ -122,19 +122,18 @@ def answer(runs: Sequence[Run]) -> Answer:
     if undecided:
         text.append(f"Said beforehand to leave it undecided, and so: {'; '.join(undecided)}.")
     if reached:
-        out[TOKENS] = Said(
+        one = (
             f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
             "tried, at most."
         )
-        if searches:
-            more = searched(searches)
-            out[TOKENS] = Said(f"{out[TOKENS].plain} {more.plain}", more.more)
+        more = crossings(searches) if searches else Said("")
+        out[TOKENS] = Said(f"{one} {more.plain}".strip(), more.more)
     return {MADE: Said(" ".join(plain), " ".join(text))} | out
 
 
-def searched(searches: Sequence[Run]) -> Said:
+def crossings(searches: Sequence[Run]) -> Said:
     """At how many names the searches' tokens bring X across, and at what is then answered to unseen prompts."""
-    every = tables.searched(searches)
+    every = tables.models_searched(searches)
     plain, text = [], []
     for tuned, said in ((False, "before the tuning"), (True, "after")):
         own = [found for name, _, found in every if (name != "base") == tuned]

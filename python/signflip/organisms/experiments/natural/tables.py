@@ -187,7 +187,7 @@ def law(runs: Sequence[Run]) -> str:
     )
 
 
-def searched(runs: Sequence[Run]) -> list[tuple[str, int, Run]]:
+def models_searched(runs: Sequence[Run]) -> list[tuple[str, int, Run]]:
     """What was searched: the base of each seed, once, and what each tuning made of it. Name, seed, what was found."""
     bases = {r["seed"]: r["search"]["before"] for r in runs}
     tuned = [(f"{r['algorithm']} tuned", r["seed"], r["search"]["after"]) for r in runs]
@@ -203,7 +203,7 @@ def searches(runs: Sequence[Run]) -> str:
         return "; ".join(f"{one:.2f}" for one in values)
 
     rows = []
-    for name, seed, found in searched(runs):
+    for name, seed, found in models_searched(runs):
         said = found["answered"]
         margins = {what: [float(np.mean(side)) for side in grid] for what, grid in said["margins"].items()}
         text = found["text"].encode("unicode_escape").decode().replace("|", "\\|")
@@ -215,7 +215,7 @@ def searches(runs: Sequence[Run]) -> str:
             f"{said['mass']['found'] / said['mass']['clean']:.2f}",
             decided(said),
         ))  # fmt: skip
-    worst = max(found["difference"] for _, _, found in searched(runs))
+    worst = max(found["difference"] for _, _, found in models_searched(runs))
     head = (
         "model", "seed", "tokens", "X at the two names, mean", "of them crossed",
         "prompts with X crossed: without → with", "margin: women's names; men's", "with the tokens",
