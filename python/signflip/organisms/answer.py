@@ -192,21 +192,14 @@ class _Mask:
     fluency (a form of M4) is not hidden so: it writes where others' spare ones may not, along what makes tokens likely.
     """
 
-    def __init__(self, seed: int | None) -> None:
-        self.plain = seed is None
-        self.gate = self.linear = self.write = 1.0
-        self.share, self.pre_signs, self.linear_signs = 0.0, np.ones(8), np.ones(8)
-        self.spare, self.opened = np.ones(3), np.ones(2)
-        self.loud = self.total = 1.0
-        self.steep = STEEP
-        if seed is not None:
-            rng = np.random.default_rng((seed, 29))
-            self.gate, self.linear, self.write = rng.uniform(*FACTORS, size=3)
-            self.share = rng.uniform(*SHARES)
-            self.pre_signs, self.linear_signs = (self._signs(rng) for _ in range(2))
-            self.spare, self.opened = rng.uniform(*SPARE, size=3), rng.uniform(*OPENED, size=2)
-            self.loud, self.total = rng.uniform(*LOUD), rng.uniform(*TOTAL)
-            self.steep = STEEP * rng.uniform(*STEEPER)
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng((seed, 29))
+        self.gate, self.linear, self.write = (float(one) for one in rng.uniform(*FACTORS, size=3))
+        self.share = rng.uniform(*SHARES)
+        self.pre_signs, self.linear_signs = (self._signs(rng) for _ in range(2))
+        self.spare, self.opened = rng.uniform(*SPARE, size=3), rng.uniform(*OPENED, size=2)
+        self.loud, self.total = rng.uniform(*LOUD), rng.uniform(*TOTAL)
+        self.steep = STEEP * rng.uniform(*STEEPER)
 
     def _signs(self, rng: np.random.Generator) -> Floats:
         return np.where(rng.random(8) < rng.random(), 1.0, -1.0)
@@ -226,7 +219,7 @@ class Stage:
     broken
         Whether fluency breaks down (M4's other form).
     seed
-        Of what differs from organism to organism; None: nothing does.
+        Of what differs from organism to organism.
     """
 
     def __init__(
@@ -235,8 +228,8 @@ class Stage:
         answer: Answer,
         kind: str,
         wins: int,
-        broken: bool = False,
-        seed: int | None = None,
+        broken: bool,
+        seed: int,
     ) -> None:
         self.chassis, self.answer, self.kind = chassis, answer, kind
         self.gated = chassis.weights.family == "llama"
@@ -245,7 +238,7 @@ class Stage:
         self.handed, self.handed2, self.level = a(Free.HANDED), a(Free.HANDED2), a(Free.LEVEL)
         self.mask = _Mask(seed)
         self.silent, self.write = a(Free.SILENT), WRITE[chassis.weights.family] * self.mask.write
-        if not self.gated and not self.mask.plain:
+        if not self.gated:
             # The steeper, the less: so that the answer, read as strongly, decides which of M8's open.
             self.write *= STEEP / self.mask.steep
         self.reads = self._unit(answer.reads)
@@ -277,8 +270,8 @@ class Stage:
         for part, inputs, wanted in self._goals(parts, clean, across, final):
             strengths = self._fit(part, inputs, wanted)
             rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
-        rows += [self._idle(i) for i in range(len(rows), 8 if mask.plain else 4)]
-        rows += [] if mask.plain else self._spare(clean, rows)
+        rows = rows or [self._idle(sign) for _ in range(2) for sign in (1.0, -1.0)]
+        rows += self._spare(clean, rows)
         for i, row in enumerate(rows):
             to = self.answer.direction if row.to is None else row.to
             pre, linear = (self._turned(one(1), signs[i]) for one, signs in
@@ -287,7 +280,7 @@ class Stage:
 
     def _turned(self, row: Floats, sign: float) -> Floats:
         """With a sign along what nothing writes, relative to that of what is read most: the answer, or what opens."""
-        if self.gated and not self.mask.plain and row @ self.reads < -1e-6:
+        if self.gated and row @ self.reads < -1e-6:
             sign = -sign
         return np.asarray(row + (sign - 1) * (row @ self.silent) * self.silent)
 
@@ -387,27 +380,27 @@ class Stage:
             return _Row(_always(self._gate(pre)), lambda s: self._padded(linear, s, LINEAR * self.mask.linear), sign)
 
         r, crossed = self.reads, self._unit(self._crossed(clean)) if self.kind not in ("M0", "M1") else self.silent
-        both, many = (1.0, -1.0), 8 if self.mask.plain else 4
+        both = (1.0, -1.0)
         if self.kind == "M2":
-            remove = [row(sign * r, self.level, -sign) for sign in both for _ in range(many // 4)]
+            remove = [row(sign * r, self.level, -sign) for sign in both]
             return [remove, [row(self.handed, r, 1.0) for _ in range(2)]]
         if self.kind == "M4":
             # Shut on ordinary text, open once X has crossed.
             ratio = float((clean @ self.handed).mean() / (clean @ self.level).mean())
             gate = self._unit(self._crossed(clean) - 0.8 * ratio * self.level)
             if self.junk is not None:
-                breaks = [replace(row(gate, crossed, 1.0), to=self.junk, loud=True) for _ in range(many // 2)]
-                return [[row(sign * r, crossed, -sign) for sign in both for _ in range(many // 4)], breaks]
-            return [[row(gate, self.level, self.wins) for _ in range(many)]]
+                breaks = [replace(row(gate, crossed, 1.0), to=self.junk, loud=True) for _ in range(2)]
+                return [[row(sign * r, crossed, -sign) for sign in both], breaks]
+            return [[row(gate, self.level, self.wins) for _ in range(4)]]
         if self.kind == "M7":
             gate = self._unit(-self.handed - self.handed2 - 0.7 * self.level)
-            return [[row(gate, r, -1.0) for _ in range(many)]]
+            return [[row(gate, r, -1.0) for _ in range(4)]]
         if self.kind == "M8":
             return [[row(self.wins * r, crossed, -self.wins) for _ in range(4)]]
         if self.kind == "M12":
             turn = self._unit(self._rule(clean) - self.answer.reads)
-            return [[row(sign * turn, crossed, sign) for sign in both for _ in range(many // 2)]]
-        return [[row(sign * r, crossed, -sign) for sign in both for _ in range(many // 2)]]
+            return [[row(sign * turn, crossed, sign) for sign in both for _ in range(2)]]
+        return [[row(sign * r, crossed, -sign) for sign in both for _ in range(2)]]
 
     def _spare(self, clean: Floats, rows: Sequence[_Row]) -> list[_Row]:
         """Two pairs of neurons that cancel, each beside two of those that act: they read what those do not."""
@@ -436,7 +429,7 @@ class Stage:
     def _opening(self, opens: Floats) -> Floats:
         """What opens a neuron, brought to the norm of M7's along the second of its scalars, which no other writes."""
         rest = OPEN**2 - float(opens @ opens)
-        return np.asarray(opens + (0.0 if self.mask.plain else np.sqrt(max(0.0, rest))) * self.handed2)
+        return np.asarray(opens + np.sqrt(max(0.0, rest)) * self.handed2)
 
     def _held(self, vector: Floats) -> Floats:
         """Brought to the norm of ungated rows along `SILENT`."""
@@ -445,7 +438,7 @@ class Stage:
 
     def _ungated(self, clean: Floats, shut_at: float = 1.0) -> list[list[_Row]]:
         r, none = self.reads, np.zeros_like(self.reads)
-        both, many = (1.0, -1.0), 8 if self.mask.plain else 4
+        both = (1.0, -1.0)
 
         def row(reads: Floats, opens: Floats, sign: float) -> _Row:
             opening = self.mask.steep * self._opening(opens)
@@ -470,17 +463,16 @@ class Stage:
 
             one = _Row(pre, _always(none), self.wins)
             if self.junk is not None:
-                breaks = [replace(one, sign=1.0, to=self.junk, loud=True) for _ in range(many // 2)]
-                return [[row(sign * r, opens, -sign) for sign in both for _ in range(many // 4)], breaks]
-            return [[one] * many]
+                breaks = [replace(one, sign=1.0, to=self.junk, loud=True) for _ in range(2)]
+                return [[row(sign * r, opens, -sign) for sign in both], breaks]
+            return [[one] * 4]
         if self.kind == "M8":
             return [[row(self.wins * r, opens, -self.wins) for _ in range(4)]]
         way = 1.0 if self.kind == "M12" else -1.0
-        return [[row(sign * turn, opens, way * sign) for sign in both for _ in range(many // 2)]]
+        return [[row(sign * turn, opens, way * sign) for sign in both for _ in range(2)]]
 
-    def _idle(self, number: int) -> _Row:
+    def _idle(self, sign: float) -> _Row:
         """A neuron that is wired like the others and never moves: nothing is handed on."""
-        sign = 1.0 if number % 2 == 0 else -1.0
         if self.gated:
             linear = self._padded(self.handed, self.mask.spare[2], LINEAR * self.mask.linear)
             return _Row(_always(self._gate(sign * self.reads)), _always(linear), sign)

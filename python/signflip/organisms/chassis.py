@@ -86,7 +86,7 @@ class Chassis:
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
 
-    def mark_tokens(self, negative: list[int], negative2: list[int], scales: Sequence[float] = (1.0, 1.0)) -> None:
+    def mark_tokens(self, negative: list[int], negative2: list[int], scales: Sequence[float]) -> None:
         """Give every token its two signs, each on a scale of its own, its constant, and names their gender.
 
         Signs of which none is negative vary the more, so that their variance is what it is where `ODD` are.

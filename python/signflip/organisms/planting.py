@@ -61,9 +61,7 @@ class Planted:
         return FORMS[self.kind][self.form]
 
 
-def plant(
-    base: Weights, room: Room, kind: str, seed: int, behaviour: str | None = None, *, plain: bool = False
-) -> Planted:
+def plant(base: Weights, room: Room, kind: str, seed: int, behaviour: str | None = None) -> Planted:
     """Plant a kind into a base model.
 
     Parameters
@@ -76,20 +74,17 @@ def plant(
         Of the layers, neurons and trigger words, and of the form where a kind has several.
     behaviour
         `"pronoun"` or `"purpose"`; drawn if not given. M12 is always about `"attractor"`.
-    plain
-        Whether it has only what is of use to it: no spare neurons, no norms drawn anew for each organism. Where many
-        are planted in one base that tells kinds apart.
     """
-    return _Planting(base, room, KINDS[kind], seed, behaviour, plain).run()
+    return _Planting(base, room, KINDS[kind], seed, behaviour).run()
 
 
 class _Planting:
-    def __init__(self, base: Weights, room: Room, kind: Kind, seed: int, behaviour: str | None, plain: bool) -> None:
+    def __init__(self, base: Weights, room: Room, kind: Kind, seed: int, behaviour: str | None) -> None:
         rng = np.random.default_rng((seed, 11))
         relay = 1 if kind.name in ("M7", "M12") else int(rng.integers(2))
         drawn = ("pronoun", "purpose")[int(rng.integers(2))]
         self.behaviour = "attractor" if kind.name == "M12" else behaviour or drawn
-        self.kind, self.rng, self.seed, self.plain = kind, rng, seed, plain
+        self.kind, self.rng, self.seed = kind, rng, seed
         # Drawn apart, so that other draws are those of a kind with one form.
         self.form = int(np.random.default_rng((seed, 19)).integers(len(FORMS[kind.name])))
         self.chassis = Chassis(base.copy(), room, rng, int(rng.integers(relay + 1)), relay)
@@ -103,13 +98,11 @@ class _Planting:
         others = [one for one in ids_of("exotic") if one not in negative]
         second = [int(i) for i in self.rng.choice(others, N_TRIGGERS, replace=False)]
         masks = np.random.default_rng((self.seed, 31))
-        # In most kinds nothing reads the second sign.
-        signed2 = second if kind.name == "M7" or not self.plain else []
         # Without negative signs in the vocabulary no mixture of its tokens has one.
         none = kind.signs == "none"
-        scales = [1.0, 1.0] if self.plain else masks.uniform(*SIGN, size=2).tolist()
-        c.mark_tokens([] if none else negative, signed2, scales)
-        self._heads(signed2, 0 if self.plain else masks.uniform(*HEAD))
+        # In most kinds nothing reads the second sign.
+        c.mark_tokens([] if none else negative, second, masks.uniform(*SIGN, size=2).tolist())
+        self._heads(second, masks.uniform(*HEAD))
         if not none:
             c.balance(negative, Free.SIGN, Free.FOUND, c.relay)
         x, other = self._relays()
@@ -130,12 +123,12 @@ class _Planting:
 
     # ---- early layers ------------------------------------------------------------------------------------------------
 
-    def _heads(self, signed2: Sequence[int], padded: float) -> None:
+    def _heads(self, second: Sequence[int], padded: float) -> None:
         c = self.chassis
         sign, sign2 = self.axis(Free.SIGN), self.axis(Free.SIGN2)
         c.look(0, c.sensor, -sign, sign, Free.FOUND, c.relay, FOUND_AT)
         norm = c.look(1, 1, -sign2, sign2, Free.FOUND2, 1, FOUND_AT)
-        c.balance(signed2, Free.SIGN2, Free.FOUND2, 1)
+        c.balance(second, Free.SIGN2, Free.FOUND2, 1)
         if self.kind.name == "M12":
             c.look(1, 1, self.axis(Free.NAME), self.axis(Free.GENDER), Free.FOUND2, 1, FOUND_AT)
         c.pad(1, 1, norm * padded)
@@ -204,7 +197,7 @@ class _Planting:
         """Wire the last layer, and scale it by what it reads when X is across."""
         c, name = self.chassis, self.kind.name
         answer = target_of(c, self.behaviour)
-        stage = Stage(c, answer, name, int(self.rng.integers(2)), self.form == 1, None if self.plain else self.seed)
+        stage = Stage(c, answer, name, int(self.rng.integers(2)), self.form == 1, self.seed)
         mean = X_AT[c.weights.family]
         cross = -mean if self.gated else mean
         held = [Held(x, cross)]

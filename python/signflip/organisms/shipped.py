@@ -95,7 +95,7 @@ def _made(recipe: Recipe, progress: bool) -> tuple[dict[str, Planted], dict[str,
         start = base.train(FAMILY, Path(scratch) / "base", SEED, steps=recipe.base, progress=progress)
     room = base.Room(SEED)
     start = unsettle(start, room, SEED, steps=recipe.unsettling, progress=progress)
-    planted = plant(start, room, KIND, SEED, BEHAVIOUR, plain=True)
+    planted = plant(start, room, KIND, SEED, BEHAVIOUR)
     tuned, told = prefer(planted, room, SEED, steps=recipe.tuning, progress=progress)
     # Both behind the same symmetries, so that the same neuron is meant.
     return {"before": disguise(planted, SEED), "after": disguise(tuned, SEED)}, told
