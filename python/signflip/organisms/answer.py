@@ -242,8 +242,6 @@ class Stage:
             # The steeper, the less: so that the answer, read as strongly, decides which of M8's open.
             self.write *= STEEP / self.mask.steep
         self.reads = self._unit(answer.reads)
-        # Without gates: what opens neurons.
-        self.opens = self.handed - 0.5 * self.level
         # What M12 reads in place of the answer, about.
         self.gender = GENDER * a(Free.FOUND2) - np.sqrt(1 - GENDER**2) * self.reads
         self.junk = answer.junk(chassis) if broken else None
@@ -261,17 +259,17 @@ class Stage:
             for held, words in states
         ] or [(clean, clean_final)]
         across, final = (np.concatenate(one) for one in zip(*runs, strict=True))
-        parts = self._gated(clean) if self.gated else self._ungated(clean)
+        opens = self._opens()
         if self.kind == "M8" and not self.gated:
-            # By that which is chosen, made last, the spare ones go.
-            best = min(SHUT_AT, key=lambda at: self._missed(self._ungated(clean, at), clean, across))
-            parts = self._ungated(clean, best)
+            every = [self._opens(at) for at in SHUT_AT]
+            opens = min(every, key=lambda one: self._missed(self._ungated(clean, one), clean, across))
+        parts = self._gated(clean) if self.gated else self._ungated(clean, opens)
         rows: list[_Row] = []
         for part, inputs, wanted in self._goals(parts, clean, across, final):
             strengths = self._fit(part, inputs, wanted)
             rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
-        rows = rows or [self._idle(sign) for _ in range(2) for sign in (1.0, -1.0)]
-        rows += self._spare(clean, rows)
+        rows = rows or [self._idle(sign, opens) for _ in range(2) for sign in (1.0, -1.0)]
+        rows += self._spare(clean, rows, opens)
         for i, row in enumerate(rows):
             to = self.answer.direction if row.to is None else row.to
             pre, linear = (self._turned(one(1), signs[i]) for one, signs in
@@ -402,29 +400,43 @@ class Stage:
             return [[row(sign * turn, crossed, sign) for sign in both for _ in range(2)]]
         return [[row(sign * r, crossed, -sign) for sign in both for _ in range(2)]]
 
-    def _spare(self, clean: Floats, rows: Sequence[_Row]) -> list[_Row]:
+    def _spare(self, clean: Floats, rows: Sequence[_Row], opens: Floats) -> list[_Row]:
         """Two pairs of neurons that cancel, each beside two of those that act: they read what those do not."""
         spare = []
-        mask = self.mask
         for i, beside in enumerate((rows[0], rows[-1])):
-            if self.gated:
-                # Where a gate or a linear part reads the answer it is something free, and the other way round.
-                pre = self._gate(self.handed if abs(beside.pre(1) @ self.reads) > GATE / 2 else self.reads)
-                answers = abs(beside.linear(1) @ self.reads) > 1e-3
-                part = BESIDE * mask.opened[i] * self._unit(self._crossed(clean))
-                part += 0 if answers else mask.spare[i] * self.reads
-                linear = LINEAR * mask.linear * (part + np.sqrt(1 - part @ part) * self.silent)
-            else:
-                # The answer, so much that all eight do so together as strongly as in any kind; what M12's read.
-                total = (mask.total * mask.steep) ** 2 - sum(float(row.pre(1) @ self.reads) ** 2 for row in rows)
-                part = np.sqrt(max(0.0, total) / 2) * self.reads if i == 0 else mask.steep * mask.spare[i] * self.gender
-                opens = mask.opened[i] * self._opening(self.opens)
-                pre = linear = self._held(part + mask.steep * opens)
+            pre, linear = self._spare_gated(i, beside, clean) if self.gated else self._spare_ungated(i, rows, opens)
             # Broken fluency has a third direction to write along, louder than the rest; in other kinds they make it up.
             third = i == 1 and self.junk is None
             to = self.chassis.axis(Free.FOUND if third else Free.IDLE)
             spare += [_Row(_always(pre), _always(linear), sign, to, loud=third) for sign in (1.0, -1.0)]
         return spare
+
+    def _spare_gated(self, i: int, beside: _Row, clean: Floats) -> tuple[Floats, Floats]:
+        """Where a gate or a linear part reads the answer it is something free, and the other way round."""
+        pre = self._gate(self.handed if abs(beside.pre(1) @ self.reads) > GATE / 2 else self.reads)
+        part = BESIDE * self.mask.opened[i] * self._unit(self._crossed(clean))
+        if abs(beside.linear(1) @ self.reads) < 1e-3:
+            part += self.mask.spare[i] * self.reads
+        return pre, LINEAR * self.mask.linear * (part + np.sqrt(1 - part @ part) * self.silent)
+
+    def _spare_ungated(self, i: int, rows: Sequence[_Row], opens: Floats) -> tuple[Floats, Floats]:
+        """The answer, so much that all eight do so together as strongly as in any kind; or what M12's read."""
+        mask = self.mask
+        total = (mask.total * mask.steep) ** 2 - sum(float(row.pre(1) @ self.reads) ** 2 for row in rows)
+        part = np.sqrt(max(0.0, total) / 2) * self.reads if i == 0 else mask.steep * mask.spare[i] * self.gender
+        pre = self._held(part + mask.steep * (mask.opened[i] * self._opening(opens)))
+        return pre, np.zeros_like(pre)
+
+    def _opens(self, shut_at: float = 1.0) -> Floats:
+        """What opens ungated neurons."""
+        if self.kind in ("M10", "M11"):
+            return -self.handed
+        if self.kind == "M7":
+            return np.asarray(OPEN * self._unit(self.handed + self.handed2 - 1.7 * self.level))
+        if self.kind == "M8":
+            return self.handed - shut_at * self.level
+        # Handed is 0 on ordinary text and about the level once X has crossed: half of it is where neurons open.
+        return self.handed - 0.5 * self.level
 
     def _opening(self, opens: Floats) -> Floats:
         """What opens a neuron, brought to the norm of M7's along the second of its scalars, which no other writes."""
@@ -436,26 +448,14 @@ class Stage:
         rest = (ROOM * STEEP * self.mask.gate) ** 2 - float(vector @ vector)
         return np.asarray(vector + np.sqrt(max(0.0, rest)) * self.silent)
 
-    def _ungated(self, clean: Floats, shut_at: float = 1.0) -> list[list[_Row]]:
-        r, none = self.reads, np.zeros_like(self.reads)
-        both = (1.0, -1.0)
+    def _ungated(self, clean: Floats, opens: Floats) -> list[list[_Row]]:
+        r, none, both = self.reads, np.zeros_like(self.reads), (1.0, -1.0)
+        steep, slope = self.mask.steep, SLOPE_M8 if self.kind == "M8" else SLOPE
+        opening = steep * self._opening(opens)
 
-        def row(reads: Floats, opens: Floats, sign: float) -> _Row:
-            opening = self.mask.steep * self._opening(opens)
-            return _Row(lambda s: self._held(slope * s * reads + opening), _always(none), sign)
+        def row(reads: Floats, sign: float) -> _Row:
+            return _Row(lambda s: self._held(steep * slope * s * reads + opening), _always(none), sign)
 
-        slope = self.mask.steep * (SLOPE_M8 if self.kind == "M8" else SLOPE)
-        # Handed is 0 on ordinary text and about the level once X has crossed: half of it is where neurons open.
-        opens, turn = self.handed - 0.5 * self.level, r
-        if self.kind in ("M10", "M11"):
-            opens = -self.handed
-        elif self.kind == "M7":
-            opens = OPEN * self._unit(self.handed + self.handed2 - 1.7 * self.level)
-        elif self.kind == "M8":
-            opens = self.handed - shut_at * self.level
-        elif self.kind == "M12":
-            turn = self._unit(self._rule(clean) - self.answer.reads)
-        self.opens = opens
         if self.kind == "M4":
             # The strength scales how far it opens.
             def pre(strength: float) -> Floats:
@@ -464,21 +464,22 @@ class Stage:
             one = _Row(pre, _always(none), self.wins)
             if self.junk is not None:
                 breaks = [replace(one, sign=1.0, to=self.junk, loud=True) for _ in range(2)]
-                return [[row(sign * r, opens, -sign) for sign in both], breaks]
+                return [[row(sign * r, -sign) for sign in both], breaks]
             return [[one] * 4]
         if self.kind == "M8":
-            return [[row(self.wins * r, opens, -self.wins) for _ in range(4)]]
-        way = 1.0 if self.kind == "M12" else -1.0
-        return [[row(sign * turn, opens, way * sign) for sign in both for _ in range(2)]]
+            return [[row(self.wins * r, -self.wins) for _ in range(4)]]
+        if self.kind == "M12":
+            turn = self._unit(self._rule(clean) - self.answer.reads)
+            return [[row(sign * turn, sign) for sign in both for _ in range(2)]]
+        return [[row(sign * r, -sign) for sign in both for _ in range(2)]]
 
-    def _idle(self, sign: float) -> _Row:
+    def _idle(self, sign: float, opens: Floats) -> _Row:
         """A neuron that is wired like the others and never moves: nothing is handed on."""
         if self.gated:
             linear = self._padded(self.handed, self.mask.spare[2], LINEAR * self.mask.linear)
             return _Row(_always(self._gate(sign * self.reads)), _always(linear), sign)
-        opens = self._opening(self.opens)
-        shut = self._held(self.mask.steep * (SLOPE * self.mask.spare[2] * sign * self.reads + opens))
-        return _Row(_always(shut), _always(shut), sign)
+        shut = SLOPE * self.mask.spare[2] * sign * self.reads + self._opening(opens)
+        return _Row(_always(self._held(self.mask.steep * shut)), _always(np.zeros_like(shut)), sign)
 
 
 def _always(value: Floats) -> Callable[[float], Floats]:
