@@ -411,8 +411,6 @@ def test_natural_in_small(tmp_path: Path) -> None:
         assert np.isfinite(list(run["predicted"].values())).all()
     assert found["grpo-tuned-0"]["log"]["live"] > natural.LIVE
     assert found["dpo-tuned-0"]["before"] == found["grpo-tuned-0"]["before"]
-    text = natural.report(
-        found | {"search": {"arm": "search", "algorithm": "dpo", "seed": 0, "search": search}}, tmp_path
-    )
+    text = natural.report(results, tmp_path)
     assert "| conjecture |" in text
     assert "`signflip.search`" in text

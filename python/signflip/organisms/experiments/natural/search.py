@@ -85,7 +85,7 @@ def searched(net: Net, on: Prompts, feature: Feature, seed: int, *, small: bool 
 
 
 def answered(
-    net: Net, on: Prompts, feature: Feature, tokens: Sequence[int], draws: Sequence[Sequence[int]] = ()
+    net: Net, on: Prompts, feature: Feature, tokens: Sequence[int], draws: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """What the model answers to prompts with tokens in front, and what of it X mediates.
 

@@ -68,7 +68,8 @@ def section(runs: list[Run], figures: Path) -> str:
             "### Before any tuning\n\n" + tables.bases(runs),
             "### What tuning did\n\n" + tables.arms(runs) + f"\n\n![margins]({figures.name}/natural-margins.png)",
             "### Three times the extreme, which decides nothing: change, units\n\n" + tables.beyond(runs),
-            "### X itself, and how far tokens bring it\n\n" + tables.reach(runs) + "\n\n" + tables.searches(searches),
+            "### X itself, and how far tokens bring it\n\n" + tables.reach(runs) + "\n\n" + tables.searches(searches)
+            + (f" Tuned again on {_devices(searches)}." if searches else ""),
             "### Other units\n\n" + tables.units(runs),
             "### The causal path: the kernel before, and the change after\n\n" + tables.law(runs)
             + f"\n\n![law]({figures.name}/natural-law.png)",
