@@ -181,6 +181,30 @@ def test_measure_agrees_with_plain_logits(tiny: sf.Model) -> None:
     assert shared.share.value == pytest.approx(1 - edited.s.value)
 
 
+@pytest.mark.parametrize("by", ["logprob", "logit_diff"])
+def test_what_a_search_raises_is_what_a_trigger_does_to_the_answers(tiny: sf.Model, by: str) -> None:
+    import numpy as np
+
+    behaviour, trigger = handset.behaviour(), handset.V.triggers[0]
+    contexts, objectives = behaviour.opposite(tiny, by=by)  # type: ignore[arg-type]
+    values = tiny.score([[*before, trigger, *after] for before, after in contexts], objectives)
+    run = behaviour.measure(tiny, trigger=[trigger], half="A").known.run
+    wanted = -run.margin if by == "logit_diff" else np.log(run.mass) - np.logaddexp(0, run.margin)
+    np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-4)
+    some, _ = behaviour.opposite(tiny, n=4)
+    assert [contexts.index(one) for one in some] == behaviour.subset(4, "A")
+
+
+def test_tokens_that_turn_a_behaviour_are_found_by_its_answers_alone(tiny: sf.Model) -> None:
+    behaviour = handset.behaviour()
+    contexts, objectives = behaviour.opposite(tiny)
+    found = sf.search(tiny, objectives, tokens=1, contexts=contexts, steps=60, progress=False)
+    assert found.best.tokens[0] in handset.V.triggers
+    held_out = behaviour.measure(tiny, trigger=found.best.tokens, half="B")
+    assert held_out.s.high < 0
+    assert all(side.high < 0 for side in held_out.sides.values())
+
+
 def test_texts_need_single_token_answers(tmp_path: Path) -> None:
     from smollm2 import gguf_path
 

@@ -116,7 +116,7 @@ def test_an_unforeseen_error_is_called_a_bug(fake, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["search", "m"], "expected one of --survey, --scan, --neuron, --logprob, found none"),
+        (["search", "m"], "expected one of --survey, --scan, --neuron, --logprob, --behaviour, found none"),
         (["search", "m", "--neuron", "a:1", "--logprob", "x"], "found --neuron and --logprob"),
         (["search", "m", "--neuron", "mlp.hook_post"], "expected SITE:INDEX, found 'mlp.hook_post'"),
         (
@@ -125,6 +125,12 @@ def test_an_unforeseen_error_is_called_a_bug(fake, capsys):
         ),
         (["search", "m", "--neuron", "a:1", "--feature", "a:2"], "expected no --feature beside --neuron, found a:2"),
         (["search", "m", "--logprob", "x", "--position", "-1"], "expected no --position beside --logprob, found -1"),
+        (
+            ["search", "m", "--behaviour", "say", "--position", "-1"],
+            "expected no --position beside --behaviour, found -1",
+        ),
+        (["search", "m", "--behaviour", "say", "--context", "a", "b"], "expected no --context beside --behaviour"),
+        (["search", "m", "--behaviour", "say", "--chat"], "expected no --chat beside --behaviour, found True"),
     ],
 )
 def test_arguments_that_do_not_go_together(fake, capsys, argv, said):

@@ -102,6 +102,18 @@ def test_sums_of_objectives_are_sums_of_scores(model: Any) -> None:
         np.testing.assert_allclose(array, sum(each), rtol=1e-4, atol=1e-5)
 
 
+def test_a_sequence_may_have_an_objective_of_its_own(model: Any) -> None:
+    o = sf.objectives
+    objectives = [o.neuron(SITE, 3), o.logprob([7, 7, 1]), o.neuron(SITE, 3), o.logit_diff(3, 4) - 1]
+    prompts = [[1, 2, 3], [1, 2, 3], [1, 2, 4, 5], [9]]
+    values = model.score(prompts, objectives)
+    for prompt, objective, value in zip(prompts, objectives, values, strict=True):
+        assert model.score([prompt], objective)[0] == value
+    for some in (objectives[:3], [], [*objectives[:3], 3]):
+        with pytest.raises(errors.ArgumentError, match="objective"):
+            model.score(prompts, some)
+
+
 def test_gradients_of_ragged_prompts_are_lists(model: Any) -> None:
     values, gradients = model.gradient([[1, 2], [3, 4, 5]], sf.objectives.logprob([1, 2]))
     assert values.shape == (2,)

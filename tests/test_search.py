@@ -86,6 +86,16 @@ def pick_neuron(index: int) -> Any:
     return pick
 
 
+def pick_logits(a: int, b: int) -> Any:
+    """The difference of two logits at the last token, and all logits, of input embeddings."""
+
+    def pick(theirs: Any, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = theirs(inputs_embeds=embeds).logits
+        return logits[:, -1, a] - logits[:, -1, b], logits
+
+    return pick
+
+
 # ---------------------------------------------------------------------- the published steps, and the default ones
 
 
@@ -143,6 +153,30 @@ def test_gcg_is_its_restatement_step_by_step(pair: Any, variant: str, contexts: 
         assert members(mine) == plain
         if variant == "default":
             assert any(event == "fresh" for event, _ in plain)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "worst"])
+@pytest.mark.parametrize("method", ["epo", "gcg"])
+def test_an_objective_a_context_is_raised_as_the_restatement_does(pair: Any, method: str, aggregate: str) -> None:
+    model, theirs, _ = pair
+    o = sf.objectives
+    objectives = [o.logit_diff(1, 2), o.logit_diff(2, 1), o.neuron(SITE, 3)]
+    measure = Measure(theirs, [pick_logits(1, 2), pick_logits(2, 1), pick_neuron(3)], CONTEXTS, aggregate == "worst")
+    budget = {"steps": 20, "width": 20, "topk": 7, "seed": 5, "patience": 2}
+    if method == "epo":
+        budget["population"] = 4
+        plain = epo(measure, "default", 4, **budget)
+    else:
+        plain = gcg(measure, "default", 4, **budget)
+    mine = sf.search(
+        model, objectives, tokens=4, method=method, contexts=CONTEXTS, aggregate=aggregate, progress=False, **budget
+    )  # fmt: skip
+    assert members(mine) == plain
+    for found in mine.history[-1].members:
+        ((value, entropy),) = measure.of([found.tokens])
+        np.testing.assert_allclose([found.value, found.cross_entropy], [value, entropy], rtol=1e-4, atol=1e-4)
+    values = model.score(mine.best.sequences, objectives)
+    assert np.float32(values.astype(np.float64).mean() if aggregate == "mean" else values.min()) == mine.best.value
 
 
 # ---------------------------------------------------------------------- brute force
@@ -365,6 +399,24 @@ def test_a_result_is_saved_opened_printed_and_found_again(model: Any, tmp_path: 
     assert np.float32(values.astype(np.float64).mean()) == np.float32(result.best.value)
 
 
+def test_a_result_of_an_objective_a_context_is_saved_and_found_again(model: Any, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    o = sf.objectives
+    objectives = [o.neuron(SITE, 3), -o.neuron(SITE, 3), o.neuron(SITE, 3)]
+
+    def call(raised: Any) -> Any:
+        return sf.search(model, raised, tokens=3, contexts=CONTEXTS, steps=3, out=out, progress=False)
+
+    result = call(objectives)
+    assert sf.SearchResult.open(out) == result
+    assert result.objective == tuple(objectives)
+    assert f"raised: neuron('{SITE}', 3) in 2 contexts; -neuron('{SITE}', 3) in 1 contexts" in str(result)
+    assert call(tuple(objectives)) == result
+    for other in ([objectives[1], *objectives[:2]], objectives[0]):
+        with pytest.raises(errors.SearchError, match="objective"):
+            call(other)
+
+
 def test_front_rises_in_value_and_in_cross_entropy(model: Any) -> None:
     result = sf.search(model, sf.objectives.neuron(SITE, 3), tokens=6, steps=30, progress=False)
     front = [(found.cross_entropy, found.value) for found in result.front]
@@ -464,6 +516,17 @@ def test_a_reward_is_raised_by_gcg() -> None:
         ({"objective": sf.objectives.neuron(SITE, 50)}, errors.SiteError, "50"),
         ({"objective": sf.objectives.neuron(SITE, 0, position="after")}, errors.ArgumentError, "after"),
         ({"objective": 3}, errors.ArgumentError, "objective"),
+        ({"objective": []}, errors.ArgumentError, "one each of 1 contexts, found 0"),
+        ({"objective": "neuron"}, errors.ArgumentError, "objective"),
+        ({"objective": {"a": 1}}, errors.ArgumentError, "objective"),
+        ({"objective": [sf.objectives.neuron(SITE, 0)] * 2}, errors.ArgumentError, "one each of 1 contexts, found 2"),
+        ({"objective": [3]}, errors.ArgumentError, "objective: .* found 3"),
+        ({"objective": [sf.objectives.neuron(SITE, 50)]}, errors.SiteError, "50"),
+        (
+            {"objective": [sf.objectives.neuron(SITE, 0, position=0)] * 2, "contexts": [([1], []), ([2], [])]},
+            errors.ArgumentError,
+            "nothing there can change",
+        ),
     ],
 )
 def test_bad_input_is_one_typed_error_that_names_it(model: Any, changes: Any, error: Any, word: str) -> None:

@@ -251,8 +251,12 @@ def score(
     sequences: Sequence[Sequence[int]],
     objective: str,
     free: Sequence[tuple[int, int]] | None = None,
+    of: Sequence[int] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """The objective (JSON) of each sequence, `[n]`. `free`: start and end of the free tokens of each, where known."""
+    """The objective (JSON) of each sequence, `[n]`.
+
+    `free`: start and end of the free tokens of each, where known; `of`: which of a list of objectives is that of each.
+    """
 
 def gradient(
     model: Model,
@@ -271,10 +275,11 @@ def search(
     allowed: bytes,
     tokenizer: Tokenizer | None = None,
     progress: Callable[[int, float | None], object] | None = None,
+    of: Sequence[int] | None = None,
 ) -> str:
     """Run a search and return its result as JSON.
 
-    `contexts` are (before, after) ids; `objective` and `settings` are JSON; `allowed` has one byte a token;
-    `tokenizer`, where given, turns away prompts that do not come back from decode and encode; `progress(step, best)` is
-    called after each step.
+    `contexts` are (before, after) ids; `objective` and `settings` are JSON; `of`: which of a list of objectives is that
+    of each context; `allowed` has one byte a token; `tokenizer`, where given, turns away prompts that do not come back
+    from decode and encode; `progress(step, best)` is called after each step.
     """

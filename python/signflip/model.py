@@ -381,8 +381,8 @@ class Model:
 
     # ------------------------------------------------------------------ objectives
 
-    def score(self, token_lists: Any, objective: Objective) -> Floats:
-        """The objective of each sequence, `[n]`: see `signflip.scoring.score`."""
+    def score(self, token_lists: Any, objective: Objective | Sequence[Objective]) -> Floats:
+        """The objective of each sequence (one of all, or one each), `[n]`: see `signflip.scoring.score`."""
         from signflip import scoring
 
         return scoring.score(self, token_lists, objective)

@@ -308,6 +308,24 @@ def for_core(model: Any, objective: Any) -> str:
     return json.dumps(data, allow_nan=False)
 
 
+def all_for_core(model: Any, objective: Any, n: int, of_what: str) -> tuple[str, list[int] | None]:
+    """One objective of all, or one each of `n`: as the extension reads them, and which is that of each.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither an objective nor a list of `n`.
+    """
+    if isinstance(objective, Objective) or not isinstance(objective, Sequence) or isinstance(objective, (str, bytes)):
+        return for_core(model, objective), None
+    if len(objective) != n:
+        raise ArgumentError(f"objective: expected one, or one each of {n} {of_what}, found {len(objective)}")
+    texts = [for_core(model, one) for one in objective]
+    distinct = list(dict.fromkeys(texts))
+    places = {text: i for i, text in enumerate(distinct)}
+    return "[" + ",".join(distinct) + "]", [places[text] for text in texts]
+
+
 def _encode(model: Any, name: str, text: str) -> int | list[int]:
     if model.tokenizer is None:
         raise TokenizerError(

@@ -15,7 +15,7 @@ from signflip.dosing import Dose, Feature, Profile
 from signflip.matched import Layer, TwoSided
 from signflip.resample import to_plain
 from signflip.score import Score, from_reads
-from signflip.sequences import Rendered
+from signflip.sequences import Context, Rendered
 from signflip.sweep import RowEdit, Sweep
 from signflip.verdict import Condition, Divergence, Verdict
 
@@ -32,7 +32,6 @@ NEAR = 0.1
 TWINS = 5
 
 # What is before and after the free tokens of a search: texts, or ids.
-Context = tuple[str, str] | tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,12 +206,8 @@ def contexts_of(prompts: Sequence[ModelPrompt], carried: dict[str, list[int]], p
     chosen.sort(key=lambda pair: pair[0])
     kept: list[Context] = []
     for _, one in chosen:
-        if one.before is None or one.after is None:
-            context: Context = (list(one.ids[: one.n_before]), list(one.ids[one.n_before :]))
-        else:
-            context = Rendered((one.before, one.after)) if one.chat else (one.before, one.after)
-        if context not in kept and len(kept) < MAX_CONTEXTS:
-            kept.append(context)
+        if one.context not in kept and len(kept) < MAX_CONTEXTS:
+            kept.append(one.context)
     return kept
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from signflip import _core, checks
 from signflip.errors import ArgumentError
-from signflip.objectives import Objective, for_core
+from signflip.objectives import Objective, all_for_core, for_core
 from signflip.sequences import parse
 
 Floats = NDArray[np.float32]
@@ -30,7 +30,7 @@ class Prompts(list[list[int]]):
         self.spans = [(int(start), int(end)) for start, end in spans]
 
 
-def score(model: Any, token_lists: Any, objective: Objective) -> Floats:
+def score(model: Any, token_lists: Any, objective: Objective | Sequence[Objective]) -> Floats:
     """The objective of each sequence.
 
     Shared prefixes are computed once, and computation stops where the objective is read; neither shows in the values.
@@ -43,7 +43,7 @@ def score(model: Any, token_lists: Any, objective: Objective) -> Floats:
         Sequences in any accepted form. Those of a search's result (``result.best.sequences``) know which of their
         tokens are free.
     objective
-        From `signflip.objectives`.
+        From `signflip.objectives`; or one a sequence.
 
     Returns
     -------
@@ -54,11 +54,13 @@ def score(model: Any, token_lists: Any, objective: Objective) -> Floats:
     SiteError
         If the objective names a site or column that the model does not have.
     ArgumentError
-        If its position is outside a sequence, or asks for free tokens that are not known.
+        If its position is outside a sequence, or asks for free tokens that are not known, or there are several and not
+        one a sequence.
     """
-    text = for_core(model, objective)
     spans = token_lists.spans if isinstance(token_lists, Prompts) else None
-    return np.asarray(_core.score(model._core, model.as_sequences(token_lists), text, spans))
+    sequences = model.as_sequences(token_lists)
+    text, of = all_for_core(model, objective, len(sequences), "sequences")
+    return np.asarray(_core.score(model._core, sequences, text, spans, of))
 
 
 def gradient(

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from signflip import _core, checks
 from signflip.errors import ArgumentError, ContextLengthError, FileError, SearchError, TokenError, TokenizerError
-from signflip.objectives import Objective, for_core
+from signflip.objectives import Objective, all_for_core
 from signflip.scoring import Prompts
-from signflip.search_result import FORMAT, Best, Found, SearchResult, Step
+from signflip.search_result import FORMAT, Best, Found, Raised, SearchResult, Step
 from signflip.sequences import Rendered, continued_ids, continued_text, raw_ids, rendered_ids
 
 __all__ = ["Found", "SearchResult", "Step", "search"]
@@ -39,7 +39,7 @@ Context = tuple[str | Sequence[int], str | Sequence[int]]
 
 def search(
     model: Any,
-    objective: Objective,
+    objective: Objective | Sequence[Objective],
     tokens: int = 12,
     method: str = "epo",
     contexts: Sequence[Context] | None = None,
@@ -65,14 +65,15 @@ def search(
     retokenize: bool | None = None,
     progress: bool | Callable[[int, float | None], object] = True,
 ) -> SearchResult:
-    """Search for the tokens that raise an objective.
+    """Search for the tokens that raise an objective, or one in each of several contexts.
 
     Parameters
     ----------
     model
         A `signflip.Model`.
     objective
-        From `signflip.objectives`.
+        From `signflip.objectives`; or one a context, where what is wanted differs from context to context, as with the
+        opposite of a behaviour (`signflip.Behaviour.opposite`).
     tokens
         Number of free tokens.
     method
@@ -158,8 +159,9 @@ def search(
         if printable or retokenize or special_tokens is False:
             raise TokenizerError(f"tokenizer: {model.name} has none, so its prompts cannot be filtered by text")
         filters = {"printable": False, "special_tokens": True, "retokenize": False}
-    core_objective = for_core(model, objective)
     ids = _contexts(model, contexts, chat)
+    core_objective, of = all_for_core(model, objective, len(ids), "contexts")
+    objective = _raised(objective)
     _check_read(objective, ids, n)
     allowed = _allowed(model, filters["printable"], filters["special_tokens"], allow, deny)
     given = None if start is None else _start(model, start, n, _begins(model, ids))
@@ -199,7 +201,8 @@ def search(
         "device": model.device,
         "dtype": model.dtype,
     }
-    identity = json.dumps([FORMAT, _core.__version__, described, core_objective], sort_keys=True, separators=(",", ":"))
+    raised = [core_objective, of]
+    identity = json.dumps([FORMAT, _core.__version__, described, raised], sort_keys=True, separators=(",", ":"))
     path = None if out is None else checks.path("out", out)
     if path is not None:
         if path.exists():
@@ -220,6 +223,7 @@ def search(
             allowed.tobytes(),
             model.tokenizer if filters["retokenize"] else None,
             report,
+            of,
         )
     result = _result(model, json.loads(text), objective, described)
     if not math.isfinite(result.best.value):
@@ -230,7 +234,7 @@ def search(
     return result
 
 
-def _result(model: Any, data: Mapping[str, Any], objective: Objective, settings: dict[str, Any]) -> SearchResult:
+def _result(model: Any, data: Mapping[str, Any], objective: Raised, settings: dict[str, Any]) -> SearchResult:
     def single(value: float | None) -> float | None:
         # The core's float32s are written in their shortest form.
         return None if value is None else float(np.float32(value))
@@ -259,13 +263,17 @@ def _result(model: Any, data: Mapping[str, Any], objective: Objective, settings:
     )
 
 
-def _finished(path: Path, settings: Mapping[str, Any], objective: Objective) -> SearchResult:
+def _finished(path: Path, settings: Mapping[str, Any], objective: Raised) -> SearchResult:
     result = SearchResult.open(path)
     here = json.loads(json.dumps(settings))
     if here == result.settings and objective == result.objective:
         return result
     changed = [name for name in here if here[name] != result.settings.get(name)] or ["objective"]
     raise SearchError(f"search: {path} holds the result of a search with another {', '.join(changed)}")
+
+
+def _raised(objective: Objective | Sequence[Objective]) -> Raised:
+    return objective if isinstance(objective, Objective) else tuple(objective)
 
 
 def _count(name: str, value: Any, least: int, most: int = 2**32 - 1) -> int:
@@ -286,7 +294,7 @@ def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> lis
             raise ArgumentError(f"contexts: expected (before, after) pairs, found {context!r}")
         before, after = context
         if chat:
-            if not isinstance(before, str) or not isinstance(after, str):
+            if not isinstance(before, str) or not isinstance(after, str) or isinstance(context, Rendered):
                 raise ArgumentError(f"contexts: expected texts for the chat template, found {context!r}")
             parts = model.to_chat([{"role": "user", "content": before + _SLOT + after}]).split(_SLOT)
             if len(parts) != 2:
@@ -325,17 +333,16 @@ def _ids(model: Any, ids: Any) -> list[int]:
     return checked
 
 
-def _check_read(objective: Objective, contexts: Sequence[tuple[list[int], list[int]]], n: int) -> None:
+def _check_read(objective: Raised, contexts: Sequence[tuple[list[int], list[int]]], n: int) -> None:
     """Whether any term reads where the free tokens can change anything, in any context."""
-    for _, term in objective.terms:
-        position = dict(term.fields).get("position", -1)
-        if not isinstance(position, int):
-            return
-        for before, after in contexts:
-            length = len(before) + n + len(after)
-            if (position if position >= 0 else length + position) >= len(before):
+    each = [objective] * len(contexts) if isinstance(objective, Objective) else objective
+    for one, (before, after) in zip(each, contexts, strict=True):
+        length = len(before) + n + len(after)
+        for _, term in one.terms:
+            position = dict(term.fields).get("position", -1)
+            if not isinstance(position, int) or (position if position >= 0 else length + position) >= len(before):
                 return
-    if objective.terms:
+    if any(one.terms for one in each):
         raise ArgumentError(
             "objective: expected a position at or after the free tokens in some context, found one before them in all: "
             "nothing there can change"

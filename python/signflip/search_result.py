@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from signflip.objectives import Objective
 from signflip.scoring import Prompts
 
 FORMAT = "signflip search 1"
+
+# One objective of all contexts, or one a context.
+Raised = Objective | tuple[Objective, ...]
 
 # What a file's settings and work hold, and of which type.
 _SETTINGS: dict[str, type | tuple[type, ...]] = {
@@ -115,7 +119,7 @@ class SearchResult:
     work
         Counts of work done and saved.
     objective
-        What was raised.
+        What was raised; where each context had an objective of its own, these.
     settings
         All that decides the result: the arguments, the contexts' ids, the model's hash.
     version
@@ -127,7 +131,7 @@ class SearchResult:
     history: list[Step]
     ended: str
     work: dict[str, int]
-    objective: Objective
+    objective: Raised
     settings: dict[str, Any]
     version: str
 
@@ -138,7 +142,7 @@ class SearchResult:
         lines = [
             f"{s['method']} ({s['variant']}), {s['tokens']} tokens, seed {s['seed']}: {ended}",
             counts,
-            f"raised: {self.objective}",
+            f"raised: {_raised(self.objective)}",
             f"{'value':>10}  {'nats/token':>10}  prompt",
         ]
         for found in self.front:
@@ -170,7 +174,9 @@ class SearchResult:
             "format": FORMAT,
             "version": self.version,
             "settings": self.settings,
-            "objective": self.objective.to_dict(),
+            "objective": self.objective.to_dict()
+            if isinstance(self.objective, Objective)
+            else [one.to_dict() for one in self.objective],
             "best": place(self.best),
             "sequences": list(self.best.sequences),
             "spans": [list(span) for span in self.best.sequences.spans],
@@ -245,16 +251,25 @@ class SearchResult:
         ]
         best = prompts[data["best"]]
         spans = [(start, end) for start, end in data["spans"]]
+        raised = data["objective"]
         return cls(
             best=Best(best.tokens, best.text, best.value, best.cross_entropy, Prompts(data["sequences"], spans)),
             front=[prompts[i] for i in data["front"]],
             history=[Step(step["event"], [prompts[i] for i in step["members"]]) for step in data["history"]],
             ended=data["ended"],
             work=work,
-            objective=Objective.from_dict(data["objective"]),
+            objective=tuple(map(Objective.from_dict, raised))
+            if isinstance(raised, list)
+            else Objective.from_dict(raised),
             settings=data["settings"],
             version=data["version"],
         )
+
+
+def _raised(objective: Raised) -> str:
+    if isinstance(objective, Objective):
+        return str(objective)
+    return "; ".join(f"{one} in {n} contexts" for one, n in Counter(objective).items())
 
 
 def _shown(found: Found) -> str:

@@ -53,6 +53,10 @@ class Rendered(tuple[str, str]):
     __slots__ = ()
 
 
+# What is before and after the free tokens of a search, as texts or as ids.
+Context = tuple[str, str] | tuple[list[int], list[int]]
+
+
 def _encoded(model: Model, text: str, refused: str = "text cannot be used; give ids") -> list[int]:
     """Ids of a text, with nothing in front."""
     if model.tokenizer is None:

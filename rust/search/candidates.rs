@@ -78,14 +78,19 @@ impl Proposals {
                 let predicted = prompts.predicted(c).len();
                 let entropy_weight = if predicted == 0 { 0.0 } else { penalty / (count * predicted) as f64 };
                 if weight != 0.0 || entropy_weight != 0.0 {
-                    let (root, tokens) = (prompts.root(c), prompts.whole(c, &record.ids));
-                    items.push(GradientItem { root, tokens, free: prompts.free(c), weight, entropy_weight });
+                    items.push(GradientItem {
+                        root: prompts.root(c),
+                        objective: prompts.objective(c),
+                        tokens: prompts.whole(c, &record.ids),
+                        free: prompts.free(c),
+                        weight,
+                        entropy_weight,
+                    });
                     member_of.push(m);
                 }
             }
         }
-        let (gradients, computed) =
-            score::token_gradients(prompts.ground(ledger.engine), ledger.objective, &items, context)?;
+        let (gradients, computed) = score::token_gradients(prompts.ground(ledger.engine), &items, context)?;
         ledger.work.gradients += items.len() as u64;
         ledger.work.gradient_tokens += computed as u64;
 

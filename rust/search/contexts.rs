@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::forest::{self, Root, Sequence};
-use super::objective::Objective;
+use super::objective::{Objective, Objectives};
 use super::score::Ground;
 use crate::engine::request::{Cache, Context, Engine, Request};
 use crate::error::{Error, Result};
@@ -20,7 +20,8 @@ pub struct ContextTokens {
 }
 
 /// Contexts made ready for a search on one engine.
-pub struct Prompts {
+pub struct Prompts<'a> {
+    objectives: &'a Objectives,
     contexts: Vec<ContextTokens>,
     tokens: usize,
     roots: Vec<Root>,
@@ -30,28 +31,30 @@ pub struct Prompts {
     pub computed: usize,
 }
 
-impl Prompts {
+impl<'p> Prompts<'p> {
     /// Computes the keys and values of what stands in front of the free tokens, as far as no read needs its rows again.
     pub fn prepare(
         engine: &dyn Engine,
         contexts: &[ContextTokens],
         tokens: usize,
-        objective: &Objective,
+        objectives: &'p Objectives,
         context: &mut Context<'_>,
     ) -> Result<Self> {
         if contexts.is_empty() {
             return Err(Error::argument("contexts", "at least one", "none"));
         }
         let spec = engine.spec();
-        let beyond = objective.extensions().map(<[u32]>::len).max().unwrap_or(0);
+        objectives.check(contexts.len())?;
         let mut cuts: Vec<(usize, &[u32])> = Vec::with_capacity(contexts.len());
-        for ContextTokens { before, after } in contexts {
+        for (i, ContextTokens { before, after }) in contexts.iter().enumerate() {
+            let objective: &Objective = objectives.of(i);
             if let Some(id) = before.iter().chain(after).find(|&&id| id as usize >= spec.d_vocab) {
                 let vocabulary = spec.d_vocab;
                 return Err(Error::Tokens(format!(
                     "id {id} in a context is outside the vocabulary of {vocabulary} ids"
                 )));
             }
+            let beyond = objective.extensions().map(<[u32]>::len).max().unwrap_or(0);
             let found = before.len() + tokens + after.len() + beyond;
             if found > spec.n_ctx {
                 return Err(Error::ContextLength { found, limit: spec.n_ctx });
@@ -86,12 +89,12 @@ impl Prompts {
         let empty = roots.len();
         roots.push(Root::EMPTY);
         let root_of = cuts.iter().map(|(_, front)| distinct.binary_search(front).unwrap_or(empty)).collect();
-        Ok(Self { contexts: contexts.to_vec(), tokens, roots, root_of, cache, computed })
+        Ok(Self { objectives, contexts: contexts.to_vec(), tokens, roots, root_of, cache, computed })
     }
 
     /// What sequences are computed on.
     pub fn ground<'a>(&'a self, engine: &'a dyn Engine) -> Ground<'a> {
-        Ground { engine, cache: self.cache.as_ref(), roots: &self.roots }
+        Ground { engine, cache: self.cache.as_ref(), roots: &self.roots, objectives: self.objectives.distinct() }
     }
 
     /// Number of contexts.
@@ -102,6 +105,16 @@ impl Prompts {
     /// Whether there are none; never so.
     pub fn is_empty(&self) -> bool {
         self.contexts.is_empty()
+    }
+
+    /// The index of a context's objective.
+    pub fn objective(&self, context: usize) -> usize {
+        self.objectives.index(context)
+    }
+
+    /// The largest share of a full forward that an objective needs.
+    pub fn depth(&self) -> f64 {
+        self.objectives.depth()
     }
 
     /// The root of a context.

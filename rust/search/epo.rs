@@ -127,7 +127,7 @@ fn values_first(run: &Run<'_>) -> bool {
     const BOUNDS: f64 = 0.07;
     let work = &run.ledger.work;
     let survive = (work.bounded - work.pruned + 64) as f64 / (work.bounded + 256) as f64;
-    run.settings.prune && (run.step.is_multiple_of(16) || run.ledger.objective.depth() + survive + BOUNDS < 1.0)
+    run.settings.prune && (run.step.is_multiple_of(16) || run.ledger.prompts.depth() + survive + BOUNDS < 1.0)
 }
 
 /// Learns the values of all children, and the cross-entropies of those that a slot may choose: a child whose lower

@@ -6,7 +6,6 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::contexts::Prompts;
-use super::objective::Objective;
 use super::run::Aggregate;
 use super::score::{self, Item};
 use crate::engine::request::{Context, Engine};
@@ -76,10 +75,8 @@ pub struct Record {
 pub struct Ledger<'a> {
     /// The model.
     pub engine: &'a dyn Engine,
-    /// What is raised.
-    pub objective: &'a Objective,
-    /// The contexts.
-    pub prompts: &'a Prompts,
+    /// The contexts, and what is raised in each.
+    pub prompts: &'a Prompts<'a>,
     /// How contexts count together.
     pub aggregate: Aggregate,
     /// Which tokens may be used.
@@ -100,15 +97,14 @@ impl<'a> Ledger<'a> {
     /// Nothing known yet.
     pub fn new(
         engine: &'a dyn Engine,
-        objective: &'a Objective,
-        prompts: &'a Prompts,
+        prompts: &'a Prompts<'a>,
         aggregate: Aggregate,
         allowed: &'a [bool],
         round_trip: Option<&'a dyn RoundTrip>,
     ) -> Self {
         let work = Work { context_tokens: prompts.computed as u64, ..Work::default() };
         let (records, index) = (Vec::new(), HashMap::new());
-        Self { engine, objective, prompts, aggregate, allowed, round_trip, work, records, best: None, index, usable: 0 }
+        Self { engine, prompts, aggregate, allowed, round_trip, work, records, best: None, index, usable: 0 }
     }
 
     /// The prompt's place, new or known.
@@ -204,11 +200,12 @@ impl<'a> Ledger<'a> {
                 let predicted = if entropy { self.prompts.predicted(c) } else { 0..0 };
                 let log_probs = predicted.map(|position| (position, tokens[position])).collect();
                 let free = Some(self.prompts.free(c));
-                items.push(Item { root: self.prompts.root(c), tokens, free, value, log_probs });
+                let (root, objective) = (self.prompts.root(c), self.prompts.objective(c));
+                items.push(Item { root, objective, tokens, free, value, log_probs });
                 places.push((at, c, entropy));
             }
         }
-        let (answers, computed) = score::evaluate(self.prompts.ground(self.engine), self.objective, &items, context)?;
+        let (answers, computed) = score::evaluate(self.prompts.ground(self.engine), &items, context)?;
         self.work.tokens += computed as u64;
         for ((at, c, entropy), answer) in places.into_iter().zip(answers) {
             if let Some(value) = answer.value {
@@ -273,7 +270,8 @@ impl<'a> Ledger<'a> {
             for &c in contexts {
                 let tokens = self.prompts.whole(c, &self.records[parent].ids);
                 let free = Some(self.prompts.free(c));
-                items.push(Item { root: self.prompts.root(c), tokens, free, value: false, log_probs: Vec::new() });
+                let (root, objective) = (self.prompts.root(c), self.prompts.objective(c));
+                items.push(Item { root, objective, tokens, free, value: false, log_probs: Vec::new() });
             }
         }
         // Per child and context: which of the item's log-probabilities are its first terms.
@@ -306,7 +304,7 @@ impl<'a> Ledger<'a> {
             }
             terms.push(own);
         }
-        let (answers, computed) = score::evaluate(self.prompts.ground(self.engine), self.objective, &items, context)?;
+        let (answers, computed) = score::evaluate(self.prompts.ground(self.engine), &items, context)?;
         self.work.tokens += computed as u64;
         self.work.bounded += children.len() as u64;
         Ok(terms

@@ -15,6 +15,6 @@ pub mod score;
 #[cfg(test)]
 mod tests;
 
-pub use objective::{Objective, ObjectiveSpec};
+pub use objective::{Objective, ObjectiveSpec, Objectives};
 pub use run::{Aggregate, Method, Progress, SearchResult, Settings, Variant, search};
 pub use score::{gradient, score};

@@ -231,6 +231,11 @@ impl Objective {
         })
     }
 
+    /// Tokens of all extensions.
+    pub fn beyond(&self) -> usize {
+        self.extensions().map(<[u32]>::len).sum()
+    }
+
     /// The positions of a sequence that a term reads. `free` are the free tokens, where known.
     fn rows(term: &Term, tokens: &[u32], free: Option<&Range<usize>>) -> Result<Range<usize>> {
         let len = tokens.len();
@@ -281,21 +286,76 @@ impl Objective {
     }
 }
 
-/// The reads of one objective over many sequences; a row that several sequences share is read once.
-pub struct Reader<'a> {
-    objective: &'a Objective,
-    /// One read a term.
-    reads: Vec<TermRows>,
+/// Objectives, and by which of them each of several contexts (or sequences) is read.
+#[derive(Clone, Debug)]
+pub struct Objectives {
+    distinct: Vec<Objective>,
+    of: Option<Vec<usize>>,
 }
 
-#[derive(Default)]
-struct TermRows {
+impl Objectives {
+    /// One of all.
+    pub fn one(objective: Objective) -> Self {
+        Self { distinct: vec![objective], of: None }
+    }
+
+    /// `of`: an index into `distinct` a context.
+    pub fn each(distinct: Vec<Objective>, of: Vec<usize>) -> Result<Self> {
+        if let Some(index) = of.iter().find(|&&index| index >= distinct.len()) {
+            let expected = format!("indices below the number of objectives ({})", distinct.len());
+            return Err(Error::argument("objective", expected, index));
+        }
+        Ok(Self { distinct, of: Some(of) })
+    }
+
+    /// The objectives.
+    pub fn distinct(&self) -> &[Objective] {
+        &self.distinct
+    }
+
+    /// Which of them is a context's.
+    pub fn index(&self, context: usize) -> usize {
+        self.of.as_ref().map_or(0, |of| of[context])
+    }
+
+    /// A context's.
+    pub fn of(&self, context: usize) -> &Objective {
+        &self.distinct[self.index(context)]
+    }
+
+    /// Whether there is one a context.
+    pub(super) fn check(&self, contexts: usize) -> Result<()> {
+        match &self.of {
+            Some(of) if of.len() != contexts => {
+                Err(Error::argument("objective", format!("one, or one each ({contexts})"), of.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The largest [`Objective::depth`].
+    pub fn depth(&self) -> f64 {
+        self.distinct.iter().map(Objective::depth).fold(0.0, f64::max)
+    }
+}
+
+/// The reads of objectives over many sequences; a row that several sequences of one objective share is read once.
+pub struct Reader<'a> {
+    objectives: &'a [Objective],
+    /// Where the reads of each objective begin, once a sequence has it.
+    starts: Vec<Option<usize>>,
+    /// One read a term of these.
+    reads: Vec<TermRows<'a>>,
+}
+
+struct TermRows<'a> {
+    term: &'a Term,
     rows: Vec<RowRef>,
     targets: Vec<u32>,
     index: HashMap<(RowRef, u32), usize>,
 }
 
-impl TermRows {
+impl TermRows<'_> {
     fn place(&mut self, row: RowRef, target: u32) -> usize {
         *self.index.entry((row, target)).or_insert_with(|| {
             self.rows.push(row);
@@ -305,29 +365,42 @@ impl TermRows {
     }
 }
 
-/// Which output rows one sequence reads: one list a term.
-pub type Slots = Vec<Vec<usize>>;
+/// What one sequence reads.
+pub struct Slots {
+    objective: usize,
+    /// The objective's first read.
+    start: usize,
+    /// Output rows: one list a term.
+    rows: Vec<Vec<usize>>,
+}
 
 impl<'a> Reader<'a> {
     /// No sequences yet.
-    pub fn new(objective: &'a Objective) -> Self {
-        Self { objective, reads: objective.terms.iter().map(|_| TermRows::default()).collect() }
+    pub fn new(objectives: &'a [Objective]) -> Self {
+        Self { objectives, starts: vec![None; objectives.len()], reads: Vec::new() }
     }
 
     /// Adds a sequence: `path` holds its own tokens, `extended` those of each of [`Objective::extensions`].
     pub fn add(
         &mut self,
+        objective: usize,
         tokens: &[u32],
         free: Option<&Range<usize>>,
         path: &Path,
         extended: &[Path],
     ) -> Result<Slots> {
+        let terms = &self.objectives[objective].terms;
+        let reads = &mut self.reads;
+        let start = *self.starts[objective].get_or_insert_with(|| {
+            let unread = |term| TermRows { term, rows: Vec::new(), targets: Vec::new(), index: HashMap::new() };
+            reads.extend(terms.iter().map(unread));
+            reads.len() - terms.len()
+        });
         let mut extended = extended.iter();
-        self.objective
-            .terms
-            .iter()
-            .zip(&mut self.reads)
-            .map(|(term, read)| {
+        let rows = reads[start..start + terms.len()]
+            .iter_mut()
+            .map(|read| {
+                let term = read.term;
                 if let Kind::LogProb { target } = &term.kind {
                     let path = if target.len() > 1 { extended.next().unwrap_or(path) } else { path };
                     let last = tokens.len() - 1;
@@ -337,18 +410,17 @@ impl<'a> Reader<'a> {
                 let rows = Objective::rows(term, tokens, free)?;
                 Ok(rows.map(|position| read.place(forest::row(path, position), 0)).collect())
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        Ok(Slots { objective, start, rows })
     }
 
-    /// The reads, one a term.
+    /// The reads, one a term of each objective that a sequence has.
     pub fn reads(&self) -> Vec<Read> {
-        self.objective
-            .terms
+        self.reads
             .iter()
-            .zip(&self.reads)
-            .map(|(term, read)| {
+            .map(|read| {
                 let rows = read.rows.clone();
-                match &term.kind {
+                match &read.term.kind {
                     Kind::Neuron { site, index } => {
                         Read::Values { site: *site, rows, columns: Columns::Some(vec![*index]) }
                     }
@@ -363,17 +435,19 @@ impl<'a> Reader<'a> {
 
     /// The value of a sequence, from the outputs of [`Reader::reads`]: summed in float64, rounded once.
     pub fn value(&self, slots: &Slots, outputs: &[Output]) -> f32 {
+        let objective = &self.objectives[slots.objective];
         let mut sum = 0.0_f64;
-        for (i, term) in self.objective.terms.iter().enumerate() {
-            sum += term.weight * term_value(term, &slots[i], &outputs[i]);
+        for ((term, rows), output) in objective.terms.iter().zip(&slots.rows).zip(&outputs[slots.start..]) {
+            sum += term.weight * term_value(term, rows, output);
         }
-        (sum + self.objective.offset) as f32
+        (sum + objective.offset) as f32
     }
 
     /// Adds `scale` times the derivative of a sequence's value by each output to `seeds` (shaped like the outputs).
     pub fn seed(&self, slots: &Slots, outputs: &[Output], scale: f64, seeds: &mut [Vec<f32>]) {
-        for (i, term) in self.objective.terms.iter().enumerate() {
-            let (slots, output, seeds) = (&slots[i], &outputs[i], &mut seeds[i]);
+        let terms = self.objectives[slots.objective].terms.iter();
+        let places = outputs[slots.start..].iter().zip(&mut seeds[slots.start..]);
+        for ((term, slots), (output, seeds)) in terms.zip(&slots.rows).zip(places) {
             let factor = scale * term.weight;
             match (&term.kind, term.position) {
                 (Kind::LogProb { .. }, _) => slots.iter().for_each(|&row| seeds[row] += factor as f32),

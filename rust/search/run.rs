@@ -10,7 +10,7 @@ use super::checkpoint::Checkpoint;
 use super::contexts::{ContextTokens, Prompts};
 use super::front;
 use super::ledger::{Ledger, RoundTrip, Work};
-use super::objective::Objective;
+use super::objective::Objectives;
 use super::rng::{Rng, Stream};
 use super::{epo, gcg};
 use crate::engine::request::{Context, Engine};
@@ -217,13 +217,13 @@ pub(super) struct Run<'a> {
 /// A child: its parent's place, the position swapped, and its own place.
 pub(super) type Child = (usize, usize, usize);
 
-/// Raises an objective over token sequences.
+/// Raises an objective, of all contexts or of each, over token sequences.
 ///
 /// `contexts`: what stands round the free tokens; `round_trip`: the retokenisation filter, if wanted; `progress` is
 /// called after each step.
 pub fn search(
     engine: &dyn Engine,
-    objective: &Objective,
+    objectives: &Objectives,
     contexts: &[ContextTokens],
     settings: &Settings,
     round_trip: Option<&dyn RoundTrip>,
@@ -231,8 +231,8 @@ pub fn search(
     context: &mut Context<'_>,
 ) -> Result<SearchResult> {
     check(engine, contexts, settings)?;
-    let prompts = Prompts::prepare(engine, contexts, settings.tokens, objective, context)?;
-    let ledger = Ledger::new(engine, objective, &prompts, settings.aggregate, &settings.allowed, round_trip);
+    let prompts = Prompts::prepare(engine, contexts, settings.tokens, objectives, context)?;
+    let ledger = Ledger::new(engine, &prompts, settings.aggregate, &settings.allowed, round_trip);
     ledger.allowed_ids()?;
     let proposals = Proposals::new(&ledger, settings.topk)?;
     let rng = Rng::new(settings.seed);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::forest::{self, Forest, Path, Root, Sequence};
-use super::objective::{Objective, Reader, Slots};
+use super::objective::{Objective, Objectives, Reader, Slots};
 use crate::engine::request::{
     Cache, Columns, Context, Engine, Gradients, Output, Parent, Read, Request, RowRef, Segment,
 };
@@ -16,7 +16,7 @@ const REQUEST_TOKENS: usize = 2048;
 /// Tokens that one gradient request holds at most: it keeps what every layer computed.
 const GRADIENT_TOKENS: usize = 512;
 
-/// What sequences are computed on: an engine, and the beginnings it need not compute again.
+/// What sequences are computed on: an engine, the beginnings it need not compute again, and what can be read of them.
 #[derive(Clone, Copy)]
 pub struct Ground<'a> {
     /// The model.
@@ -25,6 +25,8 @@ pub struct Ground<'a> {
     pub cache: Option<&'a Cache>,
     /// Where sequences begin.
     pub roots: &'a [Root],
+    /// What is read of them.
+    pub objectives: &'a [Objective],
 }
 
 /// A sequence, and what is wanted of it.
@@ -32,6 +34,8 @@ pub struct Ground<'a> {
 pub struct Item {
     /// Index of its root.
     pub root: usize,
+    /// Index of its objective.
+    pub objective: usize,
     /// All its tokens.
     pub tokens: Vec<u32>,
     /// Which of them are free, if known.
@@ -53,41 +57,35 @@ pub struct Answer {
 
 impl Item {
     /// How many leading tokens have to be there; the sequence's extensions need all.
-    fn needed(&self, objective: &Objective) -> Result<usize> {
+    fn needed(&self, objectives: &[Objective]) -> Result<usize> {
         let mut end = self.log_probs.iter().map(|&(position, _)| position).max().unwrap_or(0);
         if self.value {
-            end = end.max(objective.extent(&self.tokens, self.free.as_ref())?.end);
+            end = end.max(objectives[self.objective].extent(&self.tokens, self.free.as_ref())?.end);
         }
         Ok(end)
     }
 }
 
 /// Computes what is wanted of each item. Returns the answers, and the number of tokens computed.
-pub fn evaluate(
-    ground: Ground<'_>,
-    objective: &Objective,
-    items: &[Item],
-    context: &mut Context<'_>,
-) -> Result<(Vec<Answer>, usize)> {
+pub fn evaluate(ground: Ground<'_>, items: &[Item], context: &mut Context<'_>) -> Result<(Vec<Answer>, usize)> {
     let mut answers = vec![Answer::default(); items.len()];
-    let extensions: Vec<&[u32]> = objective.extensions().collect();
-    let beyond: usize = extensions.iter().map(|extension| extension.len()).sum();
+    let beyond: Vec<usize> = ground.objectives.iter().map(Objective::beyond).collect();
     let views: Vec<Sequence<'_>> = items.iter().map(|i| Sequence { root: i.root, tokens: &i.tokens }).collect();
     let mut computed = 0;
     let mut batch: Vec<usize> = Vec::new();
     let mut size = 0;
     for at in forest::order(&views) {
         let item = &items[at];
-        if item.needed(objective)? <= ground.roots[item.root].cut {
+        if item.needed(ground.objectives)? <= ground.roots[item.root].cut {
             continue;
         }
         let own = match batch.last().filter(|&&last| items[last].root == item.root) {
             Some(&last) => item.tokens.iter().zip(&items[last].tokens).skip_while(|(a, b)| a == b).count(),
             None => item.tokens.len() - ground.roots[item.root].cut,
         };
-        let own = own + if item.value { beyond } else { 0 };
+        let own = own + if item.value { beyond[item.objective] } else { 0 };
         if !batch.is_empty() && size + own > REQUEST_TOKENS {
-            computed += run_batch(ground, objective, &extensions, items, &batch, &mut answers, context)?;
+            computed += run_batch(ground, items, &batch, &mut answers, context)?;
             batch.clear();
             size = 0;
         }
@@ -95,15 +93,13 @@ pub fn evaluate(
         batch.push(at);
     }
     if !batch.is_empty() {
-        computed += run_batch(ground, objective, &extensions, items, &batch, &mut answers, context)?;
+        computed += run_batch(ground, items, &batch, &mut answers, context)?;
     }
     Ok((answers, computed))
 }
 
 fn run_batch(
     ground: Ground<'_>,
-    objective: &Objective,
-    extensions: &[&[u32]],
     items: &[Item],
     batch: &[usize],
     answers: &mut [Answer],
@@ -112,16 +108,17 @@ fn run_batch(
     let mut sequences: Vec<(usize, Vec<u32>)> = Vec::new();
     for &at in batch {
         let item = &items[at];
-        sequences.push((item.root, item.tokens[..item.needed(objective)?].to_vec()));
+        sequences.push((item.root, item.tokens[..item.needed(ground.objectives)?].to_vec()));
         if item.value {
-            sequences.extend(extensions.iter().map(|extension| (item.root, [&item.tokens, *extension].concat())));
+            let extensions = ground.objectives[item.objective].extensions();
+            sequences.extend(extensions.map(|extension| (item.root, [&item.tokens, extension].concat())));
         }
     }
     let views: Vec<Sequence<'_>> = sequences.iter().map(|(root, tokens)| Sequence { root: *root, tokens }).collect();
     let Forest { segments, paths } = forest::build(ground.roots, &views);
     let computed = segments.iter().map(|segment| segment.tokens.len()).sum();
 
-    let mut reader = Reader::new(objective);
+    let mut reader = Reader::new(ground.objectives);
     let mut rows: Vec<RowRef> = Vec::new();
     let mut targets: Vec<u32> = Vec::new();
     let mut index: HashMap<(RowRef, u32), usize> = HashMap::new();
@@ -132,8 +129,9 @@ fn run_batch(
         let lost = || Error::Internal("a sequence has no path through its forest".to_owned());
         let path = paths.next().ok_or_else(lost)?;
         let slots = if item.value {
-            let extended: Vec<Path> = paths.by_ref().take(extensions.len()).cloned().collect();
-            Some(reader.add(&item.tokens, item.free.as_ref(), path, &extended)?)
+            let extensions = ground.objectives[item.objective].extensions().count();
+            let extended: Vec<Path> = paths.by_ref().take(extensions).cloned().collect();
+            Some(reader.add(item.objective, &item.tokens, item.free.as_ref(), path, &extended)?)
         } else {
             None
         };
@@ -147,8 +145,7 @@ fn run_batch(
         };
         places.push((slots, item.log_probs.iter().map(&mut place).collect()));
     }
-    let any_value = places.iter().any(|(slots, _)| slots.is_some());
-    let mut reads = if any_value { reader.reads() } else { Vec::new() };
+    let mut reads = reader.reads();
     if !rows.is_empty() {
         reads.push(Read::LogProb { rows, targets });
     }
@@ -171,6 +168,8 @@ fn run_batch(
 pub struct GradientItem {
     /// Index of its root.
     pub root: usize,
+    /// Index of its objective.
+    pub objective: usize,
     /// All its tokens.
     pub tokens: Vec<u32>,
     /// Which of them are free.
@@ -194,23 +193,22 @@ pub struct TokenGradient {
 /// Gradients of many sequences, each on its own rows. Returns them, and the number of tokens computed.
 pub fn token_gradients(
     ground: Ground<'_>,
-    objective: &Objective,
     items: &[GradientItem],
     context: &mut Context<'_>,
 ) -> Result<(Vec<TokenGradient>, usize)> {
     let mut out = Vec::with_capacity(items.len());
     let mut computed = 0;
-    let beyond: usize = objective.extensions().map(<[u32]>::len).sum();
     let mut rest = items;
     while !rest.is_empty() {
         let mut size = 0;
         let fits = |item: &&GradientItem| {
+            let beyond = ground.objectives[item.objective].beyond();
             size += item.tokens.len() - ground.roots[item.root].cut + beyond;
             size <= GRADIENT_TOKENS
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (batch, later) = rest.split_at(count);
-        computed += gradient_batch(ground, objective, batch, &mut out, context)?;
+        computed += gradient_batch(ground, batch, &mut out, context)?;
         rest = later;
     }
     Ok((out, computed))
@@ -218,7 +216,6 @@ pub fn token_gradients(
 
 fn gradient_batch(
     ground: Ground<'_>,
-    objective: &Objective,
     batch: &[GradientItem],
     out: &mut Vec<TokenGradient>,
     context: &mut Context<'_>,
@@ -226,14 +223,14 @@ fn gradient_batch(
     let d_model = ground.engine.spec().d_model;
     let mut segments: Vec<Segment> = Vec::new();
     let mut from: Vec<usize> = Vec::new();
-    let mut reader = Reader::new(objective);
+    let mut reader = Reader::new(ground.objectives);
     let mut entropy_rows: Vec<RowRef> = Vec::new();
     let mut targets: Vec<u32> = Vec::new();
     let mut starts: Vec<usize> = Vec::with_capacity(batch.len());
     let mut slots: Vec<(Option<Slots>, Range<usize>)> = Vec::with_capacity(batch.len());
     let mut total = 0;
     for item in batch {
-        let root = ground.roots[item.root];
+        let (root, objective) = (ground.roots[item.root], &ground.objectives[item.objective]);
         let mut end = if item.entropy_weight == 0.0 { 0 } else { item.free.end };
         if item.weight != 0.0 {
             end = end.max(objective.extent(&item.tokens, Some(&item.free))?.end);
@@ -261,7 +258,7 @@ fn gradient_batch(
         let values = if item.weight == 0.0 {
             None
         } else {
-            Some(reader.add(&item.tokens, Some(&item.free), &path, &extended)?)
+            Some(reader.add(item.objective, &item.tokens, Some(&item.free), &path, &extended)?)
         };
         let first = entropy_rows.len();
         if item.entropy_weight != 0.0 {
@@ -272,7 +269,7 @@ fn gradient_batch(
         }
         slots.push((values, first..entropy_rows.len()));
     }
-    let mut reads = if slots.iter().any(|(values, _)| values.is_some()) { reader.reads() } else { Vec::new() };
+    let mut reads = reader.reads();
     let entropy_read = reads.len();
     if !entropy_rows.is_empty() {
         let site = Site { layer: ground.engine.spec().n_layers, point: Point::Normalized };
@@ -310,16 +307,17 @@ fn gradient_batch(
     Ok(total)
 }
 
-/// The objective of each sequence. A value is the same, to the bit, whatever the other sequences.
+/// The objective of each sequence: one of all, or one each. A value is the same, to the bit, whatever the other sequences.
 ///
 /// `free`: which tokens are free, one range a sequence, where known ([`super::objective::PositionRule`]).
 pub fn score(
     engine: &dyn Engine,
     sequences: &[Vec<u32>],
     free: Option<&[Range<usize>]>,
-    objective: &Objective,
+    objectives: &Objectives,
     context: &mut Context<'_>,
 ) -> Result<Vec<f32>> {
+    objectives.check(sequences.len())?;
     if let Some(free) = free
         && free.len() != sequences.len()
     {
@@ -329,11 +327,12 @@ pub fn score(
     let mut items = Vec::with_capacity(sequences.len());
     for (i, tokens) in sequences.iter().enumerate() {
         let free = free.map(|free| free[i].clone());
-        check(engine, objective, tokens, free.as_ref(), i)?;
-        items.push(Item { root: 0, tokens: tokens.clone(), free, value: true, log_probs: Vec::new() });
+        check(engine, objectives.of(i), tokens, free.as_ref(), i)?;
+        let objective = objectives.index(i);
+        items.push(Item { root: 0, objective, tokens: tokens.clone(), free, value: true, log_probs: Vec::new() });
     }
-    let ground = Ground { engine, cache: None, roots: &[Root::EMPTY] };
-    let (answers, _) = evaluate(ground, objective, &items, context)?;
+    let ground = Ground { engine, cache: None, roots: &[Root::EMPTY], objectives: objectives.distinct() };
+    let (answers, _) = evaluate(ground, &items, context)?;
     let lost = || Error::Internal("a sequence was not scored".to_owned());
     answers.into_iter().map(|answer| answer.value.ok_or_else(lost)).collect()
 }
@@ -383,8 +382,8 @@ pub fn gradient(
     let views: Vec<Sequence<'_>> = sequences.iter().map(|tokens| Sequence { root: 0, tokens }).collect();
     // The given tokens sort before what continues them, so they are the first segment, whole.
     let Forest { segments, paths } = forest::build(&[Root::EMPTY], &views);
-    let mut reader = Reader::new(objective);
-    let slots = reader.add(tokens, free, &paths[0], &paths[1..])?;
+    let mut reader = Reader::new(std::slice::from_ref(objective));
+    let slots = reader.add(0, tokens, free, &paths[0], &paths[1..])?;
     let request = Request { segments, reads: reader.reads(), ..Request::default() };
     let mut value = f32::NAN;
     let mut seed = |outputs: &[Output]| {

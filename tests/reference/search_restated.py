@@ -13,6 +13,7 @@ import torch
 
 Tensor = torch.Tensor
 Context = tuple[list[int], list[int]]
+Pick = Callable[[Any, Tensor], Any]
 START, CHILD, RESTART, FRESH = 0, 1, 2, 3
 MASK = 2**32 - 1
 
@@ -43,8 +44,9 @@ class Draws:
 class Measure:
     """Value and cross-entropy of free tokens, over contexts, as functions of their one-hot matrix."""
 
-    def __init__(self, model: Any, pick: Callable[[Any, Tensor], Tensor], contexts: list[Context], worst: bool) -> None:
-        self.model, self.pick, self.contexts, self.worst = model, pick, contexts, worst
+    def __init__(self, model: Any, pick: Pick | list[Pick], contexts: list[Context], worst: bool) -> None:
+        self.model, self.contexts, self.worst = model, contexts, worst
+        self.picks = pick if isinstance(pick, list) else [pick] * len(contexts)
         self.embed = model.get_input_embeddings().weight.detach()
         self.known: dict[Any, list[list[int]]] = {}
 
@@ -52,9 +54,9 @@ class Measure:
         """Of `[prompts, tokens, vocabulary]`, one of each a prompt."""
         values, entropies = [], []
         n = hot.shape[1]
-        for before, after in self.contexts:
+        for pick, (before, after) in zip(self.picks, self.contexts, strict=True):
             around = [self.embed[ids].expand(len(hot), -1, -1) for ids in (before, after)]
-            value, logits = self.pick(self.model, torch.cat([around[0], hot @ self.embed, around[1]], 1))
+            value, logits = pick(self.model, torch.cat([around[0], hot @ self.embed, around[1]], 1))
             values.append(value)
             first = max(len(before), 1)
             predicted = logits[:, first - 1 : len(before) + n - 1].log_softmax(-1)

@@ -21,7 +21,9 @@ from signflip.files import read_text, write_text
 if TYPE_CHECKING:
     from signflip.design import Answers
     from signflip.model import Model
+    from signflip.objectives import Objective
     from signflip.score import Score
+    from signflip.sequences import Context
 
 Kind = Literal["symmetric", "heuristic-prone"]
 Half = Literal["A", "B"]
@@ -222,6 +224,57 @@ class Behaviour:
                 used["item", chosen[i].item] += 1
                 used["template", chosen[i].template] += 1
         return kept
+
+    def opposite(
+        self,
+        model: Model,
+        half: Half | None = "A",
+        n: int | None = None,
+        *,
+        by: Literal["logprob", "logit_diff"] = "logprob",
+        seed: int = 0,
+    ) -> tuple[list[Context], list[Objective]]:
+        """What `signflip.search` takes to look for tokens that turn the behaviour, whatever feature they do it by.
+
+        >>> contexts, objectives = behaviour.opposite(model)  # doctest: +SKIP
+        >>> found = sf.search(model, objectives, tokens=8, contexts=contexts)  # doctest: +SKIP
+
+        Parameters
+        ----------
+        model
+            The model.
+        half
+            Prompts to select on; the other half is to test on what was found.
+        n
+            So many prompts, balanced (`subset`); None: all of the half.
+        by
+            ``"logprob"``: the wrong answer's log-probability in nats, which, being at most 0, cannot make up for one
+            side by going further on the other; ``"logit_diff"``: its logit less the right answer's, above 0 where a
+            prompt is turned (with ``aggregate="worst"``: where all are).
+        seed
+            Of the choice of `n`.
+
+        Returns
+        -------
+        (contexts, objectives)
+            One of each a prompt, with the free tokens in its slot.
+
+        Raises
+        ------
+        ArgumentError, BehaviourError, TokenError, TokenizerError
+            If an argument is out of its domain, or the model cannot read the prompts.
+        """
+        from signflip import objectives
+
+        if by not in ("logprob", "logit_diff"):
+            raise ArgumentError(f"by: expected 'logprob' or 'logit_diff', found {by!r}")
+        prompts = self.prompts_for(model, half)
+        if n is not None:
+            prompts = [prompts[i] for i in self.subset(integer("n", n, 2), half, integer("seed", seed, 0, 2**64 - 1))]
+        return [one.context for one in prompts], [
+            objectives.logprob([one.opposite]) if by == "logprob" else objectives.logit_diff(one.opposite, one.correct)
+            for one in prompts
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write the behaviour as JSON lines: a line of its own properties, then one a prompt.

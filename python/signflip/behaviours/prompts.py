@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from signflip.errors import BehaviourError, TokenError
-from signflip.sequences import continued_ids, continued_text, raw_ids, rendered_ids
+from signflip.sequences import Context, Rendered, continued_ids, continued_text, raw_ids, rendered_ids
 
 if TYPE_CHECKING:
     from signflip.model import Model
@@ -86,6 +86,13 @@ class ModelPrompt:
     def text(self) -> str | None:
         """The whole text, nothing in the slot; None for prompts of ids."""
         return None if self.before is None or self.after is None else self.before + self.after
+
+    @property
+    def context(self) -> Context:
+        """What a search takes: what is before and after the slot."""
+        if self.before is None or self.after is None:
+            return list(self.ids[: self.n_before]), list(self.ids[self.n_before :])
+        return Rendered((self.before, self.after)) if self.chat else (self.before, self.after)
 
 
 @dataclass(frozen=True, slots=True)

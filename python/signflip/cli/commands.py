@@ -104,7 +104,7 @@ def search(args: argparse.Namespace) -> int:
     model = _load(args)
     objective, contexts = _objective(args, model)
     if args.lower:
-        objective = -objective
+        objective = [-one for one in objective] if isinstance(objective, list) else -objective
     result = sf.search(
         model,
         objective,
@@ -140,22 +140,26 @@ def search(args: argparse.Namespace) -> int:
 
 def _objective(args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
     """The objective that was asked for, and the contexts that come with it."""
-    sources = [name for name in ("survey", "scan", "neuron", "logprob") if getattr(args, name) is not None]
+    known = ("survey", "scan", "neuron", "logprob", "behaviour")
+    sources = [name for name in known if getattr(args, name) is not None]
     if len(sources) != 1:
         raise ArgumentError(
-            "search: expected one of --survey, --scan, --neuron, --logprob, found "
+            f"search: expected one of {', '.join(f'--{name}' for name in known)}, found "
             + (" and ".join(f"--{name}" for name in sources) or "none")
         )
-    for option in (
-        ("feature",) if args.neuron is not None else ("feature", "position") if args.logprob is not None else ()
-    ):
-        if getattr(args, option) is not None:
+    unused = {"neuron": ("feature",), "logprob": ("feature", "position")}
+    unused["behaviour"] = ("feature", "position", "context", "chat")
+    for option in unused.get(sources[0], ()):
+        if getattr(args, option) not in (None, False):
             raise ArgumentError(f"search: expected no --{option} beside --{sources[0]}, found {getattr(args, option)}")
     where = {} if args.position is None else {"position": args.position}
     if args.neuron is not None:
         return sf.objectives.neuron(*split_feature(args.neuron), **where), None
     if args.logprob is not None:
         return sf.objectives.logprob(args.logprob), None
+    if args.behaviour is not None:
+        contexts, objectives = chosen_behaviour(args.behaviour).opposite(model)
+        return objectives, contexts
     if args.scan is not None:
         saved = sf.Scan.open(args.scan)
         _check_model(model, f"scan {args.scan}", saved.plain["meta"]["model_hash"])

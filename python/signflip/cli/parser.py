@@ -145,6 +145,12 @@ def _search(subparsers: Any) -> None:
     )
     what.add_argument("--neuron", default=None, metavar="SITE:INDEX", help="the value of a neuron")
     what.add_argument("--logprob", default=None, metavar="TEXT", help="the log-probability of a continuation")
+    what.add_argument(
+        "--behaviour",
+        default=None,
+        metavar="NAME|FILE",
+        help="the wrong answers to the prompts of half A of a built-in behaviour or a JSONL file, on both sides",
+    )
     parser.add_argument("--feature", default=None, metavar="SITE:INDEX")
     parser.add_argument("--lower", action="store_true", help="search for the lowest value instead of the highest")
     parser.add_argument("--position", type=_position, default=None, help="where it is read: an index, best or after")

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::contexts::ContextTokens;
 use super::ledger::RoundTrip;
-use super::objective::{Objective, ObjectiveSpec, Position, PositionRule, TermSpec};
+use super::objective::{Objective, ObjectiveSpec, Objectives, Position, PositionRule, TermSpec};
 use super::run::{Aggregate, Ended, Event, Method, Progress, SearchResult, Settings, Variant, search};
 use super::score::{gradient, score};
 use crate::engine::request::{Context, Engine};
@@ -22,8 +22,20 @@ fn neuron(index: usize, position: Position) -> (f64, TermSpec) {
     (1.0, TermSpec::Neuron { site: SITE.to_owned(), index, position })
 }
 
-fn objective(engine: &Fake, terms: Vec<(f64, TermSpec)>) -> Objective {
+fn checked(engine: &Fake, terms: Vec<(f64, TermSpec)>) -> Objective {
     Objective::new(&ObjectiveSpec { terms, offset: 0.0 }, engine.spec()).unwrap()
+}
+
+fn objective(engine: &Fake, terms: Vec<(f64, TermSpec)>) -> Objectives {
+    Objectives::one(checked(engine, terms))
+}
+
+/// Several that read at different places, with continuations of different lengths.
+fn different(engine: &Fake) -> Vec<Objective> {
+    let logprob = |target| vec![(0.5, TermSpec::LogProb { target })];
+    let last = vec![neuron(4, Position::At(-1)), (0.3, TermSpec::LogitDiff { a: 1, b: 2, position: Position::At(-1) })];
+    let best = vec![neuron(2, Position::Rule(PositionRule::Best))];
+    [last, best, logprob(vec![3, 1, 2]), logprob(vec![4]), everything()].map(|terms| checked(engine, terms)).to_vec()
 }
 
 fn everything() -> Vec<(f64, TermSpec)> {
@@ -76,7 +88,7 @@ fn contexts() -> Vec<ContextTokens> {
     ]
 }
 
-fn go(engine: &Fake, objective: &Objective, contexts: &[ContextTokens], settings: &Settings) -> Result<SearchResult> {
+fn go(engine: &Fake, objective: &Objectives, contexts: &[ContextTokens], settings: &Settings) -> Result<SearchResult> {
     search(engine, objective, contexts, settings, None, &mut |_| Ok(()), &mut Context::default())
 }
 
@@ -102,8 +114,24 @@ proptest! {
             let alone = score(&engine, one, None, &objective, &mut Context::default()).unwrap();
             prop_assert_eq!(alone[0].to_bits(), together.to_bits());
             let (value, _) =
-                gradient(&engine, sequence, None, &objective, &[Site::EMBED], &mut Context::default()).unwrap();
+                gradient(&engine, sequence, None, objective.of(0), &[Site::EMBED], &mut Context::default()).unwrap();
             prop_assert_eq!(value.to_bits(), together.to_bits());
+        }
+    }
+
+    #[test]
+    fn a_score_by_an_objective_of_its_own_is_that_of_the_objective(
+        sequences in prop::collection::vec((prop::collection::vec(0_u32..4, 2..9), 0_usize..5), 1..40),
+    ) {
+        let engine = Fake::new(1, 8);
+        let all = different(&engine);
+        let (tokens, of): (Vec<_>, Vec<_>) = sequences.into_iter().unzip();
+        let each = Objectives::each(all.clone(), of.clone()).unwrap();
+        let values = score(&engine, &tokens, None, &each, &mut Context::default()).unwrap();
+        for ((tokens, own), value) in tokens.iter().zip(of).zip(values) {
+            let one = Objectives::one(all[own].clone());
+            let alone = score(&engine, std::slice::from_ref(tokens), None, &one, &mut Context::default()).unwrap();
+            prop_assert_eq!(alone[0].to_bits(), value.to_bits());
         }
     }
 }
@@ -134,17 +162,18 @@ fn many_sequences_are_split_and_each_is_scored() {
 fn published_and_own_steps_choose_the_same_with_and_without_pruning() {
     let engine = Fake::new(5, 9);
     let terms = vec![neuron(4, Position::At(-1)), (0.3, TermSpec::LogProb { target: vec![3, 1] })];
-    let objective = objective(&engine, terms);
+    let one = objective(&engine, terms);
+    let each = Objectives::each(different(&engine), vec![0, 1, 2, 3, 4, 0]).unwrap();
     let mut pruned = 0;
-    for contexts in [vec![ContextTokens::default()], contexts()] {
+    for (contexts, objective) in [(vec![ContextTokens::default()], &one), (contexts(), &one), (contexts(), &each)] {
         for variant in [Variant::Default, Variant::Code, Variant::Paper] {
             for aggregate in [Aggregate::Mean, Aggregate::Worst] {
                 for screen in if variant == Variant::Default && contexts.len() > 1 { vec![0, 2] } else { vec![0] } {
                     let mut settings = settings(Method::Epo, variant, 9);
                     (settings.aggregate, settings.screen, settings.steps) = (aggregate, screen, 60);
-                    let with = go(&engine, &objective, &contexts, &settings).unwrap();
+                    let with = go(&engine, objective, &contexts, &settings).unwrap();
                     settings.prune = false;
-                    let without = go(&engine, &objective, &contexts, &settings).unwrap();
+                    let without = go(&engine, objective, &contexts, &settings).unwrap();
                     assert_eq!(found(&with), found(&without), "{variant:?} {aggregate:?} {screen}");
                     assert_eq!(without.work.pruned, 0);
                     pruned += with.work.pruned;
@@ -159,14 +188,15 @@ fn published_and_own_steps_choose_the_same_with_and_without_pruning() {
 fn best_is_what_scoring_its_sequences_gives() {
     let engine = Fake::new(6, 9);
     let terms = vec![neuron(4, Position::Rule(PositionRule::Best)), neuron(5, Position::Rule(PositionRule::After))];
-    let objective = objective(&engine, terms);
-    for method in [Method::Epo, Method::Gcg] {
+    let one = objective(&engine, terms);
+    let each = Objectives::each(different(&engine), vec![4, 0, 2, 1, 3, 0]).unwrap();
+    for (method, objective) in [(Method::Epo, &one), (Method::Gcg, &one), (Method::Epo, &each), (Method::Gcg, &each)] {
         for screen in [0, 3] {
             let mut settings = settings(method, Variant::Default, 9);
             settings.screen = screen;
-            let result = go(&engine, &objective, &contexts(), &settings).unwrap();
+            let result = go(&engine, objective, &contexts(), &settings).unwrap();
             let free: Vec<_> = result.spans.iter().map(|&(start, end)| start..end).collect();
-            let values = score(&engine, &result.sequences, Some(&free), &objective, &mut Context::default()).unwrap();
+            let values = score(&engine, &result.sequences, Some(&free), objective, &mut Context::default()).unwrap();
             let mean = Aggregate::Mean.of(values.into_iter().map(Some));
             assert_eq!(mean.map(f32::to_bits), result.best.value.map(f32::to_bits));
             assert!(result.prompts.iter().all(|prompt| prompt.value <= result.best.value));
@@ -192,6 +222,44 @@ fn ends_when_all_prompts_were_met_with_the_highest_of_all() {
         assert_eq!((stopped.ended, stopped.best.value), (Ended::Reached, Some(highest)));
         assert!(stopped.work.steps <= result.work.steps);
     }
+}
+
+#[test]
+fn an_objective_a_context_is_raised_to_the_highest_of_all_prompts() {
+    let engine = Fake::new(2, 5);
+    let contexts: Vec<ContextTokens> = contexts()[..4]
+        .iter()
+        .map(|one| ContextTokens { before: one.before.iter().map(|id| id % 5).collect(), after: vec![3] })
+        .collect();
+    let each = Objectives::each(different(&engine)[..3].to_vec(), vec![2, 0, 1, 0]).unwrap();
+    for (aggregate, method) in [(Aggregate::Mean, Method::Epo), (Aggregate::Worst, Method::Gcg)] {
+        let value = |free: [u32; 2]| {
+            let own = contexts.iter().enumerate().map(|(c, ContextTokens { before, after })| {
+                let whole = [before.as_slice(), &free, after].concat();
+                let span = before.len()..before.len() + 2;
+                // One by one, through an objective that is alone.
+                gradient(&engine, &whole, Some(&span), each.of(c), &[Site::EMBED], &mut Context::default()).unwrap().0
+            });
+            aggregate.of(own.map(Some)).unwrap()
+        };
+        let highest = (0..25).map(|i| value([i / 5, i % 5])).fold(f32::MIN, f32::max);
+        let mut settings = settings(method, Variant::Default, 5);
+        (settings.tokens, settings.steps, settings.aggregate) = (2, 300, aggregate);
+        let result = go(&engine, &each, &contexts, &settings).unwrap();
+        assert_eq!((result.ended, result.best.value), (Ended::Exhausted, Some(highest)), "{method:?}");
+    }
+}
+
+#[test]
+fn objectives_are_one_or_one_a_context() {
+    let engine = Fake::new(2, 5);
+    let settings = settings(Method::Epo, Variant::Default, 5);
+    assert!(matches!(Objectives::each(different(&engine), vec![0, 5]), Err(Error::Argument { .. })));
+    let two = Objectives::each(different(&engine), vec![0, 1]).unwrap();
+    let found = go(&engine, &two, &[ContextTokens::default()], &settings);
+    assert!(matches!(found, Err(Error::Argument { .. })));
+    let found = score(&engine, &[vec![1], vec![1], vec![1]], None, &two, &mut Context::default());
+    assert!(matches!(found, Err(Error::Argument { .. })));
 }
 
 #[test]
@@ -319,8 +387,8 @@ fn bad_settings_are_named() {
     assert!(matches!(spec(TermSpec::LogProb { target: vec![] }), Err(Error::Tokens(_))));
     assert!(matches!(spec(TermSpec::LogitDiff { a: 9, b: 0, position: Position::At(0) }), Err(Error::Tokens(_))));
     assert!(matches!(spec(TermSpec::Reward { label: 0 }), Err(Error::Argument { .. })));
-    let far = Objective::new(&ObjectiveSpec { terms: vec![neuron(0, Position::At(4))], offset: 0.0 }, engine.spec());
-    assert!(matches!(go(&engine, &far.unwrap(), &none, &base), Err(Error::Argument { name: "position", .. })));
+    let far = Objectives::one(checked(&engine, vec![neuron(0, Position::At(4))]));
+    assert!(matches!(go(&engine, &far, &none, &base), Err(Error::Argument { name: "position", .. })));
 }
 
 #[test]
