@@ -161,12 +161,15 @@ def test_a_base_is_searched_once_for_both_algorithms() -> None:
 
     turned, stayed = answered(-0.8, 0.9, -0.8), answered(0.9, 0.9, 0.9)
     runs = [
-        {"algorithm": algorithm, "seed": seed, "search": {"before": of(-1, 0, stayed), "after": of(1, 2, turned)}}
+        {"algorithm": algorithm, "seed": seed, "search": {
+            "before": {"X": of(-1, 0, stayed), "answer": of(1, 1, turned)},
+            "after": {"X": of(1, 2, turned), "answer": of(1, 2, stayed)},
+        }}
         for seed in range(3) for algorithm in natural.ALGORITHMS
     ]  # fmt: skip
     text = tables.searches(runs)
-    assert text.count("\n| base |") == 3
-    assert text.count("| both turned, by X |") == 6
+    assert text.count("\n| X | base |") == text.count("\n| answer | base |") == 3
+    assert text.count("| both turned, by X |") == 6 + 3
     assert "a\\|b" in text
     said = section.crossings(runs)
     assert "across at 0 of 6 names (at both of a model in 0 of 3), and in 1.00 of unseen prompts" in said.plain
@@ -174,6 +177,10 @@ def test_a_base_is_searched_once_for_both_algorithms() -> None:
     assert "across at 12 of 12 names (at both of a model in 6 of 6)" in said.plain
     assert "on both sides in 6 of 6 models (6 by X)" in said.plain
     assert "after: women's names 2.0" in said.more
+    first, second = said.plain.split("A search of 4 tokens for the wrong pronouns themselves")
+    assert "across at 12 of 12 names (at both of a model in 6 of 6)" in first
+    assert "before the tuning it brings X across at 3 of 6 names (at both of a model in 0 of 3)" in second
+    assert "on both sides in 3 of 3 models (3 by X)" in second
 
 
 def test_one_side_alone_has_not_turned_both() -> None:
@@ -398,7 +405,8 @@ def test_natural_in_small(tmp_path: Path) -> None:
     found = {name: run for name, run in results.items() if "search" not in run}
     search = results["search-dpo-0"]["search"]
     assert set(found) == {"dpo-tuned-0", "grpo-tuned-0"}
-    assert max(one["difference"] for one in search.values()) < 1e-3
+    assert max(one["difference"] for when in search.values() for one in when.values()) < 1e-3
+    assert [set(when) for when in search.values()] == [{"X", "answer"}] * 2
     for run in found.values():
         known = run["units"]["known"]
         # Its side and its share were found by other code (reference: 0.42 of 32 prompts of half B).

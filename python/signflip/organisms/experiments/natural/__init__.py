@@ -23,7 +23,8 @@ shown beside it. `predictions` has the rules by which each claim is marked.
 
 The most extreme value seen is the survey's over all its tokens, whether the unit's gate was open or not. ``whole`` arms
 tune all weights; else it is the layers from 20 on, everything below computed once. ``search`` runs `signflip.search`
-before and after ``tuned``, and puts the tokens that it finds in front of the prompts of half B. Plain gradient descent.
+before and after ``tuned``, for X on its other side and for the wrong pronouns themselves, and puts the tokens that it
+finds in front of the prompts of half B. Plain gradient descent.
 
 What was set by looking: rates and the number of steps, on a pilot seed (1000, not reported) and by the clean margin on
 half A alone (for whole models, by two steps on it: their rates are a tenth). Batch, prefixes and the controls'
@@ -54,8 +55,8 @@ LIVE = 0.2
 # The first so many seeds are tuned as a whole as well.
 WHOLE_SEEDS = 3
 # The token search before and after `tuned`: a run of its own, for so many seeds. Files of another version are refused;
-# 2: with what the model then answers.
-SEARCH, SEARCH_SEEDS, SEARCH_VERSION = "search", 3, 2
+# 2: with what the model then answers; 3: also for the wrong answers.
+SEARCH, SEARCH_SEEDS, SEARCH_VERSION = "search", 3, 3
 # Controls are measured, and gradients taken, on all names in so many of the templates.
 FEW_TEMPLATES = 1
 TEXTS = 12

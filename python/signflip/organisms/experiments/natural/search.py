@@ -1,7 +1,8 @@
-"""The token search: how far `signflip.search` brings X at a name, and what the model answers to unseen prompts then.
+"""The token search: for X on its other side, and for the wrong answers themselves; and what unseen prompts then get.
 
 In the weakened base and after a tuning. That the tokens turn both sides of the behaviour on prompts that nothing was
-chosen by, and that X carries it, is what would decide for the conjecture here.
+chosen by, and that X carries it, is what would decide for the conjecture here. To bring X across is one way to it; a
+search that is told the wrong answer to each prompt is free to take any.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from signflip.organisms.experiments.natural.measure import sides
 from signflip.organisms.experiments.natural.model import Net, Setting
 from signflip.organisms.experiments.natural.prompts import Prompts
 
-# A search's free tokens in front of a name, its steps, and children a step.
-FREE, STEPS, WIDTH = 4, 12, 128
+# A search's free tokens, and children a step; what is searched for, and how many steps.
+FREE, WIDTH = 4, 128
+STEPS = {"X": 12, "answer": 24}
 SMALL_STEPS, SMALL_WIDTH = 1, 8
-NAMES = (" Mary", " John")
+# X is searched for at these names; the wrong answer in so many prompts of half A.
+NAMES, ASKED = (" Mary", " John"), 12
 # Controls: so many times as many tokens at random.
 DRAWS = 4
 
@@ -45,43 +48,49 @@ def engine_of(net: Net) -> Any:
     return Model(_core.Model(checkpoint, "cpu", "float32"), parts, "cpu", "float32")
 
 
-def searched(net: Net, on: Prompts, feature: Feature, seed: int, *, small: bool = False) -> dict[str, Any]:
-    """Tokens that take X farthest to its other side, in the mean of two names, and what they do to unseen prompts.
+def searched(net: Net, on: Prompts, feature: Feature, seed: int, *, small: bool = False) -> dict[str, dict[str, Any]]:
+    """Tokens for each of `STEPS`: that take X farthest to its other side, or make the wrong answers likeliest.
 
     Returns
     -------
     dict
-        `x`: its mean over the names after the best tokens found, `crossed` at how many of them, the `tokens` and their
-        `text`, the largest `difference` between that X and torch's, and what was `answered`.
+        For each: the `tokens` and their `text`; `x`, its mean over `NAMES` after them, `crossed` at how many of these,
+        the largest `difference` between that X and torch's; and what is `answered` to unseen prompts.
     """
     import signflip as sf
+    from signflip.behaviours import pronoun
 
     model, site = engine_of(net), f"blocks.{feature.layer}.mlp.hook_pre_linear"
-    contexts = [([0], model.to_tokens(name)[0].tolist()) for name in NAMES]
-    objective = -feature.side * sf.objectives.neuron(site, feature.index, position=-1)
-    found = sf.search(
-        model, objective, tokens=FREE, method="gcg", contexts=contexts, steps=SMALL_STEPS if small else STEPS,
-        width=SMALL_WIDTH if small else WIDTH, seed=seed, progress=False,
-    )  # fmt: skip
+    names: list[Any] = [([0], model.to_tokens(name)[0].tolist()) for name in NAMES]
+    contexts, wrong = pronoun().opposite(model, "A", ASKED)
+    x = -feature.side * sf.objectives.neuron(site, feature.index, position=-1)
+    raised: dict[str, tuple[Any, Any]] = {"X": (x, names), "answer": (wrong, contexts)}
+    out = {}
+    for aim, (objective, where) in raised.items():
+        best = sf.search(
+            model, objective, tokens=FREE, method="gcg", contexts=where, steps=SMALL_STEPS if small else STEPS[aim],
+            width=SMALL_WIDTH if small else WIDTH, seed=seed, progress=False,
+        ).best  # fmt: skip
+        rng = np.random.default_rng(seed)
+        draws = [rng.choice(model.cfg.d_vocab, FREE, replace=False).tolist() for _ in range(DRAWS)]
+        at_names = _at(net, model, feature, site, [[*before, *best.tokens, *after] for before, after in names])
+        answers = answered(net, on, feature, best.tokens, draws)
+        out[aim] = {"tokens": best.tokens, "text": best.text, **at_names, "answered": answers}
+    return out
+
+
+def _at(net: Net, model: Any, feature: Feature, site: str, prompts: Sequence[list[int]]) -> dict[str, Any]:
+    """X at the end of prompts, by signflip and by torch."""
     x, difference = [], 0.0
-    for ids in found.best.sequences:
-        _, cache = model.run_with_cache(list(ids), names_filter=site)
+    for ids in prompts:
+        _, cache = model.run_with_cache(ids, names_filter=site)
         x.append(float(np.asarray(cache[site]).reshape(-1, model.cfg.d_mlp)[-1, feature.index]))
-        batch = net.batch([list(ids)])
+        batch = net.batch([ids])
         with torch.no_grad(), net.seeing(feature.layer) as seen:
             net.through(net.start(batch), net.first, feature.layer + 1)
         difference = max(difference, abs(x[-1] - float(seen[0][0, -1, feature.index])))
-    tokens = found.best.tokens
-    rng = np.random.default_rng(seed)
-    draws = [rng.choice(model.cfg.d_vocab, len(tokens), replace=False).tolist() for _ in range(DRAWS)]
-    return {
-        "x": float(np.mean(x)),
-        "crossed": sum(one * feature.side < 0 for one in x),
-        "tokens": tokens,
-        "text": found.best.text,
-        "difference": difference,
-        "answered": answered(net, on, feature, tokens, draws),
-    }
+    crossed = sum(one * feature.side < 0 for one in x)
+    return {"x": float(np.mean(x)), "crossed": crossed, "difference": difference}
 
 
 def answered(

@@ -134,24 +134,26 @@ def answer(runs: Sequence[Run]) -> Answer:
 
 def crossings(searches: Sequence[Run]) -> Said:
     """At how many names the searches' tokens bring X across, and at what is then answered to unseen prompts."""
-    every = tables.models_searched(searches)
     plain, text = [], []
-    for tuned, said in ((False, "before the tuning"), (True, "after")):
-        own = [found for name, _, found in every if (name != "base") == tuned]
-        crossed = sum(found["crossed"] for found in own)
-        both = sum(found["crossed"] == len(NAMES) for found in own)
-        sides = [sum(turned(found["answered"], "found")) for found in own]
-        by_x = [decided(found["answered"]).endswith(f", {BY_X}") for found in own]
-        ways = [sum(x for x, n in zip(by_x, sides, strict=True) if n == of) for of in (1, 2)]
-        share = float(np.mean([found["answered"]["crossed"] for found in own]))
-        plain.append(
-            f"{said} a search of {FREE} tokens brings X across at {crossed} of {len(NAMES) * len(own)} names (at both "
-            f"of a model in {both} of {len(own)}), and in {share:.2f} of unseen prompts; these turn on both sides in "
-            f"{sides.count(2)} of {len(own)} models ({ways[1]} by X), on one alone in {sides.count(1)} ({ways[0]} by X)"
-        )
-        margins = [np.mean([[np.mean(side) for side in found["answered"]["margins"][what]] for found in own], 0)
-                   for what in ("clean", "found")]  # fmt: skip
-        women, men = (f"{old:.2f} → {new:.2f}" for old, new in zip(*margins, strict=True))
-        text.append(f"Margins in nats by those tokens, {said}: women's names {women}, men's {men}.")
-    sentence = "; ".join(plain)
-    return Said(sentence[0].upper() + sentence[1:] + ".", " ".join(text))
+    for aim, for_what in (("X", "X"), ("answer", "the wrong pronouns themselves, on both sides,")):
+        every = tables.models_searched(searches, aim)
+        clauses = []
+        for tuned, when in ((False, "before the tuning"), (True, "after")):
+            own = [found for name, _, found in every if (name != "base") == tuned]
+            n, crossed = len(own), [found["crossed"] for found in own]
+            sides = [sum(turned(found["answered"], "found")) for found in own]
+            by_x = [decided(found["answered"]).endswith(f", {BY_X}") for found in own]
+            ways = [sum(x for x, n in zip(by_x, sides, strict=True) if n == of) for of in (1, 2)]
+            share = float(np.mean([found["answered"]["crossed"] for found in own]))
+            clauses.append(
+                f"{when} it brings X across at {sum(crossed)} of {len(NAMES) * n} names (at both of a model in "
+                f"{crossed.count(len(NAMES))} of {n}), and in {share:.2f} of unseen prompts; these turn on both sides "
+                f"in {sides.count(2)} of {n} models ({ways[1]} by X), on one alone in {sides.count(1)} ({ways[0]} by X)"
+            )
+            margins = [np.mean([[np.mean(side) for side in found["answered"]["margins"][what]] for found in own], 0)
+                       for what in ("clean", "found")]  # fmt: skip
+            women, men = (f"{old:.2f} → {new:.2f}" for old, new in zip(*margins, strict=True))
+            text.append(f"Margins in nats by those tokens, searched for {for_what.rstrip(',')}, {when}: women's names "
+                        f"{women}, men's {men}.")  # fmt: skip
+        plain.append(f"A search of {FREE} tokens for {for_what} finds: {'; '.join(clauses)}.")
+    return Said(" ".join(plain), " ".join(text))

@@ -26,7 +26,7 @@ from signflip.organisms.experiments.natural.predictions import (
     unit,
     void,
 )
-from signflip.organisms.experiments.natural.search import FREE, STEPS, WIDTH
+from signflip.organisms.experiments.natural.search import ASKED, FREE, NAMES, STEPS, WIDTH
 from signflip.organisms.experiments.statistics import Run, correlated, pearson, shown, table
 
 
@@ -187,10 +187,18 @@ def law(runs: Sequence[Run]) -> str:
     )
 
 
-def models_searched(runs: Sequence[Run]) -> list[tuple[str, int, Run]]:
-    """What was searched: the base of each seed, once, and what each tuning made of it. Name, seed, what was found."""
-    bases = {r["seed"]: r["search"]["before"] for r in runs}
-    tuned = [(f"{r['algorithm']} tuned", r["seed"], r["search"]["after"]) for r in runs]
+def models_searched(runs: Sequence[Run], aim: str) -> list[tuple[str, int, Run]]:
+    """What was searched: the base of each seed, once, and what each tuning made of it. Name, seed, what was found.
+
+    Parameters
+    ----------
+    runs
+        Those of the search.
+    aim
+        What was searched for: one of `search.STEPS`.
+    """
+    bases = {r["seed"]: r["search"]["before"][aim] for r in runs}
+    tuned = [(f"{r['algorithm']} tuned", r["seed"], r["search"]["after"][aim]) for r in runs]
     return [("base", seed, found) for seed, found in bases.items()] + tuned
 
 
@@ -203,29 +211,32 @@ def searches(runs: Sequence[Run]) -> str:
         return "; ".join(f"{one:.2f}" for one in values)
 
     rows = []
-    for name, seed, found in models_searched(runs):
+    every = [(aim, *one) for aim in STEPS for one in models_searched(runs, aim)]
+    for aim, name, seed, found in every:
         said = found["answered"]
         margins = {what: [float(np.mean(side)) for side in grid] for what, grid in said["margins"].items()}
         text = found["text"].encode("unicode_escape").decode().replace("|", "\\|")
         rows.append((
-            name, seed, text, f"{found['x']:+.2f}", found["crossed"],
+            aim, name, seed, text, f"{found['x']:+.2f}", found["crossed"],
             f"{said['crossed_clean']:.2f} → {said['crossed']:.2f}",
             *(pair(margins[what]) for what in ("clean", "found", "rescued", "reproduced")),
             pair(np.mean(said["random"], 0).tolist()),
             f"{said['mass']['found'] / said['mass']['clean']:.2f}",
             decided(said),
         ))  # fmt: skip
-    worst = max(found["difference"] for _, _, found in models_searched(runs))
+    worst = max(found["difference"] for *_, found in every)
     head = (
-        "model", "seed", "tokens", "X at the two names, mean", "of them crossed",
+        "searched for", "model", "seed", "tokens", "X at the two names, mean", "of them crossed",
         "prompts with X crossed: without → with", "margin: women's names; men's", "with the tokens",
         "and X as without them", "X as with them, without them", "as many tokens at random",
         "answer mass over that without", "names whose prompts turn",
     )  # fmt: skip
     return (
-        f"`signflip.search` (GCG, {FREE} free tokens, {STEPS} steps of {WIDTH}) for X at ` Mary` and ` John`, in the "
-        "base and after `tuned`: a search that does not cross is no bound. Its tokens are then put in front of the "
-        "prompts of half B, which nothing was chosen by. A side is turned where the upper limit of its margin, "
+        f"`signflip.search` (GCG, {FREE} free tokens, steps of {WIDTH}), in the base and after `tuned`: for X on its "
+        f"other side at{' and'.join(f' `{name}`' for name in NAMES)} ({STEPS['X']} steps), and for the log-probability "
+        f"of the wrong pronoun in {ASKED} prompts of half A, of both sides ({STEPS['answer']} steps). A search that "
+        "does not find is no bound. Its tokens are then put in front of the prompts of half B, which nothing was "
+        "chosen by. A side is turned where the upper limit of its margin, "
         f"over names and templates, is below −{TURNED} of its clean mean; by X, where that ends with X as it is "
         "without the tokens, and X as it is with them does it alone.\n\n" + table(head, rows)
         + f"\n\nLargest difference between X in signflip and in torch: {worst:.1e}."
