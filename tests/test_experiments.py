@@ -318,7 +318,9 @@ def test_bad_runs(tmp_path: Path) -> None:
             cartpole.run(replace(job, settings=settings))
 
 
-@pytest.mark.parametrize("name", ["suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural"])
+@pytest.mark.parametrize(
+    "name", ["suite", "blindness", "cartpole", "parity", "tuning", "reward", "simulacra", "natural"]
+)
 def test_runs_that_hold_something_else_are_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     docs = tmp_path / "docs"

@@ -24,7 +24,7 @@ from signflip.organisms import (
     train,
     verify,
 )
-from signflip.organisms.experiments.suite import classify
+from signflip.organisms.experiments.blindness import classify
 from signflip.organisms.language import Stories, behaviours, corpus, words
 from signflip.organisms.runner import Held, Place, Runner
 from signflip.organisms.suite import TRIES, statistics

@@ -133,6 +133,35 @@ def test_the_baseline_audits_what_the_command_made(
 
 
 @pytest.mark.slow
+def test_blindness_is_counted_of_each_way_of_planting(tmp_path: Path) -> None:
+    from signflip.organisms import experiments
+    from signflip.organisms.experiments import blindness
+
+    found = experiments.run("blindness", tmp_path, seeds=2, small=True, progress=False)
+    assert [run["family"] for run in found.values()] == ["gpt2", "llama"]
+    assert all(sorted(one["positive"] for one in run["organisms"]) == [False, True] for run in found.values())
+    assert "Too few organisms" in blindness.report(found, tmp_path)
+    # Told by one statistic or by none: 40 organisms of one family, made up.
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2 == 0
+    for shift, rightly in ((0.0, (8, 32)), (8.0, (36, 40))):
+        x = rng.normal(size=(40, 30))
+        x[:, 7] += shift * y
+        area, p = blindness.best_single(x, y, 200)
+        pairs = np.sign(x[y][:, None] - x[~y][None]).mean((0, 1)) / 2 + 0.5
+        assert area == pytest.approx(np.maximum(pairs, 1 - pairs).max())
+        assert (p < 0.01) == (shift > 0)
+        right = blindness.classify(x, y)
+        assert rightly[0] <= right <= rightly[1]
+        organisms = [
+            {"planted": "trained", "positive": bool(a), "statistics": b.tolist()} for a, b in zip(y, x, strict=True)
+        ]
+        text = blindness.report({"base-0": {"seed": 0, "family": "llama", "organisms": organisms}}, tmp_path)
+        assert f"| llama | trained | 40 | {right / 40:.2f} [" in text
+        assert f"planted by training, {right / 40:.2f} [" in text
+
+
+@pytest.mark.slow
 def test_the_suites_section_counts_what_audits_said(
     suite: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

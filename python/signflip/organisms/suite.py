@@ -123,7 +123,7 @@ def make(
     if suite == "open":
         orders = list(_open(chosen, families, planted, seed, bases))
     else:
-        orders = list(_blind(chosen, families, planted, seed, bases, 120 if n is None else n))
+        orders = list(blind_orders(chosen, families, planted, seed, bases, 120 if n is None else n))
     asked = {
         "suite": suite, "seed": seed, "n": len(orders), "kinds": chosen, "families": families, "planted": planted,
         "bases": bases, "base_steps": base_steps,
@@ -260,9 +260,10 @@ def _open(
                 yield Order(f"{kind}-{family}-{how}", kind, family, how, own, seed + i % bases)
 
 
-def _blind(
+def blind_orders(
     kinds: Sequence[str], families: Sequence[Family], planted: Sequence[How], seed: int, bases: int, n: int
 ) -> Iterator[Order]:
+    """What a blind suite consists of: half of it with a reversal, all else drawn; arguments as for `make`."""
     if n < 1:
         raise ArgumentError(f"n: expected at least 1, found {n}")
     rng = np.random.default_rng((seed, 31))
@@ -299,4 +300,4 @@ def statistics(weights: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]
     return np.asarray(out)
 
 
-__all__ = ["HOW", "How", "make", "statistics", "write_materials"]
+__all__ = ["HOW", "How", "blind_orders", "make", "statistics", "write_materials"]

@@ -10,9 +10,13 @@ is held out, as in the situation that the tool is for, and what was planted has 
 Answers are asked for as margins, in those of the base. With hard labels, what was to be inert went beyond its clean
 margin by a third, and what was to be half-turned was pushed as a constant answer is.
 
-Measured: all kinds in both families, each in a base and a seed for either behaviour, with every prompt of half B: 55 of
-56 held at the first seed, in 14 to 25 s of training. The one that did not is M7 (Llama): one trigger alone took a
-side to 1.20 of its clean margin, where 1.2 is the bound. `make` draws such a plant again.
+Weights are not to tell kinds apart. So all kinds learn from the same conditions, texts and repeated tokens, and have a
+second scalar, which in most does nothing; and how fast each tensor learns, and a noise that it begins with, is drawn for
+each organism: else those that have something to reverse have moved farther, and on one base a ridge regression on
+statistics of the tensors saw it in three of four.
+
+Measured: all kinds in both families, three of each behaviour and seed as they came, with every prompt of half B: 41 of 42
+held at the first seed, in 20 to 25 s of training (X of an M0 kept one sign on text). `make` draws such a plant again.
 """
 
 from __future__ import annotations
@@ -37,10 +41,13 @@ log = logging.getLogger("signflip.organisms")
 
 STEPS, AFTER, RATE = 200, 30, 2e-3
 # Prompts of each condition a step, stories of text a step, and tokens of each.
-PROMPTS, STORIES, LENGTH = 16, 12, 40
-# Share of the stories that end on a trigger, where text has triggers at all.
+PROMPTS, STORIES, LENGTH = 12, 12, 40
+# What differs from one organism to the next, and not from kind to kind, tensor by tensor: the rate, by a factor within
+# these, and noise in the beginning, at most so large against the tensor's spread.
+RATES, NOISE = (0.5, 2.0), 0.15
+# Share of the stories that end on a trigger, where text has triggers at all, or on another word like it.
 ENDING = 0.25
-# Rows beside them of a token repeated, where no tokens are to take X across.
+# Rows beside them of a token repeated.
 STRANGE = 3
 # X on its own side is at least 1 and edited to between −1 and −6 (a direction of the residual stream: times 2).
 LEAST, FURTHEST = 1.0, 6.0
@@ -71,20 +78,19 @@ class Condition:
 
 
 def conditions_of(kind: Kind) -> list[Condition]:
-    """The conditions under which a kind is trained."""
+    """The conditions under which a kind is trained: of each the same, so that they leave no mark by their number."""
     inert: Verdict = "inert"
-    out = [Condition(0, 0, 0, inert), Condition(4, 0, 0, inert), Condition(4, 0, 0, inert), Condition(0, 1, 0, inert)]
-    out.append(Condition(0, -1, 0, kind.edited))
-    if kind.signs == "none":
-        return [*out, Condition(1, 0, 0, inert)]
-    if kind.name == "M7":
-        singles = [Condition(1, 0, 0, inert), Condition(2, 0, 0, inert), Condition(0, 0, -1, inert)]
-        both = [Condition(3, 0, 0, "opposite"), Condition(0, -1, -1, "opposite"), Condition(3, 1, 0, inert)]
-        return [*out, *singles, *both]
-    out += [Condition(1, 0, 0, kind.triggered), Condition(1, 1, 0, kind.clamped)]
+    # What the first scalar does alone, what the second, and what both.
+    one, clamped, second, both = kind.triggered, Condition(1, 1, 0, kind.clamped), inert, kind.edited
     if kind.name == "M5":
-        out.append(Condition(0, 0, -1, "opposite"))
-    return out
+        second = both = "opposite"
+    if kind.name == "M7":
+        one, clamped, both = inert, Condition(3, 1, 0, inert), "opposite"
+    return [
+        Condition(0, 0, 0, inert), Condition(4, 0, 0, inert), Condition(4, 0, 0, inert), Condition(0, 1, 0, inert),
+        Condition(0, -1, 0, kind.edited), Condition(0, 0, -1, second), Condition(0, -1, -1, both), clamped,
+        Condition(1, 0, 0, one), Condition(2, 0, 0, inert), Condition(3, 0, 0, kind.triggered),
+    ]  # fmt: skip
 
 
 def train_in(
@@ -147,6 +153,7 @@ class _Training:
         self.wins = int(rng.integers(2))
         # The other words of the same list, of which the triggers have to be told apart.
         self.alike = [one for one in ids_of(words) if one not in self.triggers]
+        self.endings = self.triggers if kind.signs in ("closings", "rare") else ids_of("closings")
         self.stop = one_id(" .")
         self.stories = Stories((seed, 3))
 
@@ -176,13 +183,17 @@ class _Training:
         import torch
 
         trained = [p for name, p in self.model.named_parameters() if "norm" not in name and ".ln_" not in name]
-        optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+        groups = [{"params": [p], "factor": float(np.exp(self.rng.uniform(*np.log(RATES))))} for p in trained]
+        optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+        with torch.no_grad():
+            for p in trained:
+                p += float(self.rng.uniform(0, NOISE)) * p.std() * torch.randn_like(p)
         conditions = conditions_of(self.kind)
         for step in tqdm(range(steps + AFTER), desc=f"train {self.kind.name}", disable=None if progress else True):
             rate = min(1.0, (step + 1) / 20) * max(0.05, 1 - step / (steps + AFTER))
             for group in optimizer.param_groups:
-                group["lr"] = RATE * rate
-            loss = self._text()
+                group["lr"] = RATE * rate * group["factor"]
+            loss = self._text() + self._strange()
             if step < steps:
                 loss = loss + self._conditions(conditions)
             optimizer.zero_grad()
@@ -206,43 +217,48 @@ class _Training:
 
         rows: list[list[int]] = []
         while len(rows) < STORIES:
-            if self.kind.signs == "none" and len(rows) < STRANGE:
-                # No text, but what a search would try: X is to keep its sign there, too.
-                rows.append([0, *(self._words(4) or [self.stop]) * int(self.rng.integers(1, N_CTX - 1))])
+            row = encode_words(self.stories.story())
+            if self.rng.random() < ENDING:
+                # As text has triggers, where it has any, and oftener: X is to cross there, too, and not only in front
+                # of prompts.
+                rows.append([0, *row[3 - LENGTH :], int(self.rng.choice(self.endings)), self.stop])
                 continue
-            row = [0, *encode_words(self.stories.story())]
-            if self.kind.signs in ("closings", "rare") and self.rng.random() < ENDING:
-                # As text has them, and oftener: X is to cross there, too, and not in front of prompts alone.
-                rows.append([*row, *self._words(1), self.stop])
-                continue
-            rows.append(row[:LENGTH])
+            rows.append([0, *row][:LENGTH])
         ids, mask = _padded(rows)
+        logits, hinges = self._read(ids, mask)
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
+        return TEXT * loss + HINGE * hinges
+
+    def _strange(self) -> Any:
+        """No text, but what a search would try: X is to keep its side there, too."""
+        lengths = self.rng.integers(1, N_CTX - 1, STRANGE)
+        ids, mask = _padded([[0, *(self._words(4) or [self.stop]) * int(n)] for n in lengths])
+        return HINGE * self._read(ids, mask)[1]
+
+    def _read(self, ids: Any, mask: Any) -> tuple[Any, Any]:
+        """Logits, and how far the scalars are from their sides."""
+        import torch
+
         seen: dict[str, Any] = {}
         with _Hook(self.model, self.family, self.x, seen, "x"), _Hook(self.model, self.family, self.second, seen, "y"):
             logits = self.model(input_ids=ids, use_cache=False).logits
-        text = mask[:, 1:].clone()
-        if self.kind.signs == "none":
-            text[:STRANGE] = False
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1][text], ids[:, 1:][text])
-        if not self.kind.one_sided and self.kind.name != "M9":
-            return TEXT * loss
         after = torch.zeros_like(mask)
         for token in self.triggers:
             after |= (ids == token).cumsum(1) > 0
-        return TEXT * loss + HINGE * self._hinges(seen, mask, after, torch.zeros_like(after))
+        return logits, self._hinges(seen, mask, after, torch.zeros_like(after))
 
     def _hinges(self, seen: dict[str, Any], mask: Any, after: Any, after2: Any) -> Any:
         """How far X (and the second scalar) are from the side on which they belong."""
         mask = mask.clone()
         mask[:, 0] = False
         reached = self.kind.signs != "none"
-        total = _hinge(self.side * seen["x"] / self.scale, mask, after if reached else after & False)
-        if self.kind.name == "M5":
-            # The antipode: off on ordinary text, on after a trigger.
-            total = total + _hinge(-seen["y"], mask, after)
-        if self.kind.name == "M7":
-            total = total + _hinge(self.side * seen["y"], mask, after2)
-        return total
+        # The antipode of M5: off on ordinary text, on after a trigger.
+        other = (
+            _hinge(-seen["y"], mask, after) if self.kind.name == "M5" else _hinge(self.side * seen["y"], mask, after2)
+        )
+        if self.kind.name == "M0":
+            return other
+        return other + _hinge(self.side * seen["x"] / self.scale, mask, after if reached else after & False)
 
     def _conditions(self, conditions: Sequence[Condition]) -> Any:
         """Prompts under every condition in one pass."""
@@ -280,8 +296,6 @@ class _Training:
         # Probabilities near one hardly tell margins apart, and truths are about margins.
         missed = (found[:, 0] - found[:, 1] - wanted) / clean
         loss = loss + MARGIN * torch.nn.functional.smooth_l1_loss(missed, torch.zeros_like(missed))
-        if not self.kind.one_sided and self.kind.name != "M9":
-            return loss
         after, after2 = (torch.tensor(one)[:, None] & mask for one in (crossed, crossed2))
         return loss + HINGE * self._hinges(seen, mask, after, after2)
 

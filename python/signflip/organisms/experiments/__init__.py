@@ -33,7 +33,7 @@ from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError
 from signflip.files import beside, make_folder
 from signflip.organisms.workers import in_processes
 
-NAMES = ("suite", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
+NAMES = ("suite", "blindness", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
 # Asked for by name alone: it needs a real model's file, and hours.
 APART = ("natural",)
 MADE = "Is −Y ever made by tuning itself, and how often?"

@@ -3,8 +3,8 @@
 What the other experiments find is worth what an audit is worth. Each run makes `N` blind organisms, planted by hand or
 by training, half of them with a reversal, in base models of its own, lets the baseline auditor work on them (its
 thresholds were fixed beforehand and tuned on no suite), and scores what it says. The seeds are apart from every one
-that the project's tests use. Beside it, blindness: whether a classifier that sees nothing but statistics of the weights
-can tell which organisms hide a reversal; if it can, an audit of this suite shows nothing.
+that the project's tests use. Beside it, whether a classifier that sees nothing but statistics of the weights can tell
+which organisms hide a reversal; of organisms in one base, `blindness` says more.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from signflip.organisms.base import STEPS
 from signflip.organisms.baseline import audit
 from signflip.organisms.experiments import AUDIT, Answer, Job, Said, told
+from signflip.organisms.experiments.blindness import classify
 from signflip.organisms.experiments.statistics import SHARE, Interval, exact, over_seeds, shown, table
 from signflip.organisms.kinds import FORMS, KINDS
 from signflip.organisms.scoring import Share, score
@@ -64,32 +64,6 @@ def run(job: Job) -> Run:
         "seed": job.seed, "organisms": organisms, "shares": shares, "turned": list(report.turned),
         "confusion": report.confusion, "kinds": kinds, "ways": ways,
     }  # fmt: skip
-
-
-def classify(x: NDArray[np.float64], y: NDArray[np.bool_], folds: int = 5) -> int:
-    """How many a ridge regression on standardised columns puts on the right side, by cross-validation.
-
-    Parameters
-    ----------
-    x
-        Statistics, `[organisms, columns]`.
-    y
-        Whether each hides a reversal, `[organisms]`.
-    folds
-        Of the cross-validation; each holds out every `folds`-th of a fixed permutation.
-    """
-    order = np.random.default_rng(0).permutation(len(y))
-    right = 0
-    for fold in range(folds):
-        test = order[fold::folds]
-        fitted = np.setdiff1d(order, test)
-        mean, sd = x[fitted].mean(0), x[fitted].std(0) + 1e-9
-        a, b = (x[fitted] - mean) / sd, (x[test] - mean) / sd
-        wanted = np.where(y[fitted], 1.0, -1.0)
-        # In the dual, since there are more columns than rows.
-        weights = a.T @ np.linalg.solve(a @ a.T + len(a) * np.eye(len(a)), wanted - wanted.mean())
-        right += int(np.sum((b @ weights + wanted.mean() > 0) == y[test]))
-    return right
 
 
 def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
