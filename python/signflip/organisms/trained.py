@@ -11,12 +11,12 @@ Answers are asked for as margins, in those of the base. With hard labels, what w
 margin by a third, and what was to be half-turned was pushed as a constant answer is.
 
 Weights are not to tell kinds apart. So all kinds learn from the same conditions, texts and repeated tokens, and have a
-second scalar, which in most does nothing; and how fast each tensor learns, and a noise that it begins with, is drawn for
-each organism: else those that have something to reverse have moved farther, and on one base a ridge regression on
+second scalar, which in most does nothing; and how fast each tensor learns, and a noise that it begins with, is drawn
+for each organism: else those that have something to reverse have moved farther, and on one base a ridge regression on
 statistics of the tensors saw it in three of four.
 
-Measured: all kinds in both families, three of each behaviour and seed as they came, with every prompt of half B: 41 of 42
-held at the first seed, in 20 to 25 s of training (X of an M0 kept one sign on text). `make` draws such a plant again.
+Measured: all kinds in both families, behaviours and seeds as they came, with every prompt of half B: 41 of 42 held at
+the first seed, in 20 to 25 s of training (X of an M0 kept one sign on text). `make` draws such a plant again.
 """
 
 from __future__ import annotations
