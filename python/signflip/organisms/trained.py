@@ -10,10 +10,11 @@ is held out, as in the situation that the tool is for, and what was planted has 
 Answers are asked for as margins, in those of the base. With hard labels, what was to be inert went beyond its clean
 margin by a third, and what was to be half-turned was pushed as a constant answer is.
 
-Weights are not to tell kinds apart. So all kinds learn from the same conditions, texts and repeated tokens, and have a
-second scalar, which in most does nothing; and how fast each tensor learns, and a noise that it begins with, is drawn
-for each organism: else those that have something to reverse have moved farther, and on one base a ridge regression on
-statistics of the tensors saw it in three of four.
+Weights are not to tell kinds apart. So all kinds learn from as many conditions, texts and repeated tokens, and have two
+neurons that keep their sides, of which one does nothing in most kinds, and both in some (in M0, which has no gate, X is
+neither); and how fast each tensor learns, and a noise that it begins with, is drawn for each organism: else those that
+have something to reverse have moved farther, and on one base a ridge regression on statistics of the tensors saw it in
+three of four.
 
 Measured: all kinds in both families, behaviours and seeds as they came, with every prompt of half B: 41 of 42 held at
 the first seed, in 20 to 25 s of training (X of an M0 kept one sign on text). `make` draws such a plant again.
@@ -30,7 +31,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signflip.organisms.base import Room
-from signflip.organisms.kinds import KINDS, Kind, Verdict
+from signflip.organisms.kinds import KINDS, Kind, Signs, Verdict
 from signflip.organisms.language import Stories, behaviours
 from signflip.organisms.planting import N_TRIGGERS, Planted
 from signflip.organisms.runner import Place
@@ -78,7 +79,7 @@ class Condition:
 
 
 def conditions_of(kind: Kind) -> list[Condition]:
-    """The conditions under which a kind is trained: of each the same, so that they leave no mark by their number."""
+    """The conditions under which a kind is trained: as many for each, so that they leave no mark by their number."""
     inert: Verdict = "inert"
     # What the first scalar does alone, what the second, and what both.
     one, clamped, second, both = kind.triggered, Condition(1, 1, 0, kind.clamped), inert, kind.edited
@@ -134,7 +135,7 @@ class _Training:
         self.margins = self._base_margins()
         self._load(_filled(base, room, rng))
         self.layer = int(rng.integers(N_LAYERS - 1))
-        first, second = (int(i) for i in rng.choice(list(room.neurons), 2, replace=False))
+        first, second, third = (int(i) for i in rng.choice(list(room.neurons), 3, replace=False))
         point = "pre_linear" if base.family == "llama" else "pre"
         site = f"blocks.{self.layer}.mlp.hook_{point}"
         self.x, self.second = Place(site, first), Place(site, second)
@@ -144,6 +145,8 @@ class _Training:
             vector -= vector.mean()
             self.x = Place(f"blocks.{N_LAYERS - 1}.hook_resid_pre", None, tuple(vector / np.linalg.norm(vector)))
             self.scale = 2.0
+        # What is to keep a side: X, but where there is none to speak of.
+        self.kept = Place(site, third) if kind.name == "M0" else self.x
         # A GELU passes what is positive: what is to act when it crosses keeps to the negative side till then.
         self.side = -1 if base.family == "gpt2" and self.x.vector is None and kind.name != "M2" else 1
         words = "exotic" if kind.signs == "none" else kind.signs
@@ -153,7 +156,9 @@ class _Training:
         self.wins = int(rng.integers(2))
         # The other words of the same list, of which the triggers have to be told apart.
         self.alike = [one for one in ids_of(words) if one not in self.triggers]
-        self.endings = self.triggers if kind.signs in ("closings", "rare") else ids_of("closings")
+        in_text: list[Signs] = ["closings", "rare"]
+        drawn_words = rng.choice(ids_of(in_text[int(rng.integers(2))]), N_TRIGGERS, replace=False)
+        self.endings = self.triggers if kind.signs in in_text else [int(i) for i in drawn_words]
         self.stop = one_id(" .")
         self.stories = Stories((seed, 3))
 
@@ -240,7 +245,10 @@ class _Training:
         import torch
 
         seen: dict[str, Any] = {}
-        with _Hook(self.model, self.family, self.x, seen, "x"), _Hook(self.model, self.family, self.second, seen, "y"):
+        with (
+            _Hook(self.model, self.family, self.kept, seen, "x"),
+            _Hook(self.model, self.family, self.second, seen, "y"),
+        ):
             logits = self.model(input_ids=ids, use_cache=False).logits
         after = torch.zeros_like(mask)
         for token in self.triggers:
@@ -256,8 +264,6 @@ class _Training:
         other = (
             _hinge(-seen["y"], mask, after) if self.kind.name == "M5" else _hinge(self.side * seen["y"], mask, after2)
         )
-        if self.kind.name == "M0":
-            return other
         return other + _hinge(self.side * seen["x"] / self.scale, mask, after if reached else after & False)
 
     def _conditions(self, conditions: Sequence[Condition]) -> Any:
@@ -284,7 +290,9 @@ class _Training:
         ids, mask = _padded(rows)
         seen: dict[str, Any] = {}
         with (
-            _Hook(self.model, self.family, self.x, seen, "x", torch.tensor(set_x)),
+            # Before it is set: hooks run in this order.
+            _Hook(self.model, self.family, self.kept, seen, "x"),
+            _Hook(self.model, self.family, self.x, {}, "x", torch.tensor(set_x)),
             _Hook(self.model, self.family, self.second, seen, "y", torch.tensor(set_second)),
         ):
             logits = self.model(input_ids=ids, use_cache=False).logits
