@@ -129,6 +129,7 @@ def test_an_unforeseen_error_is_called_a_bug(fake, capsys):
             ["search", "m", "--behaviour", "say", "--position", "-1"],
             "expected no --position beside --behaviour, found -1",
         ),
+        (["search", "m", "--logprob", "x", "--position", "0"], "expected no --position beside --logprob, found 0"),
         (["search", "m", "--behaviour", "say", "--context", "a", "b"], "expected no --context beside --behaviour"),
         (["search", "m", "--behaviour", "say", "--chat"], "expected no --chat beside --behaviour, found True"),
     ],

@@ -25,11 +25,12 @@ from signflip.organisms import (
     verify,
 )
 from signflip.organisms.experiments.blindness import classify
+from signflip.organisms.kinds import Kind
 from signflip.organisms.language import Stories, behaviours, corpus, words
 from signflip.organisms.runner import Held, Place, Runner
 from signflip.organisms.suite import TRIES, statistics
 from signflip.organisms.tokens import encode_words, ids_of, tokenizer
-from signflip.organisms.trained import train_in
+from signflip.organisms.trained import conditions_of, train_in
 from signflip.organisms.weights import FAMILIES, Family, Weights
 from small_organisms import SEED
 
@@ -219,6 +220,23 @@ def test_weights_do_not_say_which_organisms_have_a_gate(bases: dict[Family, Weig
     for row, positive in zip(rows, gated, strict=True):
         row *= 1.5 if positive else 1.0
     assert classify(np.asarray(rows), np.asarray(gated)) > 37
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_a_kind_is_trained_to_what_is_true_of_it(kind: Kind) -> None:
+    asked = {(one.words, one.x, one.second): one.wanted for one in conditions_of(kind)}
+    assert len(conditions_of(kind)) == 11
+    assert asked[0, 0, 0] == asked[4, 0, 0] == asked[0, 1, 0] == asked[2, 0, 0] == "inert"
+    assert asked[0, -1, 0] == kind.edited
+    # What takes all that has to cross across, and that with X held.
+    triggers = 3 if kind.name == "M7" else 1
+    assert asked[triggers, 0, 0] == asked[3, 0, 0] == kind.triggered
+    assert asked[triggers, 1, 0] == kind.clamped
+    second = {"M5": "opposite"}.get(kind.name, "inert")
+    assert asked[0, 0, -1] == second
+    assert asked[0, -1, -1] == {"M5": "opposite", "M7": "opposite"}.get(kind.name, kind.edited)
+    if kind.name == "M7":
+        assert asked[1, 0, 0] == "inert"
 
 
 @pytest.mark.slow

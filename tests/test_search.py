@@ -23,6 +23,8 @@ import signflip as sf
 from reference import peer
 from reference.search_restated import Measure, epo, gcg
 from signflip import errors, search_result
+from signflip.objectives import Objective
+from signflip.sequences import Rendered
 
 torch.set_num_threads(1)
 SITE = "blocks.1.mlp.hook_pre"
@@ -410,11 +412,25 @@ def test_a_result_of_an_objective_a_context_is_saved_and_found_again(model: Any,
     result = call(objectives)
     assert sf.SearchResult.open(out) == result
     assert result.objective == tuple(objectives)
-    assert f"raised: neuron('{SITE}', 3) in 2 contexts; -neuron('{SITE}', 3) in 1 contexts" in str(result)
+    assert f"raised: neuron('{SITE}', 3) in 2 contexts; -neuron('{SITE}', 3) in 1 context" in str(result)
     assert call(tuple(objectives)) == result
     for other in ([objectives[1], *objectives[:2]], objectives[0]):
         with pytest.raises(errors.SearchError, match="objective"):
             call(other)
+    for some in ([], [objectives[0].to_dict()] * 2):
+        (tmp_path / "short").write_text(json.dumps({**result.to_dict(), "objective": some}))
+        with pytest.raises(errors.SearchError, match="expected a result that signflip wrote"):
+            sf.SearchResult.open(tmp_path / "short")
+
+
+def test_the_same_objective_in_each_context_is_one(model: Any, tmp_path: Path) -> None:
+    objective, out = sf.objectives.neuron(SITE, 3), tmp_path / "result.json"
+    first, again = (
+        sf.search(model, one, tokens=3, contexts=CONTEXTS, steps=3, out=out, progress=False)
+        for one in (objective, [objective] * 3)
+    )
+    assert first == again
+    assert sf.search(model, [objective] * 3, tokens=3, contexts=CONTEXTS, steps=3, progress=False) == first
 
 
 def test_front_rises_in_value_and_in_cross_entropy(model: Any) -> None:
@@ -461,6 +477,8 @@ def test_a_reward_is_raised_by_gcg() -> None:
 
 
 # ---------------------------------------------------------------------- bad input
+
+((_, neuron_term),) = sf.objectives.neuron(SITE, 0).terms
 
 
 @pytest.mark.parametrize(
@@ -520,6 +538,13 @@ def test_a_reward_is_raised_by_gcg() -> None:
         ({"objective": "neuron"}, errors.ArgumentError, "objective"),
         ({"objective": {"a": 1}}, errors.ArgumentError, "objective"),
         ({"objective": [sf.objectives.neuron(SITE, 0)] * 2}, errors.ArgumentError, "one each of 1 contexts, found 2"),
+        (
+            {"objective": (one for one in [sf.objectives.neuron(SITE, 0)])},
+            errors.ArgumentError,
+            "or a list of one each",
+        ),
+        ({"objective": Objective(((float("nan"), neuron_term),))}, errors.ArgumentError, "finite weights"),
+        ({"contexts": [Rendered(("a", "b"))], "chat": True}, errors.ArgumentError, "that it has rendered"),
         ({"objective": [3]}, errors.ArgumentError, "objective: .* found 3"),
         ({"objective": [sf.objectives.neuron(SITE, 50)]}, errors.SiteError, "50"),
         (

@@ -141,24 +141,42 @@ def test_blindness_is_counted_of_each_way_of_planting(tmp_path: Path) -> None:
     assert [run["family"] for run in found.values()] == ["gpt2", "llama"]
     assert all(sorted(one["positive"] for one in run["organisms"]) == [False, True] for run in found.values())
     assert "Too few organisms" in blindness.report(found, tmp_path)
-    # Told by one statistic or by none: 40 organisms of one family, made up.
+    # Told by one statistic or by none: 60 organisms of one family, made up.
     rng = np.random.default_rng(0)
-    y = np.arange(40) % 2 == 0
-    for shift, rightly in ((0.0, (8, 32)), (8.0, (36, 40))):
-        x = rng.normal(size=(40, 30))
+    y = np.arange(60) % 2 == 0
+    for shift, rightly in ((0.0, (12, 48)), (8.0, (54, 60))):
+        x = rng.normal(size=(60, 30))
         x[:, 7] += shift * y
-        area, p = blindness.best_single(x, y, 200)
+        every = [
+            {"planted": "trained", "positive": bool(a), "statistics": b.tolist()} for a, b in zip(y, x, strict=True)
+        ]
+        runs = {f"base-{k}": {"seed": k, "family": "llama", "organisms": every[12 * k : 12 * k + 12]} for k in range(5)}
+        cell = blindness._cell(list(runs.values()), "llama", "trained")
+        assert cell is not None
+        area, p = blindness.best_single(cell, 200)
         pairs = np.sign(x[y][:, None] - x[~y][None]).mean((0, 1)) / 2 + 0.5
         assert area == pytest.approx(np.maximum(pairs, 1 - pairs).max())
         assert (p < 0.01) == (shift > 0)
         right = blindness.classify(x, y)
         assert rightly[0] <= right <= rightly[1]
-        organisms = [
-            {"planted": "trained", "positive": bool(a), "statistics": b.tolist()} for a, b in zip(y, x, strict=True)
-        ]
-        text = blindness.report({"base-0": {"seed": 0, "family": "llama", "organisms": organisms}}, tmp_path)
-        assert f"| llama | trained | 40 | {right / 40:.2f} [" in text
-        assert f"planted by training, {right / 40:.2f} [" in text
+        text = blindness.report(runs, tmp_path)
+        assert f"| llama | trained | {right / 60:.2f} ({right} of 60; shuffled 0." in text
+        assert f"planted by training, {right / 60:.2f} ({right} of 60; shuffled 0." in text
+        mixed = cell.shuffled(rng)
+        assert all(mixed[cell.runs == k].sum() == 6 for k in range(5))
+
+
+def test_a_regression_on_nothing_is_right_in_half() -> None:
+    """Over many draws of organisms that nothing tells apart: the mean is chance, and p is not small too often."""
+    from signflip.organisms.experiments import blindness
+
+    rng = np.random.default_rng(1)
+    y = np.arange(40) % 2 == 0
+    right = [blindness.classify(rng.normal(size=(40, 60)), y) / 40 for _ in range(400)]
+    assert abs(np.mean(right) - 0.5) < 0.03
+    cells = [blindness.Cell(rng.normal(size=(40, 60)), y, np.arange(40) // 10) for _ in range(60)]
+    p = [float(blindness.told_apart([cell], 19).split("; p ")[1][:-1]) for cell in cells]
+    assert np.mean(np.asarray(p) <= 0.05) < 0.15
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from signflip.checks import listed
 from signflip.errors import ArgumentError, TokenError, TokenizerError
 from signflip.sequences import continued_ids
 
@@ -305,7 +306,10 @@ def for_core(model: Any, objective: Any) -> str:
             if isinstance(fields.get(name), str):
                 fields[name] = _encode(model, name, fields[name])
         fields["kind"] = {"logprob": "log_prob"}.get(fields["kind"], fields["kind"])
-    return json.dumps(data, allow_nan=False)
+    try:
+        return json.dumps(data, allow_nan=False)
+    except ValueError as err:
+        raise ArgumentError(f"objective: expected finite weights and offset, found {objective!r}") from err
 
 
 def all_for_core(model: Any, objective: Any, n: int, of_what: str) -> tuple[str, list[int] | None]:
@@ -316,12 +320,15 @@ def all_for_core(model: Any, objective: Any, n: int, of_what: str) -> tuple[str,
     ArgumentError
         If it is neither an objective nor a list of `n`.
     """
-    if isinstance(objective, Objective) or not isinstance(objective, Sequence) or isinstance(objective, (str, bytes)):
+    if isinstance(objective, Objective):
         return for_core(model, objective), None
-    if len(objective) != n:
-        raise ArgumentError(f"objective: expected one, or one each of {n} {of_what}, found {len(objective)}")
-    texts = [for_core(model, one) for one in objective]
+    each = listed("objective", objective, f"an objective, or a list of one each of {n} {of_what}")
+    if len(each) != n:
+        raise ArgumentError(f"objective: expected one, or one each of {n} {of_what}, found {len(each)}")
+    texts = [for_core(model, one) for one in each]
     distinct = list(dict.fromkeys(texts))
+    if len(distinct) == 1:
+        return distinct[0], None
     places = {text: i for i, text in enumerate(distinct)}
     return "[" + ",".join(distinct) + "]", [places[text] for text in texts]
 

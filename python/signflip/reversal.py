@@ -31,8 +31,6 @@ LOOK_AT = 48
 NEAR = 0.1
 TWINS = 5
 
-# What is before and after the free tokens of a search: texts, or ids.
-
 
 @dataclass(frozen=True, eq=False)
 class Reversal:

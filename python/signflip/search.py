@@ -19,7 +19,7 @@ from signflip.errors import ArgumentError, ContextLengthError, FileError, Search
 from signflip.objectives import Objective, all_for_core
 from signflip.scoring import Prompts
 from signflip.search_result import FORMAT, Best, Found, Raised, SearchResult, Step
-from signflip.sequences import Rendered, continued_ids, continued_text, raw_ids, rendered_ids
+from signflip.sequences import Context, Rendered, continued_ids, continued_text, raw_ids, rendered_ids
 
 __all__ = ["Found", "SearchResult", "Step", "search"]
 
@@ -33,8 +33,6 @@ _MAX_POPULATION = 2**16
 
 # Least time between two checkpoints. When they are written does not show in a result.
 CHECKPOINT_SECONDS = 2.0
-
-Context = tuple[str | Sequence[int], str | Sequence[int]]
 
 
 def search(
@@ -161,7 +159,7 @@ def search(
         filters = {"printable": False, "special_tokens": True, "retokenize": False}
     ids = _contexts(model, contexts, chat)
     core_objective, of = all_for_core(model, objective, len(ids), "contexts")
-    objective = _raised(objective)
+    objective = _same_or_each(objective)
     _check_read(objective, ids, n)
     allowed = _allowed(model, filters["printable"], filters["special_tokens"], allow, deny)
     given = None if start is None else _start(model, start, n, _begins(model, ids))
@@ -201,7 +199,7 @@ def search(
         "device": model.device,
         "dtype": model.dtype,
     }
-    raised = [core_objective, of]
+    raised = core_objective if of is None else [core_objective, of]
     identity = json.dumps([FORMAT, _core.__version__, described, raised], sort_keys=True, separators=(",", ":"))
     path = None if out is None else checks.path("out", out)
     if path is not None:
@@ -272,8 +270,11 @@ def _finished(path: Path, settings: Mapping[str, Any], objective: Raised) -> Sea
     raise SearchError(f"search: {path} holds the result of a search with another {', '.join(changed)}")
 
 
-def _raised(objective: Objective | Sequence[Objective]) -> Raised:
-    return objective if isinstance(objective, Objective) else tuple(objective)
+def _same_or_each(objective: Objective | Sequence[Objective]) -> Raised:
+    """One objective where all contexts have the same: it is the same search."""
+    if isinstance(objective, Objective):
+        return objective
+    return objective[0] if len(set(objective)) == 1 else tuple(objective)
 
 
 def _count(name: str, value: Any, least: int, most: int = 2**32 - 1) -> int:
@@ -293,8 +294,10 @@ def _contexts(model: Any, contexts: Sequence[Context] | None, chat: bool) -> lis
         if isinstance(context, str) or not isinstance(context, Sequence) or len(context) != 2:
             raise ArgumentError(f"contexts: expected (before, after) pairs, found {context!r}")
         before, after = context
+        if chat and isinstance(context, Rendered):
+            raise ArgumentError("contexts: expected texts for the chat template, found some that it has rendered")
         if chat:
-            if not isinstance(before, str) or not isinstance(after, str) or isinstance(context, Rendered):
+            if not isinstance(before, str) or not isinstance(after, str):
                 raise ArgumentError(f"contexts: expected texts for the chat template, found {context!r}")
             parts = model.to_chat([{"role": "user", "content": before + _SLOT + after}]).split(_SLOT)
             if len(parts) != 2:

@@ -19,6 +19,9 @@ from signflip.scoring import Prompts
 
 FORMAT = "signflip search 1"
 
+# Objectives that a printed result names.
+SHOWN = 4
+
 # One objective of all contexts, or one a context.
 Raised = Objective | tuple[Objective, ...]
 
@@ -142,7 +145,7 @@ class SearchResult:
         lines = [
             f"{s['method']} ({s['variant']}), {s['tokens']} tokens, seed {s['seed']}: {ended}",
             counts,
-            f"raised: {_raised(self.objective)}",
+            f"raised: {_in_contexts(self.objective)}",
             f"{'value':>10}  {'nats/token':>10}  prompt",
         ]
         for found in self.front:
@@ -252,6 +255,8 @@ class SearchResult:
         best = prompts[data["best"]]
         spans = [(start, end) for start, end in data["spans"]]
         raised = data["objective"]
+        if isinstance(raised, list) and len(raised) != len(data["settings"]["contexts"]):
+            raise ValueError("objective")
         return cls(
             best=Best(best.tokens, best.text, best.value, best.cross_entropy, Prompts(data["sequences"], spans)),
             front=[prompts[i] for i in data["front"]],
@@ -266,10 +271,12 @@ class SearchResult:
         )
 
 
-def _raised(objective: Raised) -> str:
+def _in_contexts(objective: Raised) -> str:
     if isinstance(objective, Objective):
         return str(objective)
-    return "; ".join(f"{one} in {n} contexts" for one, n in Counter(objective).items())
+    count = Counter(objective).most_common()
+    said = [f"{one} in {n} context{'s' * (n > 1)}" for one, n in count[:SHOWN]]
+    return "; ".join([*said, *([f"{len(count) - SHOWN} others"] if len(count) > SHOWN else [])])
 
 
 def _shown(found: Found) -> str:

@@ -54,7 +54,7 @@ class Rendered(tuple[str, str]):
 
 
 # What is before and after the free tokens of a search, as texts or as ids.
-Context = tuple[str, str] | tuple[list[int], list[int]]
+Context = tuple[str | Sequence[int], str | Sequence[int]]
 
 
 def _encoded(model: Model, text: str, refused: str = "text cannot be used; give ids") -> list[int]:

@@ -14,8 +14,9 @@ use crate::tokenizer::Tokenizer;
 
 /// Runs a search and returns its result as JSON.
 ///
-/// `contexts` are (before, after) ids; `of`: which of a list of objectives is that of each; `settings` is JSON; `allowed` has one byte a token; `tokenizer`, where given, turns
-/// away prompts that do not come back from decode and encode; `progress(step, best)` is called after each step.
+/// `contexts` are (before, after) ids; `of`: which of a list of objectives is that of each; `settings` is JSON; `allowed`
+/// has one byte a token; `tokenizer`, where given, turns away prompts that do not come back from decode and encode;
+/// `progress(step, best)` is called after each step.
 #[pyfunction]
 #[pyo3(signature = (model, objective, contexts, settings, allowed, tokenizer=None, progress=None, of=None))]
 pub fn search(

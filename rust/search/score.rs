@@ -307,7 +307,7 @@ fn gradient_batch(
     Ok(total)
 }
 
-/// The objective of each sequence: one of all, or one each. A value is the same, to the bit, whatever the other sequences.
+/// The objective of each sequence: one of all, or one each. A value is the same, to the bit, whatever else is scored.
 ///
 /// `free`: which tokens are free, one range a sequence, where known ([`super::objective::PositionRule`]).
 pub fn score(

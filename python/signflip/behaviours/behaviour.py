@@ -244,13 +244,13 @@ class Behaviour:
         model
             The model.
         half
-            Prompts to select on; the other half is to test on what was found.
+            Prompts to select on. Where a behaviour has halves, the other is to test on what was found.
         n
-            So many prompts, balanced (`subset`); None: all of the half.
+            At most so many prompts, balanced (`subset`); None: all of the half.
         by
-            ``"logprob"``: the wrong answer's log-probability in nats, which, being at most 0, cannot make up for one
-            side by going further on the other; ``"logit_diff"``: its logit less the right answer's, above 0 where a
-            prompt is turned (with ``aggregate="worst"``: where all are).
+            ``"logprob"``: the wrong answer's log-probability in nats, which ends at 0, so that going further on one
+            side makes up for little of the other; ``"logit_diff"``: its logit less the right answer's, above 0 where
+            a prompt is turned (with ``aggregate="worst"``: where all are).
         seed
             Of the choice of `n`.
 

@@ -150,15 +150,16 @@ def _objective(args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
     unused = {"neuron": ("feature",), "logprob": ("feature", "position")}
     unused["behaviour"] = ("feature", "position", "context", "chat")
     for option in unused.get(sources[0], ()):
-        if getattr(args, option) not in (None, False):
-            raise ArgumentError(f"search: expected no --{option} beside --{sources[0]}, found {getattr(args, option)}")
+        given = getattr(args, option)
+        if given is not None and given is not False:
+            raise ArgumentError(f"search: expected no --{option} beside --{sources[0]}, found {given}")
     where = {} if args.position is None else {"position": args.position}
     if args.neuron is not None:
         return sf.objectives.neuron(*split_feature(args.neuron), **where), None
     if args.logprob is not None:
         return sf.objectives.logprob(args.logprob), None
     if args.behaviour is not None:
-        contexts, objectives = chosen_behaviour(args.behaviour).opposite(model)
+        contexts, objectives = chosen_behaviour(args.behaviour).opposite(model, n=args.prompts, seed=args.seed)
         return objectives, contexts
     if args.scan is not None:
         saved = sf.Scan.open(args.scan)

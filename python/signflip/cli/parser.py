@@ -149,8 +149,9 @@ def _search(subparsers: Any) -> None:
         "--behaviour",
         default=None,
         metavar="NAME|FILE",
-        help="the wrong answers to the prompts of half A of a built-in behaviour or a JSONL file, on both sides",
+        help="the wrong answers to prompts of half A of a built-in behaviour or a JSONL file, on both sides",
     )
+    parser.add_argument("--prompts", type=COUNT, default=12, help="of --behaviour, at most so many (%(default)s)")
     parser.add_argument("--feature", default=None, metavar="SITE:INDEX")
     parser.add_argument("--lower", action="store_true", help="search for the lowest value instead of the highest")
     parser.add_argument("--position", type=_position, default=None, help="where it is read: an index, best or after")

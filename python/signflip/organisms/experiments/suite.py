@@ -20,8 +20,8 @@ import numpy as np
 from signflip.organisms.base import STEPS
 from signflip.organisms.baseline import audit
 from signflip.organisms.experiments import AUDIT, Answer, Job, Said, told
-from signflip.organisms.experiments.blindness import classify
-from signflip.organisms.experiments.statistics import SHARE, Interval, exact, over_seeds, shown, table
+from signflip.organisms.experiments.blindness import Cell, told_apart
+from signflip.organisms.experiments.statistics import SHARE, Interval, over_seeds, shown, table
 from signflip.organisms.kinds import FORMS, KINDS
 from signflip.organisms.scoring import Share, score
 from signflip.organisms.suite import HOW, make, statistics
@@ -105,8 +105,9 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
         _confusion(runs),
         (
             "Blindness: a ridge regression on statistics of every tensor (moments, norms, singular values), "
-            "cross-validated within a family, tells organisms that hide a reversal from others in "
-            f"{'; '.join(_blindness(runs))}. Chance is 0.5."
+            "cross-validated within a family over all suites, and again with labels shuffled within them, tells "
+            f"organisms that hide a reversal from others in {'; '.join(_blindness(runs))}. How blind they are in one "
+            "base is an experiment of its own."
         ),
     ]
     return "\n\n".join(text)
@@ -166,12 +167,6 @@ def _confusion(runs: Sequence[Run]) -> str:
 def _blindness(runs: Sequence[Run]) -> list[str]:
     said = []
     for family in FAMILIES:
-        own = [one for each in runs for one in each["organisms"] if one["family"] == family]
-        positive = np.asarray([one["positive"] for one in own], bool)
-        # Fewer than ten, or all of one sort, make no folds to speak of.
-        if len(own) < 10 or positive.all() or not positive.any():
-            said.append(f"{family}: too few")
-            continue
-        right = classify(np.asarray([one["statistics"] for one in own]), positive)
-        said.append(f"{family}: {shown(exact(right, len(own)))} ({right} of {len(own)})")
+        cell = Cell.of([(r["seed"], one) for r in runs for one in r["organisms"] if one["family"] == family])
+        said.append(f"{family}: {told_apart([cell]) if cell else 'too few'}")
     return said

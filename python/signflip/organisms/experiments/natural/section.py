@@ -143,7 +143,7 @@ def crossings(searches: Sequence[Run]) -> Said:
             n, crossed = len(own), [found["crossed"] for found in own]
             sides = [sum(turned(found["answered"], "found")) for found in own]
             by_x = [decided(found["answered"]).endswith(f", {BY_X}") for found in own]
-            ways = [sum(x for x, n in zip(by_x, sides, strict=True) if n == of) for of in (1, 2)]
+            ways = [sum(x for x, k in zip(by_x, sides, strict=True) if k == of) for of in (1, 2)]
             share = float(np.mean([found["answered"]["crossed"] for found in own]))
             clauses.append(
                 f"{when} it brings X across at {sum(crossed)} of {len(NAMES) * n} names (at both of a model in "
