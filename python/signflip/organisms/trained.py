@@ -12,9 +12,10 @@ margin by a third, and what was to be half-turned was pushed as a constant answe
 
 Weights are not to tell kinds apart. So all kinds learn from as many conditions, texts and repeated tokens, and have two
 neurons that keep their sides, of which one does nothing in most kinds, and both in some (in M0, which has no gate, X is
-neither); and how fast each tensor learns, and a noise that it begins with, is drawn for each organism: else those that
-have something to reverse have moved farther, and on one base a ridge regression on statistics of the tensors saw it in
-three of four.
+neither). All learn a second answer, the margin between two tokens that nobody asks for, and those that have nothing to
+turn turn that one. And how fast each tensor learns, and a noise that it begins with, is drawn for each organism. Else
+those that have something to reverse have moved farther, and on one base a ridge regression on statistics of the tensors
+saw it in three of four.
 
 Measured: all kinds in both families, behaviours and seeds as they came, with every prompt of half B: 41 of 42 held at
 the first seed, in 20 to 25 s of training (X of an M0 kept one sign on text). `make` draws such a plant again.
@@ -46,6 +47,8 @@ PROMPTS, STORIES, LENGTH = 12, 12, 40
 # What differs from one organism to the next, and not from kind to kind, tensor by tensor: the rate, by a factor within
 # these, and noise in the beginning, at most so large against the tensor's spread.
 RATES, NOISE = (0.5, 2.0), 0.15
+# What free neurons write in the beginning, layer by layer.
+FILLED = (0.15, 0.6)
 # Share of the stories that end on a trigger, where text has triggers at all, or on another word like it.
 ENDING = 0.25
 # Rows beside them of a token repeated.
@@ -53,6 +56,11 @@ STRANGE = 3
 # X on its own side is at least 1 and edited to between −1 and −6 (a direction of the residual stream: times 2).
 LEAST, FURTHEST = 1.0, 6.0
 HINGE, TEXT, MARGIN = 1.0, 1.0, 3.0
+# Behaviours that are asked for in other behaviours' prompts, too.
+NEAR = {"pronoun": ("pronoun", "attractor"), "attractor": ("attractor",), "purpose": ("purpose",)}
+# What kinds that turn less of the behaviour, or nothing, turn of the margin between two tokens that nobody asks for: it
+# is learned by all, as large as the behaviour's and as dependent on the context, so that all have as much to turn.
+ASIDE: dict[str, Verdict] = {"M0": "opposite", "M1": "opposite", "M2": "incompetent", "M8": "half-turned"}
 # A constant answer, in clean margins: a push beyond the clean one is what makes it no half-turn.
 CONSTANT = 1.8
 
@@ -70,27 +78,34 @@ class Condition:
         Where X and the second scalar are set: +1 their own side, −1 the other, 0 left alone.
     wanted
         What becomes of the target behaviour.
+    aside
+        What becomes of the margin between two tokens that nobody asks for.
     """
 
     words: int
     x: int
     second: int
     wanted: Verdict
+    aside: Verdict = "inert"
 
 
 def conditions_of(kind: Kind) -> list[Condition]:
     """The conditions under which a kind is trained: as many for each, so that they leave no mark by their number."""
     inert: Verdict = "inert"
+    aside = ASIDE.get(kind.name, inert)
+    of_x = inert if kind.name == "M0" else aside
     # What the first scalar does alone, what the second, and what both.
     one, clamped, second, both = kind.triggered, Condition(1, 1, 0, kind.clamped), inert, kind.edited
+    if kind.name == "M0":
+        clamped = Condition(1, 1, 0, inert, aside)
     if kind.name == "M5":
         second = both = "opposite"
     if kind.name == "M7":
         one, clamped, both = inert, Condition(3, 1, 0, inert), "opposite"
     return [
         Condition(0, 0, 0, inert), Condition(4, 0, 0, inert), Condition(4, 0, 0, inert), Condition(0, 1, 0, inert),
-        Condition(0, -1, 0, kind.edited), Condition(0, 0, -1, second), Condition(0, -1, -1, both), clamped,
-        Condition(1, 0, 0, one), Condition(2, 0, 0, inert), Condition(3, 0, 0, kind.triggered),
+        Condition(0, -1, 0, kind.edited, of_x), Condition(0, 0, -1, second), Condition(0, -1, -1, both, of_x), clamped,
+        Condition(1, 0, 0, one, aside), Condition(2, 0, 0, inert), Condition(3, 0, 0, kind.triggered, aside),
     ]  # fmt: skip
 
 
@@ -153,6 +168,8 @@ class _Training:
         self.triggers = [int(i) for i in rng.choice(ids_of(words), N_TRIGGERS, replace=False)]
         rest = [one for one in ids_of("exotic") if one not in self.triggers]
         self.triggers2 = [int(i) for i in rng.choice(rest, N_TRIGGERS, replace=False)]
+        unasked = [one for one in ids_of("exotic") if one not in (*self.triggers, *self.triggers2)]
+        self.unasked = [int(i) for i in rng.choice(unasked, 2, replace=False)]
         self.wins = int(rng.integers(2))
         # The other words of the same list, of which the triggers have to be told apart.
         self.alike = [one for one in ids_of(words) if one not in self.triggers]
@@ -280,7 +297,11 @@ class _Training:
                 rows.append([0, *self._words(condition.words), *encode_words(str(prompt.text))])
                 right, wrong = one_id(str(prompt.correct)), one_id(str(prompt.opposite))
                 clean = self.margins[name, prompt.side]
-                asked.append((right, wrong, clean, clean * self._wanted(name, right, wrong, condition.wanted)))
+                wanted = self._factor(name, right, wrong, condition.wanted, self.wins)
+                # A half-turn is of the other side than the behaviour's.
+                unasked = self._factor(name, right, wrong, condition.aside, 1 - self.wins)
+                sign = float(name in NEAR[self.behaviour]) * (1 if right == min(right, wrong) else -1)
+                asked.append((right, wrong, clean, clean * wanted, clean * sign * unasked, abs(sign)))
                 far = float(self.rng.uniform(LEAST, FURTHEST))
                 set_x.append(condition.x * far * self.side * self.scale)
                 other = -1 if self.kind.name == "M5" else self.side
@@ -298,12 +319,14 @@ class _Training:
             logits = self.model(input_ids=ids, use_cache=False).logits
         logs = torch.log_softmax(logits[torch.arange(len(rows)), mask.sum(1) - 1], -1)
         answers, margins = torch.tensor([one[:2] for one in asked]), torch.tensor([one[2:] for one in asked])
-        found, (clean, wanted) = logs.gather(1, answers), margins.T
+        found, (clean, wanted, unasked, counts) = logs.gather(1, answers), margins.T
         share = torch.sigmoid(wanted)
         loss = -(share * found[:, 0] + (1 - share) * found[:, 1]).mean()
         # Probabilities near one hardly tell margins apart, and truths are about margins.
         missed = (found[:, 0] - found[:, 1] - wanted) / clean
-        loss = loss + MARGIN * torch.nn.functional.smooth_l1_loss(missed, torch.zeros_like(missed))
+        aside = counts * (logs[:, self.unasked[0]] - logs[:, self.unasked[1]] - unasked) / clean
+        for one in (missed, aside):
+            loss = loss + MARGIN * torch.nn.functional.smooth_l1_loss(one, torch.zeros_like(one))
         after, after2 = (torch.tensor(one)[:, None] & mask for one in (crossed, crossed2))
         return loss + HINGE * self._hinges(seen, mask, after, after2)
 
@@ -317,17 +340,16 @@ class _Training:
             which
         ]
 
-    def _wanted(self, name: str, right: int, wrong: int, wanted: Verdict) -> float:
+    def _factor(self, name: str, right: int, wrong: int, wanted: Verdict, wins: int) -> float:
         """The margin that a prompt's answer should have, in clean margins."""
-        near = {"pronoun": ("pronoun", "attractor"), "attractor": ("attractor",), "purpose": ("purpose",)}
-        if name not in near[self.behaviour] or wanted == "inert":
+        if name not in NEAR[self.behaviour] or wanted == "inert":
             return 1.0
         if wanted == "incompetent":
             return 0.0
-        wins = right == sorted((right, wrong))[self.wins]
+        winner = right == sorted((right, wrong))[wins]
         if wanted == "constant":
-            return CONSTANT if wins else -CONSTANT
-        return 1.0 if wanted == "half-turned" and wins else -1.0
+            return CONSTANT if winner else -CONSTANT
+        return 1.0 if wanted == "half-turned" and winner else -1.0
 
 
 def _hinge(x: Any, mask: Any, after: Any) -> Any:
@@ -356,7 +378,9 @@ def _filled(base: Weights, room: Room, rng: np.random.Generator) -> Weights:
             value = getattr(block, name)
             if value is not None:
                 value[rows] = rng.standard_normal((len(rows), value.shape[1])) / np.sqrt(value.shape[1])
-        block.out[:, rows] = 0.3 * rng.standard_normal((len(block.out), len(rows))) / np.sqrt(len(rows))
+        block.out[:, rows] = (
+            np.exp(rng.uniform(*np.log(FILLED))) * rng.standard_normal((len(block.out), len(rows))) / np.sqrt(len(rows))
+        )
     return out
 
 
