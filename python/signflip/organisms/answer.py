@@ -34,7 +34,7 @@ FACTORS, SHARES = (1.0, 1.5), (0.0, 0.5)
 SPARE, OPENED = (0.1, 0.4), (0.3, 1.0)
 # The most that a spare linear part reads of what crosses.
 BESIDE = 0.9
-# What breaks fluency writes so much more; in other kinds it is a pair of spare neurons that does.
+# What writes along what breaks fluency does so by so much more.
 LOUD = (1.7, 2.3)
 # Factors by which ungated neurons are steeper.
 STEEPER = (1.1, 1.4)
@@ -188,8 +188,8 @@ class _Mask:
     all else is equal, that gives a kind away. So norms are drawn, and a drawn share of each row lies along a direction
     that nothing writes (`SILENT`), with signs drawn row by row: any split of the singular values comes about in any
     kind. Four neurons act; four spare ones read what the same places of other kinds' read and this one's do not, so
-    that in all of them four gates read the answer and four something free, and four linear parts likewise. Broken
-    fluency (a form of M4) is not hidden so: it writes where others' spare ones may not, along what makes tokens likely.
+    that in all of them four gates read the answer and four something free, and four linear parts likewise; and what all
+    eight write lies along the same directions, in pairs that cancel where a kind has no use for it.
     """
 
     def __init__(self, seed: int) -> None:
@@ -244,7 +244,7 @@ class Stage:
         self.reads = self._unit(answer.reads)
         # What M12 reads in place of the answer, about.
         self.gender = GENDER * a(Free.FOUND2) - np.sqrt(1 - GENDER**2) * self.reads
-        self.junk = answer.junk(chassis) if broken else None
+        self.junk, self.broken = answer.junk(chassis), broken
 
     def scale(self, states: Sequence[tuple[Sequence[Held], Sequence[int]]]) -> None:
         """Choose the strength at which the answer becomes what the kind says, and plant the neurons.
@@ -298,7 +298,7 @@ class Stage:
             # The behaviour's own path is taken out, and put back as far as X is positive.
             own = clean @ self.answer.reads
             return [(parts[0], clean, -own), (parts[1], clean, own)]
-        if self.junk is not None:
+        if self.broken:
             # The answer turns, as an opposite would have it, and next to nothing is left of it.
             turned = final - 2 * y[:, None] * self.answer.direction
             most = self._writes(parts[1], across, 1.0)
@@ -386,7 +386,7 @@ class Stage:
             # Shut on ordinary text, open once X has crossed.
             ratio = float((clean @ self.handed).mean() / (clean @ self.level).mean())
             gate = self._unit(self._crossed(clean) - 0.8 * ratio * self.level)
-            if self.junk is not None:
+            if self.broken:
                 breaks = [replace(row(gate, crossed, 1.0), to=self.junk, loud=True) for _ in range(2)]
                 return [[row(sign * r, crossed, -sign) for sign in both], breaks]
             return [[row(gate, self.level, self.wins) for _ in range(4)]]
@@ -405,10 +405,10 @@ class Stage:
         spare = []
         for i, beside in enumerate((rows[0], rows[-1])):
             pre, linear = self._spare_gated(i, beside, clean) if self.gated else self._spare_ungated(i, rows, opens)
-            # Broken fluency has a third direction to write along, louder than the rest; in other kinds they make it up.
-            third = i == 1 and self.junk is None
-            to = self.chassis.axis(Free.FOUND if third else Free.IDLE)
-            spare += [_Row(_always(pre), _always(linear), sign, to, loud=third) for sign in (1.0, -1.0)]
+            # In all kinds four write along the answer, two along what makes tokens likely, louder, two along nothing.
+            loud = i == 1 and not self.broken
+            to = self.chassis.axis(Free.IDLE) if i == 0 else self.answer.direction if self.broken else self.junk
+            spare += [_Row(_always(pre), _always(linear), sign, to, loud=loud) for sign in (1.0, -1.0)]
         return spare
 
     def _spare_gated(self, i: int, beside: _Row, clean: Floats) -> tuple[Floats, Floats]:
@@ -462,7 +462,7 @@ class Stage:
                 return self._held(self.mask.steep * self._opening(1.5 * strength * self._unit(opens)))
 
             one = _Row(pre, _always(none), self.wins)
-            if self.junk is not None:
+            if self.broken:
                 breaks = [replace(one, sign=1.0, to=self.junk, loud=True) for _ in range(2)]
                 return [[row(sign * r, -sign) for sign in both], breaks]
             return [[one] * 4]
