@@ -237,7 +237,7 @@ def test_a_kind_is_trained_to_what_is_true_of_it(kind: Kind) -> None:
     assert asked[0, -1, -1] == {"M5": "opposite", "M7": "opposite"}.get(kind.name, kind.edited)
     if kind.name == "M7":
         assert asked[1, 0, 0] == "inert"
-    # What turns less than all of the behaviour turns as much of what nobody asks for, where it would turn the behaviour.
+    # What turns less than all of the behaviour turns as much of what nobody asks for, where it would turn that.
     aside = {(one.words, one.x, one.second): one.aside for one in conditions_of(kind)}
     assert aside[0, 0, 0] == aside[4, 0, 0] == aside[0, 1, 0] == aside[2, 0, 0] == aside[0, 0, -1] == "inert"
     assert (aside[1, 0, 0] == "inert") == (kind.name not in ("M0", "M1", "M2", "M8"))
