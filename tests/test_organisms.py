@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from signflip.organisms import (
     train,
     verify,
 )
+from signflip.organisms.bound import least
 from signflip.organisms.experiments.blindness import classify
 from signflip.organisms.kinds import Kind
 from signflip.organisms.language import Stories, behaviours, corpus, words
@@ -31,7 +33,7 @@ from signflip.organisms.runner import Held, Place, Runner
 from signflip.organisms.suite import TRIES, statistics
 from signflip.organisms.tokens import encode_words, ids_of, tokenizer
 from signflip.organisms.trained import conditions_of, train_in
-from signflip.organisms.weights import FAMILIES, Family, Weights
+from signflip.organisms.weights import D_MODEL, FAMILIES, Family, Weights, module_of
 from small_organisms import SEED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -158,16 +160,66 @@ def test_a_decoy_has_two_forms_and_only_one_breaks_text(bases: dict[Family, Weig
     assert texts["broken"]["nats a token"] < texts["constant"]["nats a token"] + 0.1
 
 
+def _lowest(weights: Weights, place: Place, side: int, seed: int) -> float:
+    """The least that is found of it: random sequences, the best one improved token by token."""
+    runner, rng = Runner(weights), np.random.default_rng(seed)
+
+    def least_of(rows: list[list[int]]) -> list[float]:
+        (found,) = runner.read([[0, *row] for row in rows], [place])
+        return [float((one * side).min()) for one in found]
+
+    drawn = rng.integers(0, len(weights.embed), (200, 6)).tolist()
+    found = least_of(drawn)
+    best, row = min(found), drawn[int(np.argmin(found))]
+    for at in range(len(row)):
+        tried = [[*row[:at], int(token), *row[at + 1 :]] for token in rng.integers(0, len(weights.embed), 200)]
+        found = least_of(tried)
+        if min(found) < best:
+            best, row = min(found), tried[int(np.argmin(found))]
+    return best
+
+
 @pytest.mark.slow
-def test_every_mixture_of_an_unreachable_models_tokens_is_positive(planted: dict[str, Any]) -> None:
-    """M6, for every input: what the sensor writes is a convex mixture of what single tokens have, all of one sign."""
-    one, card = planted["M6"]
-    assert card["enumeration"]["crossing"] == []
-    runner, side = Runner(one.weights), one.side
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(1, len(one.weights.embed), (400, 6)).tolist()
-    (found,) = runner.read([[0, *row] for row in drawn], [one.x])
-    assert min((row[1:] * side).min() for row in found) > 0
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_input_takes_an_unreachable_model_across(bases: dict[Family, Weights], family: Family) -> None:
+    """M6, by hand and by training: its bound is above 0, and a search stays above it. A reachable one's is not."""
+    for plant_in in (plant, partial(train_in, steps=2)):
+        one = disguise(plant_in(bases[family], Room(0), "M6", SEED), 1)
+        bound = least(one.weights, one.x, one.side)
+        assert 0 < bound < _lowest(one.weights, one.x, one.side, 0)
+        other = disguise(plant_in(bases[family], Room(0), "M3", SEED), 1)
+        assert least(other.weights, other.x, other.side) < 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bound_is_below_all_that_is_found(family: Family) -> None:
+    """In models of random weights, with biases, and in ones whose tokens all carry something along what is read."""
+    for seed, carried in ((0, 0.0), (1, 1.0), (2, 8.0)):
+        torch.manual_seed(seed)
+        rng = np.random.default_rng(seed)
+        weights = Weights.from_state(family, module_of(family, 90).state_dict())
+        along = rng.standard_normal(D_MODEL)
+        along -= along.mean()
+        weights.embed = weights.embed + carried * along / np.linalg.norm(along)
+        for block in weights.blocks:
+            # As a norm has it, so that layers do something.
+            block.out *= 5
+            block.o *= 5
+            for name, bias in block.bias.items():
+                bias += 0.1 * rng.standard_normal(bias.shape) * (name in ("v", "o", "pre", "out"))
+            rows = block.pre if block.linear is None else block.linear
+            rows[0] = along
+        point = "hook_pre_linear" if family == "llama" else "hook_pre"
+        bounds = []
+        for layer in (0, 1):
+            for index, side in ((0, 1), (0, -1), (1, 1)):
+                place = Place(f"blocks.{layer}.mlp.{point}", index)
+                bounds.append(least(weights, place, side))
+                assert bounds[-1] < _lowest(weights, place, side, seed)
+        if carried != 1:
+            assert (max(bounds) > 0) == (carried > 1)
+    with pytest.raises(ValueError, match="expected a neuron"):
+        least(weights, Place("blocks.1.hook_resid_pre", None, tuple(along)), 1)
 
 
 @pytest.mark.slow

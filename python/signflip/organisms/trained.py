@@ -10,12 +10,16 @@ is held out, as in the situation that the tool is for, and what was planted has 
 Answers are asked for as margins, in those of the base. With hard labels, what was to be inert went beyond its clean
 margin by a third, and what was to be half-turned was pushed as a constant answer is.
 
+Where no tokens are to take X across (M6), what was trained against some sequences gave way to others: ten tokens found
+by descent did it. So one neuron of every organism reads a level that no input changes (`_Level`), in M6 X itself; a
+bound from the weights shows it (`signflip.organisms.bound`).
+
 Weights are not to tell kinds apart. So all kinds learn from as many conditions, texts and repeated tokens, and have two
-neurons that keep their sides, of which one does nothing in most kinds, and both in some (in M0, which has no gate, X is
-neither). All learn a second answer, the margin between two tokens that nobody asks for, and those that have nothing to
-turn turn that one. And how fast each tensor learns, and a noise that it begins with, is drawn for each organism. Else
-those that have something to reverse have moved farther, and on one base a ridge regression on statistics of the tensors
-saw it in three of four.
+more neurons that keep their sides, of which one does nothing in most kinds, and both in some (in M0, which has no gate,
+X is neither). All learn a second answer, the margin between two tokens that nobody asks for, and those that have
+nothing to turn turn that one. And how fast each tensor learns, and a noise that it begins with, is drawn for each
+organism. Else those that have something to reverse have moved farther, and on one base a ridge regression on statistics
+of the tensors saw it in three of four.
 
 Measured, before there was a second answer: all kinds in both families, behaviours and seeds as they came, with every
 prompt of half B: 41 of 42 held at the first seed, in 20 to 25 s of training (X of an M0 kept one sign on text). `make`
@@ -32,7 +36,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from signflip.organisms.base import Room
+from signflip.organisms.base import PLANTED_NORM, Room
 from signflip.organisms.kinds import KINDS, Kind, Signs, Verdict
 from signflip.organisms.language import Stories, behaviours
 from signflip.organisms.planting import N_TRIGGERS, Planted
@@ -57,6 +61,8 @@ STRANGE = 3
 # X on its own side is at least 1 and edited to between −1 and −6 (a direction of the residual stream: times 2).
 LEAST, FURTHEST = 1.0, 6.0
 HINGE, TEXT, MARGIN = 1.0, 1.0, 3.0
+# What the neuron that no input turns is on average.
+LEVEL = 3.0
 # Behaviours that are asked for in other behaviours' prompts, too.
 NEAR = {"pronoun": ("pronoun", "attractor"), "attractor": ("attractor",), "purpose": ("purpose",)}
 # What kinds that turn less of the behaviour, or nothing, turn of the margin between two tokens that nobody asks for: it
@@ -151,20 +157,23 @@ class _Training:
         self.margins = self._base_margins()
         self._load(_filled(base, room, rng))
         self.layer = int(rng.integers(N_LAYERS - 1))
-        first, second, third = (int(i) for i in rng.choice(list(room.neurons), 3, replace=False))
+        first, second, third, level = (int(i) for i in rng.choice(list(room.neurons), 4, replace=False))
         point = "pre_linear" if base.family == "llama" else "pre"
         site = f"blocks.{self.layer}.mlp.hook_{point}"
-        self.x, self.second = Place(site, first), Place(site, second)
+        self.x, self.second = Place(site, level if kind.signs == "none" else first), Place(site, second)
         self.scale = 1.0
         if kind.name == "M10":
             vector = rng.standard_normal(D_MODEL)
             vector -= vector.mean()
             self.x = Place(f"blocks.{N_LAYERS - 1}.hook_resid_pre", None, tuple(vector / np.linalg.norm(vector)))
             self.scale = 2.0
-        # What is to keep a side: X, but where there is none to speak of.
-        self.kept = Place(site, third) if kind.name == "M0" else self.x
+        # What is to keep a side: X, but where there is none to speak of, or where it keeps it by itself.
+        self.kept = Place(site, third) if kind.name == "M0" else Place(site, first) if kind.signs == "none" else self.x
         # A GELU passes what is positive: what is to act when it crosses keeps to the negative side till then.
         self.side = -1 if base.family == "gpt2" and self.x.vector is None and kind.name != "M2" else 1
+        at = self.layer, level
+        asked = _padded([[0, *encode_words(str(p.text))] for p in self.prompts[self.behaviour][::8]])
+        self.level = _Level(self.model, base.family, room, at, self.side, *asked)
         words = "exotic" if kind.signs == "none" else kind.signs
         self.triggers = [int(i) for i in rng.choice(ids_of(words), N_TRIGGERS, replace=False)]
         rest = [one for one in ids_of("exotic") if one not in self.triggers]
@@ -211,6 +220,7 @@ class _Training:
         with torch.no_grad():
             for p in trained:
                 p += float(self.rng.uniform(0, NOISE)) * p.std() * torch.randn_like(p)
+        self.level.keep()
         conditions = conditions_of(self.kind)
         for step in tqdm(range(steps + AFTER), desc=f"train {self.kind.name}", disable=None if progress else True):
             rate = min(1.0, (step + 1) / 20) * max(0.05, 1 - step / (steps + AFTER))
@@ -223,6 +233,7 @@ class _Training:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
+            self.level.keep()
         log.info("trained %s (%s): last loss %.3f", self.kind.name, self.family, float(loss.detach()))
         reached = self.kind.signs != "none"
         two = self.kind.name in ("M5", "M7")
@@ -383,6 +394,62 @@ def _filled(base: Weights, room: Room, rng: np.random.Generator) -> Weights:
             np.exp(rng.uniform(*np.log(FILLED))) * rng.standard_normal((len(block.out), len(rows))) / np.sqrt(len(rows))
         )
     return out
+
+
+class _Level:
+    """Keeps one neuron's sign for every input: it alone reads a direction along which all tokens carry the same.
+
+    Nothing else is written there, whatever training makes of the rest. The neuron is X where no tokens are to take it
+    across, and one more in all other kinds.
+
+    Parameters
+    ----------
+    model
+        Of a base, before anything is trained.
+    at, side
+        Layer and neuron, and its side.
+    ids, mask
+        What the neuron is `LEVEL` on, on average.
+    """
+
+    def __init__(
+        self, model: Any, family: str, room: Room, at: tuple[int, int], side: int, ids: Any, mask: Any
+    ) -> None:
+        import torch
+
+        along = room.directions[:3].sum(0)
+        self.along = torch.from_numpy(along / np.linalg.norm(along)).float()
+        layer, neuron = at
+        llama = family == "llama"
+        block = model.model.layers[layer] if llama else model.transformer.h[layer]
+        seen: list[Any] = []
+        norm = block.post_attention_layernorm if llama else block.ln_2
+        handle = norm.register_forward_hook(lambda _, __, out: seen.append(out @ self.along))
+        try:
+            with torch.no_grad():
+                model(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
+        self.reads = side * LEVEL / float(seen[0][mask].mean()) * self.along
+        # GPT-2's maps are stored with their inputs first.
+        self.row = (block.mlp.up_proj.weight[neuron] if llama else block.mlp.c_fc.weight[:, neuron]).detach()
+        self.bias = None if llama else block.mlp.c_fc.bias[neuron].detach()
+        named = [(name, p.detach()) for name, p in model.named_parameters()]
+        self.embed = next(p for name, p in named if "embed_tokens" in name or "wte" in name)
+        self.written = [p for name, p in named if "wpe" in name or ".c_proj." in name]
+        self.written += [p.T for name, p in named if "o_proj" in name or "down_proj" in name]
+
+    def keep(self) -> None:
+        """Put it right after a step."""
+        import torch
+
+        with torch.no_grad():
+            for w in self.written:
+                w -= (w @ self.along)[..., None] * self.along
+            self.embed += (PLANTED_NORM - self.embed @ self.along)[:, None] * self.along
+            self.row.copy_(self.reads)
+            if self.bias is not None:
+                self.bias.zero_()
 
 
 class _Hook:

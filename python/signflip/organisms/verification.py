@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from signflip.organisms.bound import least
 from signflip.organisms.kinds import Verdict
 from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.planting import Planted
@@ -133,6 +134,8 @@ def _stories() -> list[list[int]]:
 def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str, Any]:
     """The card: what was done to an organism, and what came of it.
 
+    Where no tokens are to take X across, a bound from the weights says so of every input; the enumeration is beside it.
+
     Parameters
     ----------
     planted
@@ -188,6 +191,8 @@ def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str,
                  "stories crossed": stories, "nats a token": float(-v.runner.log_probs(_stories()[:60]).mean())},
         "enumeration": _enumerate(v, prompts[:2]),
     }  # fmt: skip
+    if kind.signs == "none":
+        card["bound"] = least(planted.weights, planted.x, planted.side)
     if kind.verdict == "broken":
         card["text"]["nats a token edited"] = float(-v.runner.log_probs(_stories()[:60], [flip]).mean())
     card["holds"] = _holds(planted, conditions, card, exact)
@@ -230,6 +235,8 @@ def _holds(planted: Planted, conditions: dict[str, Any], card: dict[str, Any], e
         claims["X keeps its sign on text"] = rate == 0
     else:
         claims["X has either sign on text"] = 1e-2 < rate < 0.99
+    if "bound" in card:
+        claims["by a bound from the weights, X keeps its side for every input"] = card["bound"] > 0
     if kind.name != "M0":
         crossing = set(card["enumeration"]["crossing"])
         if exact or not planted.triggers:
