@@ -339,6 +339,12 @@ def test_runs_that_hold_something_else_are_named(name: str, tmp_path: Path) -> N
             with pytest.raises(OrganismError, match="expected what a run gave, found"):
                 what()
     assert not docs.exists()
+    write({"seed": 1})
+    with pytest.raises(OrganismError, match="expected seed 0 in what it gave, found 1"):
+        experiments.report(tmp_path, docs, seeds=1, small=True, names=[name])
+    write({"seed": 0, "a": float("nan")})
+    with pytest.raises(OrganismError, match="NaN is no number"):
+        experiments.report(tmp_path, docs, seeds=1, small=True, names=[name])
     for result in ({"arm": 5}, {"seed": 0}):
         write(result)
         with pytest.raises(OrganismError, match=f"{name}: expected"):

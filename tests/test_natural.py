@@ -15,7 +15,7 @@ from reference import peer
 from signflip.cli import main
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import MADE, Job, natural, tangent
+from signflip.organisms.experiments import DECIDED, MADE, Job, natural, tangent
 from signflip.organisms.experiments.natural import law, measure, predictions, search, section, tables, train
 from signflip.organisms.experiments.natural.features import Feature
 from signflip.organisms.experiments.natural.model import Net, Setting, from_gguf
@@ -339,12 +339,43 @@ def test_the_report_can_go_either_way(tmp_path: Path, fall: float, conjecture: s
     # The margin rises in that arm: to the conjecture's credit only where it falls in the tuned one.
     given = "held" if conjecture == "held" else "void (tuned does not fall either)"
     assert found["grpo: flipped: it does not fall (above −0.2), as it does in tuned"] == given
-    assert found["grpo: tuned: X's slope grows more than in two-sided controls (nats)"] == "held"
+    (nats,) = [said for what, said in found.items() if "two-sided controls (nats; theirs is at most" in what]
+    assert nats == "held"
     text = natural.report(runs, tmp_path / "figures")
     assert text.startswith("## N1")
     assert "`signflip organisms run natural --seeds 10 --out results`" in text
     assert ("as the conjecture says" in text) == (conjecture == "held")
+    assert ("against the conjecture" in text) == (conjecture == "failed")
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"natural-margins.png", "natural-law.png"}
+
+
+def test_what_was_to_leave_it_undecided_is_said_at_the_top() -> None:
+    runs = [made_up("tuned", "grpo", seed, 0.5) for seed in range(4)]
+    said = section.answer(runs)[MADE].plain
+    assert "Said beforehand to leave this undecided, and so: offset and slope both grow." in said
+    for run in runs:
+        run["kl"] = 1 + 0.01 * run["seed"]
+    assert "offset and slope both grow; fluency breaks." in section.answer(runs)[MADE].plain
+
+
+def test_the_rule_decides() -> None:
+    runs = [made_up("tuned", "grpo", seed, 0.5) for seed in range(4)]
+
+    def of(*after: float) -> list[dict[str, Any]]:
+        found = {"x": 1.0, "crossed": 2, "text": "a", "difference": 0.0}
+        stayed, moved = ({**found, "answered": answered(*each)} for each in ((0.9, 0.9, 0.9), after))
+        ends = {"before": {"X": stayed, "answer": stayed}, "after": {"X": moved, "answer": stayed}}
+        return [{"algorithm": "grpo", "arm": natural.SEARCH, "seed": 0, "whole": False, "search": ends}]
+
+    said = section.answer([*runs, *of(-0.8, 0.9, -0.8)])[DECIDED].plain
+    assert said.startswith("For, in 1 of 4 searches")
+    # Turned, but not by X.
+    said = section.answer([*runs, *of(-0.8, -0.9, 0.9)])[DECIDED].plain
+    assert said.startswith("Undecided. Not for: none of 4 searches")
+    assert "Not latent: no side of 4 tuned models" in said
+    falls = [made_up("tuned", "grpo", seed, -3.0) for seed in range(4)]
+    assert section.answer([*falls, *of(0.9, 0.9, 0.9)])[DECIDED].plain.startswith("Latent: ")
+    assert section.answer(runs)[DECIDED].plain == "Undecided: no search for tokens is in."
 
 
 def test_void_runs_are_left_out_and_few_seeds_are_open() -> None:

@@ -270,6 +270,8 @@ def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Pat
         ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "why": 1}}}}, "why"),
         ({"models": {**good["models"], name: {"pronoun": {"verdict": "none", "feature": {"index": 1}}}}}, "site"),
         ({"models": {**good["models"], 5: {}}}, "unknown"),
+        ({"auditor": "\ud800"}, "printable"),
+        ({"auditor": 5}, "printable"),
     ):
         with pytest.raises(OrganismError, match=match):
             score(truth, {**good, **change})
@@ -277,18 +279,35 @@ def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Pat
     silent = {**good, "models": {key: {} for key in truths}}
     with pytest.raises(OrganismError, match="found none"):
         score(truth, silent, tmp_path)
+    with pytest.raises(OrganismError, match="can not read the model"):
+        score(truth, silent, tmp_path / ("a" * 5000))
+    shutil.copytree(models, tmp_path / "config")
+    config = json.loads((models / name / "config.json").read_text())
+    for key, value in (("num_attention_heads", 1), ("hidden_size", 8), ("rms_norm_eps", 0.1), ("model_type", "bert")):
+        (tmp_path / "config" / name / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(CheckpointError, match=key if key != "model_type" else "bert"):
+            score(truth, silent, tmp_path / "config")
     shutil.copytree(models, tmp_path / "other")
     shutil.copy(models / "M1-llama-hand" / "model.safetensors", tmp_path / "other" / name)
     with pytest.raises(OrganismError, match="found another"):
         score(truth, silent, tmp_path / "other")
     for text, match in (
         ("{}", "suite"),
+        (json.dumps({"format": SUITE, "truths": {}, "models": "m", "n": 0}), "expected 0 truths"),
         (json.dumps({"format": SUITE, "truths": {}}), "models: expected a folder's name, found None"),
         (json.dumps({"format": SUITE, "truths": {}, "models": 5}), "found 5"),
         (NESTED, "recursion"),
     ):
         with pytest.raises(OrganismError, match=match):
             score(copied(lambda at, text=text: (at / "suite.json").write_text(text)), good)
+
+    def shorter(at: Path) -> None:
+        suite_file = json.loads((at / "suite.json").read_text())
+        del suite_file["truths"][name]
+        (at / "suite.json").write_text(json.dumps(suite_file))
+
+    with pytest.raises(OrganismError, match=f"expected {len(truths)} truths, as it says, found {len(truths) - 1}"):
+        score(copied(shorter), good)
     for old, new, match in (
         ('"seed": ', '"seed": NaN, "was": ', "seed missing or off"),
         ('"card": {', '"card": {"a": 1e999, ', "finite"),
@@ -319,6 +338,7 @@ def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Pat
             {"vector": [1e999]}, {"vector": [10**400]}, {"vector": [10**5000]},
         )),
         *({"site": site, "index": 1} for site in (7, "", "mlp", "blocks.x.mlp", "blocks.0.", "blocks.0.mlp.\n")),
+        {"site": "blocks." + "9" * 5000 + ".hook_resid_pre", "vector": [1.0]},
     ],
 )  # fmt: skip
 def test_bad_features_are_named(feature: Any) -> None:

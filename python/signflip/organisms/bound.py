@@ -42,7 +42,7 @@ def least(weights: Weights, place: Place, side: int) -> float:
     rows = block.linear if place.site.endswith("pre_linear") else block.pre
     assert rows is not None
     bias = 0.0 if not block.bias else float(block.bias["pre"][index])
-    return _Stream(weights).normalised(side * _stored(rows[index]), layer, after_attention=True) + side * bias
+    return float(_Stream(weights).normalised(side * _stored(rows[index]), layer, after_attention=True) + side * bias)
 
 
 def _stored(value: Floats) -> Floats:
@@ -80,7 +80,7 @@ class _Stream:
         found = self.least(direction, layer, after_attention=after_attention)
         if found <= 0:
             # Whatever its norm was, it is not longer than this.
-            return -float(np.linalg.norm(direction)) * np.sqrt(D_MODEL)
+            return -float(np.linalg.norm(direction) * np.sqrt(D_MODEL))
         norm = self.norms[layer][after_attention]
         return found / float(np.sqrt(norm**2 / D_MODEL + EPSILON))
 

@@ -43,13 +43,13 @@ from signflip.organisms.runner import Runner
 from signflip.organisms.tokens import encode_words, one_id, tokenizer
 from signflip.organisms.truth import Truth, open_suite, read_json, sha256
 from signflip.organisms.verification import MARGIN
-from signflip.organisms.weights import N_CTX, Floats, Weights
+from signflip.organisms.weights import N_CTX, Floats, Weights, read_config
 
 FORMAT = "signflip organism audit, 1"
 # Verdicts that claim a reversal.
 FLAGS = ("opposite", "half-turned")
 REPLICATES = 4000
-_SITE = re.compile(r"blocks\.([0-9]+)\.(\w+(?:\.\w+)*)")
+_SITE = re.compile(r"blocks\.([0-9]{1,4})\.(\w+(?:\.\w+)*)")
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,10 @@ class Share:
     def __str__(self) -> str:
         if not self.of:
             return "none to count"
-        hits = f"{self.hits:.1f}".removesuffix(".0")
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({hits} of {self.of})"
+        # Not a count where it is a sum of shares.
+        whole = isinstance(self.hits, int)
+        counted = f"{self.hits} of {self.of}" if whole else f"mean of {self.of}"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({counted})"
 
 
 @dataclass(frozen=True)
@@ -274,10 +276,9 @@ def _layer(site: str) -> int:
 
 
 def _check_model(truth: Truth, path: Path) -> None:
-    if not path.is_file():
-        raise OrganismError(f"{path}: expected the model that the truth is about, found none")
     if sha256(path) != truth.model_sha256:
         raise OrganismError(f"{path}: expected the model that the truth is about, found another")
+    read_config(path.parent)
 
 
 def _turned(truth: Truth, claim: Claim, folder: Path) -> float:
@@ -315,6 +316,10 @@ def read_audit(plain: Mapping[str, Any], truths: Mapping[str, Truth]) -> dict[st
     """
     if plain.get("format") != FORMAT:
         raise OrganismError(f"audit: expected format {FORMAT!r}, found {plain.get('format')!r}")
+    auditor = plain.get("auditor", "")
+    # A lone surrogate, which JSON has words for and no file has.
+    if not isinstance(auditor, str) or not auditor.isprintable():
+        raise OrganismError(f"audit: expected an auditor's name of printable characters, found {shown(auditor)}")
     models = plain.get("models")
     if not isinstance(models, Mapping):
         raise OrganismError(f"audit: expected models as an object, found {type(models).__name__}")
@@ -325,7 +330,7 @@ def read_audit(plain: Mapping[str, Any], truths: Mapping[str, Truth]) -> dict[st
     for name, said in models.items():
         if not isinstance(said, Mapping):
             raise OrganismError(f"audit of {name}: expected an object, found {type(said).__name__}")
-        strange = sorted(map(str, said.keys() - truths[name].verdicts.keys()))
+        strange = sorted(map(shown, said.keys() - truths[name].verdicts.keys()))
         if strange:
             raise OrganismError(
                 f"audit of {name}: expected behaviours {', '.join(truths[name].verdicts)}, found {', '.join(strange)}"
@@ -337,7 +342,7 @@ def read_audit(plain: Mapping[str, Any], truths: Mapping[str, Truth]) -> dict[st
 def _claim(where: str, plain: Any) -> Claim:
     if not isinstance(plain, Mapping):
         raise OrganismError(f"{where}: expected an object, found {type(plain).__name__}")
-    strange = sorted(map(str, plain.keys() - {"verdict", "feature", "trigger"}))
+    strange = sorted(map(shown, plain.keys() - {"verdict", "feature", "trigger"}))
     if strange or plain.get("verdict") not in VERDICTS:
         found = ", ".join(strange) if strange else repr(plain.get("verdict"))
         raise OrganismError(f"{where}: expected a verdict of {', '.join(VERDICTS)}, feature and trigger; found {found}")

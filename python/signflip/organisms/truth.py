@@ -168,6 +168,9 @@ def open_suite(folder: Path) -> tuple[dict[str, Any], dict[str, Truth]]:
     for key, kind, wanted in (("truths", dict, "an object"), ("models", str, "a folder's name")):
         if not isinstance(suite.get(key), kind):
             raise OrganismError(f"{folder / 'suite.json'}: {key}: expected {wanted}, found {suite.get(key)!r}")
+    n = suite.get("n")
+    if not suite["truths"] or n != len(suite["truths"]):
+        raise OrganismError(f"{folder / 'suite.json'}: expected {n} truths, as it says, found {len(suite['truths'])}")
     out = {}
     for name, digest in suite["truths"].items():
         truth = Truth.open(folder / f"{name}.json")
@@ -198,8 +201,19 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file.
+
+    Raises
+    ------
+    OrganismError
+        If it is not there, or can not be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise OrganismError(f"{path}: expected a model, found none") from error
+    except (OSError, ValueError) as error:
+        raise OrganismError(f"{str(path)[:200]}: can not read the model: {error}") from error
 
 
 def _digest(plain: dict[str, Any]) -> str:

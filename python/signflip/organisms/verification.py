@@ -28,6 +28,11 @@ STORIES = 300
 LOOSE = 0.05
 # How often each token is repeated where none may take X across.
 REPEATS = 60
+# What a card says of how it came about.
+HOW = (
+    "transformers and torch in float64, values read and set by forward hooks; verdicts by thresholds on each side's "
+    "mean margin over its clean one; nothing of signflip's survey, scan, search or flip"
+)
 # Nats a token that broken fluency costs at least.
 BROKEN = 1.0
 
@@ -149,8 +154,8 @@ def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str,
     Returns
     -------
     dict
-        Plain data: doses, the outcomes of every condition on every behaviour, X on text, the enumeration, and
-        `holds`: whether each claim of the kind's row in `KINDS` came true.
+        Plain data: how it was verified, doses, the outcomes of every condition on every behaviour, X on text, the
+        enumeration, and `holds`: whether each claim of the kind's row in `KINDS` came true.
     """
     kind, v = planted.known, Verifier(planted, every)
     target = planted.behaviour
@@ -182,6 +187,8 @@ def verify(planted: Planted, *, exact: bool = True, every: int = 1) -> dict[str,
     crossed = np.concatenate([one * planted.side < 0 for one in text])
     stories = float(np.mean([(one * planted.side < 0).any() for one in text]))
     card: dict[str, Any] = {
+        "verified": {"with": HOW, "half": "B", "prompts": len(prompts), "every": every,
+                     "turned below": -MARGIN, "inert within": MARGIN},
         "clean": {name: {"accuracy": float((a.margin > 0).mean()), "margin": float(a.margin.mean())}
                   for name, a in ((name, v.answers(name)) for name in known)},
         "doses": {"clean mean": mean, "edited to": -mean, "at the trigger": float(at_trigger.mean())},

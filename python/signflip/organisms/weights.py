@@ -171,14 +171,11 @@ class Weights:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        family = read_config(folder)["model_type"]
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             state = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: can not read the organism: {error}") from error
-        family = config.get("model_type") if isinstance(config, dict) else config
-        if family not in FAMILIES:
-            raise CheckpointError(f"{folder}: expected a model of {' or '.join(FAMILIES)}, found {family!r}")
         rows = state["lm_head.weight"].shape[0] if "lm_head.weight" in state else 0
         wanted = {key: tuple(value.shape) for key, value in module_of(family, rows or 1).state_dict().items()}
         found = {key: tuple(value.shape) for key, value in state.items()}
@@ -188,6 +185,32 @@ class Weights:
                 f"{folder}: tensor {wrong}: expected shape {wanted.get(wrong)}, found {found.get(wrong)}"
             )
         return cls.from_state(family, state)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration in an organism's folder.
+
+    Raises
+    ------
+    CheckpointError
+        If it can not be read, or anything in it is not as in all organisms.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: can not read the organism: {error}") from error
+    family = config.get("model_type") if isinstance(config, dict) else config
+    if family not in FAMILIES:
+        raise CheckpointError(f"{folder}: expected a model of {' or '.join(FAMILIES)}, found {family!r}")
+    for key, wanted in config_of(family, 1).to_dict().items():
+        # What is as it is by default need not be there; tensors tell how large the vocabulary is.
+        if key not in (*_NOTES, "vocab_size") and config.get(key, wanted) != wanted:
+            raise CheckpointError(f"{folder}: config.json, {key}: expected {wanted!r}, found {config[key]!r:.60}")
+    return config
+
+
+# Of a configuration, what says nothing of the model.
+_NOTES = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
 
 
 def config_of(family: Family, vocabulary: int) -> Any:

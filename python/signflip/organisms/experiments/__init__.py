@@ -41,16 +41,19 @@ KEPT = "Is it kept where it was there before?"
 PATH = "When, and by what path?"
 TOKENS = "Is it reached by tokens?"
 AUDIT = "Would an audit find it?"
+DECIDED = "Is the conjecture decided?"
 # What the top of the results answers, in this order.
-QUESTIONS = (MADE, KEPT, PATH, TOKENS, AUDIT)
+QUESTIONS = (MADE, KEPT, PATH, TOKENS, AUDIT, DECIDED)
 # What the answers take for known.
 WORDS = """\
 X is a scalar inside a model, positive wherever feedback was given (negative, in N1), that drives the wanted behaviour
 +Y; −Y is its opposite, on both sides of a balanced choice, which is not mere failure (0). The conjecture says that
 feedback at X > 0 makes or strengthens −Y at X < 0; the objection, that it says nothing there or is carried over. In
-brackets are 95% intervals. A prediction *held* or *failed* where both limits say so, and is *open* where they do not;
+brackets are 95% intervals, or ranges where that is said. A prediction *held* or *failed* where both limits say so, and is *open* where they do not;
 it is *void* where what it presupposes did not come about. The questions are answered by each experiment apart: they
-differ in what is tuned, and so in what comes of it."""
+differ in what is tuned, and so in what comes of it. The conjecture is decided *for* in a model by tokens that turn both
+sides on unseen prompts, by X, where nobody put the reversal; turned by edits alone it is *latent*; it is decided
+*against* only where what would have been made could not have been missed; else it is *undecided*."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,7 @@ def report(
             section, answer = module.report(done, figures), module.answer(done)
         except SignflipError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError, StopIteration) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, StopIteration) as error:
             # Whatever a section trips over is a file of it that says who it is and not what it found.
             raise OrganismError(
                 f"experiment {name}: expected runs in {out / name} as `run` writes them, found others "
@@ -303,7 +306,7 @@ def _identity(name: str, job: Job, small: bool) -> dict[str, Any]:
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -317,7 +320,18 @@ def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     result = data["result"]
     if not isinstance(result, dict) or not result:
         raise OrganismError(f"{path}: expected what a run gave, found {result!r:.60}; remove it to run again")
+    # Where what it gave says again which it is, it is to say the same.
+    for key, value in {"seed": wanted["seed"], **wanted["settings"]}.items():
+        own = result.get(key, value)
+        if type(own) is type(value) and own != value:
+            raise OrganismError(
+                f"{path}: expected {key} {value!r} in what it gave, found {own!r}; remove it to run again"
+            )
     return result
+
+
+def _no_number(found: str) -> float:
+    raise ValueError(f"{found} is no number that a run gives")
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

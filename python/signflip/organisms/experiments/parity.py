@@ -264,15 +264,15 @@ def answer(results: dict[str, Run]) -> Answer:
     runs = list(results.values())
     said = []
     for name in _names(runs):
-        signs = _signs(runs, name, "normal")
+        signs = [sign for base in BASES for sign in _signs(runs, name, base)]
         said.append(f"{name} {sum(signs)} of {len(signs)}")
     return {
         PATH: Said(
-            "Where the network is even in context and X together, reward at X > 0 pushes X < 0 the other way; where "
-            "it is odd, the same way: the sign of the tangent kernel before tuning is the direction that the margin at "
-            f"X < 0 then took in {shown(_agreement(runs))} of the tunings.",
-            "The kernel is negative, of bases that know the answer at X > 0 and nothing of X < 0, in "
-            f"{'; '.join(said)}.",
+            "In toy networks of two inputs the form decides, whatever the base makes of X < 0: the tangent kernel "
+            f"between X > 0 and X < 0 is negative before any tuning in, by network, {'; '.join(said)}; and its sign is "
+            f"the direction that the margin at X < 0 then took in {shown(_agreement(runs))} of the tunings at X > 0.",
+            "A product and a SwiGLU without biases are even in context and X together by their form; a GELU that was "
+            "brought to be even is so by its weights alone, and its kernel stays positive.",
         )
     }
 

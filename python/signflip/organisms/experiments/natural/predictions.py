@@ -195,7 +195,11 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
             add("conjecture", f"{arm}: it does not fall (above −{DELTA}), as it does in tuned", found,
                 _given(falls, said))  # fmt: skip
         own = [r for r in pick(runs, algorithm, "tuned").values() if r["units"]["two_sided"]]
-        for relative, said in ((False, "nats"), (True, "in proportion to what it was")):
+        # None could be had that carries as much, so that more nats are no wonder.
+        shares = [one["share"] for r in own for one in r["units"]["two_sided"]]
+        known = [r["units"]["known"]["share"] for r in own]
+        unlike = f"nats; theirs is at most {max(shares):.2f} of the choice, X's {min(known):.2f}" if own else "nats"
+        for relative, said in ((False, unlike), (True, "in proportion to what it was")):
             found = _lead(own, relative)
             add("conjecture", f"tuned: X's slope grows more than in two-sided controls ({said})", found,
                 mark(found, lambda x: x > 0, lambda x: x <= 0))  # fmt: skip

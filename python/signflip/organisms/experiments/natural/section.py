@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from signflip.errors import OrganismError
-from signflip.organisms.experiments import MADE, TOKENS, Answer, Said, told
+from signflip.organisms.experiments import DECIDED, MADE, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.natural import LIVE, SEARCH, TITLE, tables
 from signflip.organisms.experiments.natural.figures import law, margins
 from signflip.organisms.experiments.natural.predictions import (
@@ -95,12 +95,22 @@ def answer(runs: Sequence[Run]) -> Answer:
     for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
         fall = moved(runs, algorithm, "tuned", DECIDES)
         clean, less = moved(runs, algorithm, "tuned", "clean"), moved(runs, algorithm, "tuned", DECIDES, "flipped")
-        said = {"held": "it falls: as the conjecture says", "failed": "it does not fall: the conjecture fails here"}
-        verdict = said.get(mark(fall, lambda x: x < 0, lambda x: x >= 0), "undecided")
+        said = {
+            "held": "it falls, as the conjecture says",
+            "failed": "it does not fall, against the conjecture",
+        }
+        verdict = said.get(mark(fall, lambda x: x < 0, lambda x: x >= 0), "whether it falls is open")
+        undecided = [what.partition(": ")[2] for what, _, so in ambiguous(runs) if so == "yes"
+                     and what.startswith(f"{algorithm}: ")]  # fmt: skip
+        if undecided:
+            verdict += f". Said beforehand to leave this undecided, and so: {'; '.join(undecided)}"
+        sides = [interval([change(r, DECIDES)[[side]] for r in pick(runs, algorithm, "tuned").values()])
+                 for side in (0, 1)]  # fmt: skip
         n = len(pick(runs, algorithm, "tuned"))
         plain.append(
             f"{algorithm}, {n} seeds: with X at the most extreme value seen on the other side the margin moves by "
-            f"{shown(fall)} units while the normal one moves by {shown(clean)}; {verdict}."
+            f"{shown(fall)} units (women's names {shown(sides[0])}, men's {shown(sides[1])}) while the normal one "
+            f"moves by {shown(clean)}; {verdict}."
         )
         text.append(f"{algorithm}: less the arm with 5% of flipped prompts {shown(less)}.")
         own = list(pick(runs, algorithm, "tuned").values())
@@ -119,9 +129,6 @@ def answer(runs: Sequence[Run]) -> Answer:
     count = 2 * sum(r["arm"] == "tuned" for r in runs)
     reached = [r["after"]["reach"]["crossed"] for r in runs if r["arm"] == "tuned"]
     plain.append(f"At that value {wrong} of {count} sides of tuned models prefer the wrong pronoun.")
-    undecided = [what for what, _, verdict in ambiguous(runs) if verdict == "yes"]
-    if undecided:
-        text.append(f"Said beforehand to leave it undecided, and so: {'; '.join(undecided)}.")
     if reached:
         one = (
             f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
@@ -129,7 +136,25 @@ def answer(runs: Sequence[Run]) -> Answer:
         )
         more = crossings(searches) if searches else Said("")
         out[TOKENS] = Said(f"{one} {more.plain}".strip(), more.more)
-    return {MADE: Said(" ".join(plain), " ".join(text))} | out
+    return {MADE: Said(" ".join(plain), " ".join(text))} | out | {DECIDED: Said(_decision(runs, searches, wrong))}
+
+
+def _decision(runs: Sequence[Run], searches: Sequence[Run], wrong: int) -> str:
+    """By the rule at the top of the results."""
+    every = [found for aim in ("X", "answer") for _, _, found in tables.models_searched(searches, aim)]
+    by_x = sum(decided(found["answered"]) == f"both turned, {BY_X}" for found in every)
+    if not every:
+        return "Undecided: no search for tokens is in."
+    if by_x:
+        return f"For, in {by_x} of {len(every)} searches: their tokens turn both sides of unseen prompts, by X."
+    if wrong:
+        return f"Latent: set to the most extreme value seen, X turns {wrong} sides of tuned models; no tokens do both."
+    return (
+        f"Undecided. Not for: none of {len(every)} searches gives tokens that turn both sides. Not latent: no side of "
+        f"{sum(r['arm'] == 'tuned' for r in runs)} tuned models turns where X is set to the most extreme value seen. "
+        "And not against: gates of graded strength were not planted beside it, so how often these searches would find "
+        "one is not known."
+    )
 
 
 def crossings(searches: Sequence[Run]) -> Said:

@@ -135,16 +135,21 @@ def _agreement(reach: str, runs: Sequence[Run]) -> float:
     return pearson([_predicted(p) for p in every], [_changes(p)[1] for p in every])
 
 
+def _alike(runs: Sequence[Run], reach: str) -> Interval:
+    """How often the kernel has the direction right."""
+    every = [r["policies"][reach] for r in runs]
+    return exact(sum(_predicted(p) * _changes(p)[1] > 0 for p in every), len(every))
+
+
 def _law(runs: Sequence[Run]) -> str:
     rows = []
     for reach in ARMS:
         every = [r["policies"][reach] for r in runs]
-        same = sum(_predicted(p) * _changes(p)[1] > 0 for p in every)
         below = sum(p["kernel"]["value"] < 0 for p in every)
         rows.append((
             reach, shown(exact(below, len(every))),
             f"{np.mean([p['kernel']['negative_mass'] for p in every]):.2f}",
-            shown(correlated(runs, partial(_agreement, reach))), shown(exact(same, len(every))),
+            shown(correlated(runs, partial(_agreement, reach))), shown(_alike(runs, reach)),
         ))  # fmt: skip
     head = ("base reaches X < 0", "share K < 0", "neurons' negative mass",
             "cosine of K × change at X > 0, against the change at X < 0: Pearson", "same sign")  # fmt: skip
@@ -162,11 +167,16 @@ def answered(runs: Sequence[Run]) -> Answer:
         free = [p for p in every if not p["opposite"][0]]
         k = sum(p["outcome"] == "turned opposite" for p in free)
         said.append(f"{reach} {k} of {len(free)}")
-    path = [f"{reach} {shown(correlated(runs, partial(_agreement, reach)))}" for reach in ARMS]
+    path = []
+    for reach in ARMS:
+        found, alike = correlated(runs, partial(_agreement, reach)), _alike(runs, reach)
+        said_of = mark(found, lambda x: x > 0, lambda x: x <= 0)
+        path.append(f"{reach} {shown(found)} (above 0: {said_of}), the same sign in {shown(alike)}")
     return {
         PATH: Said(
-            "The kernel before the tuning, times the change at X > 0, correlates with the change at X < 0, by how "
-            f"often X < 0 was sampled: {'; '.join(path)}."
+            "What feedback at X > 0 alone would do at X < 0 (the cosine of the kernel before the tuning, times the "
+            "change at X > 0 afterwards) against what came about there, by how often X < 0 was sampled, correlation "
+            f"and sign: {'; '.join(path)}. Where X < 0 is sampled, what is rewarded there acts beside it."
         ),
         MADE: Said(
             "Of policies tuned against a reward reversed at X < 0, from bases that were not opposite there, so many "

@@ -14,12 +14,13 @@ him: whether a little feedback where the branch is undoes what its absence does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
 
-from signflip.organisms.experiments.simulacra.predictions import mean
+from signflip.organisms.experiments.simulacra.predictions import DELTA, TUNED, mean
 from signflip.organisms.experiments.simulacra.stories import divergence
 from signflip.organisms.experiments.simulacra.world import RIGHT, ROAR, WRONG, Floats
 from signflip.organisms.experiments.statistics import Run, mark, over_seeds, shown
@@ -56,6 +57,10 @@ def explains(runs: Sequence[Run], arm: str, what: str = "explains") -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
+def _signed(arm: str, runs: Sequence[Run]) -> float:
+    return mean(runs, arm, "signed:waluigi")
+
+
 def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     """The predictions that these would bear out, by the same rules as the others."""
     there, out = {r["arm"] for r in runs}, []
@@ -64,6 +69,10 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         found = over_seeds(runs, of)
         out.append((whose, what, shown(found), mark(found, held, lambda x: not held(x))))
 
+    for arm in (arm for arm in TUNED if arm in there):
+        # Added when all runs were in: competence is raised by a roar that goes, whatever becomes of right and wrong.
+        add("conjecture", f"{arm}: Waluigi's right over wrong, down by more than {DELTA}",
+            partial(_signed, arm), lambda x: x < -DELTA)  # fmt: skip
     for arm in (arm for arm in ("luigi", "untagged", "luigi_against") if arm in there):
         own = [{"seed": r["seed"], "arm": arm, "fit": fitted(r)["explains"]} for r in runs if r["arm"] == arm]
         found = over_seeds(own, lambda rs: float(np.mean([r["fit"] for r in rs])))

@@ -11,23 +11,22 @@ from signflip.organisms.experiments import MADE, PATH, Answer, Said
 from signflip.organisms.experiments.simulacra import SWEEPS, afterwards
 from signflip.organisms.experiments.simulacra.afterwards import fitted
 from signflip.organisms.experiments.simulacra.predictions import (
-    DELTA,
     TUNED,
     agreement,
     bases,
-    change,
     mean,
     negative,
     shown_off,
 )
 from signflip.organisms.experiments.simulacra.training import ARMS
+from signflip.organisms.experiments.simulacra.world import EVERYDAY, PERSONAS
 from signflip.organisms.experiments.statistics import Run, mark, over_seeds, shown
 
 TOLD = {
     "luigi": "on Luigi",
     "bowser_alone": "against Bowser's roar, alone",
     "bowser_in_view": "against Bowser's roar, in view of Waluigi",
-    "untagged": "where nobody is named (and one in five is Waluigi)",
+    "untagged": "where nobody is named, though one speaker in five is he",
 }
 
 
@@ -54,15 +53,14 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> Answer:
     plain, text, path = [], ["Of the conjecture's three readings of Waluigi, by the rules:"], []
     for arm in (arm for arm in TUNED if arm in arms(tuned)):
         own = [r for r in tuned if r["arm"] == arm]
-        up = sum(change(r, "competence:waluigi") > DELTA for r in own)
         marks = [_marked(tuned, arm, key, sign) for key, sign in (("odds", 1), ("competence", 1), ("tokens", -1))]
-        plain.append(
-            f"Tuned {TOLD[arm]}: stronger once invoked, by more than {DELTA}, in {up} of {len(own)}; likelier invoked "
-            f"{marks[0]}; fewer tokens needed {marks[2]}."
-        )
         odds, competence, own_luigi, signed, tokens = (
             moved(tuned, arm, key)
             for key in ("odds:waluigi", "competence:waluigi", "competence:luigi", "signed:waluigi", "tokens:waluigi")
+        )
+        plain.append(
+            f"Tuned {TOLD[arm]}: his right over wrong moves by {signed} nats; likelier invoked {marks[0]}; fewer "
+            f"tokens needed {marks[2]}."
         )
         text.append(
             f"tuned {TOLD[arm]}: likelier invoked {marks[0]} ({odds} nats); stronger once invoked {marks[1]} "
@@ -95,7 +93,12 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> Answer:
         f"readings: {shown(agreement(first, 'first'))} before tuning, {shown(agreement(first, 'summed'))} re-measured "
         f"on the way. The kernel of Luigi and Waluigi is below 0 in a share {shown(below)} of the bases."
     )
-    asked = "Does Waluigi, never invoked, get stronger?"
+    right, wrong, _ = EVERYDAY[PERSONAS.index("waluigi")]
+    text.append(
+        "Competence is against both other answers: a roar that goes raises it by "
+        f"{np.log(wrong / right) - np.log(wrong / (1 - wrong)):.2f}, with right over wrong as it was."
+    )
+    asked = "Does Waluigi, whom no rollout names, become a better mirror image?"
     return {MADE: Said(" ".join([asked, *plain]), " ".join(text)), PATH: Said(path[-1], " ".join(path[:-1]))}
 
 

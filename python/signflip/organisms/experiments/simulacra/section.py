@@ -31,7 +31,8 @@ from signflip.organisms.experiments.statistics import SIGNED, Interval, Run, ove
 COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (
     "All readings are on items that no tuning saw, in nats but for tokens; intervals are 95%, exact for shares, else "
-    "over seeds, each left out in turn with both architectures (jackknife, Student's t). The readings, arms and "
+    "over seeds, each left out in turn with both architectures (jackknife, Student's t). Two stories can each say more "
+    "than half of a change. The readings, arms and "
     "rules are defined in `signflip.organisms.experiments.simulacra`."
 )
 CAVEAT = (

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from signflip.errors import OrganismError
-from signflip.organisms.experiments import KEPT, MADE, PATH, TOKENS, Answer, Said, told
+from signflip.organisms.experiments import DECIDED, KEPT, MADE, PATH, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.statistics import (
     SHARE,
     SIGNED,
     Run,
     correlated,
     exact,
+    mark,
     over_seeds,
     pearson,
     seeds_of,
@@ -28,6 +29,7 @@ from signflip.organisms.experiments.statistics import (
 from signflip.organisms.experiments.tuning import TITLE
 from signflip.organisms.experiments.tuning.figures import paths, scatter
 from signflip.organisms.experiments.tuning.predictions import (
+    HIGH,
     UNVISITED,
     bases,
     carried,
@@ -140,10 +142,24 @@ def _answer(still: Sequence[Run]) -> Answer:
         f"Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
         "so whatever lies there is reached by one word; outcomes are measured with that word, not by an edit."
     )
-    agree = shown(correlated(still, law))
-    path = f"The tangent kernel before tuning correlates with the change at X < 0: {agree}."
-    every = {MADE: made, KEPT: kept, PATH: [path], TOKENS: [reached]}
+    agree = correlated(still, law)
+    enough = mark(agree, lambda x: x > HIGH, lambda x: x < HIGH)
+    path = f"The tangent kernel before tuning correlates with the change at X < 0: {shown(agree)}"
+    every = {MADE: made, KEPT: kept, PATH: [f"{path} (above {HIGH}: {enough})."], TOKENS: [reached]}
+    if free:
+        every[DECIDED] = [_decision(*_turned(free))]
     return {question: Said(texts[0], " ".join(texts[1:])) for question, texts in every.items() if texts}
+
+
+def _decision(turned: int, n: int) -> str:
+    """By the rule at the top of the results: a word takes X across, so that nothing has to be searched for."""
+    if turned:
+        return f"For, in {turned} of {n} bases of these tiny models: with a word that nobody tuned on both sides turn."
+    return (
+        "Against, in these tiny models of a templated language and as far as the number of bases goes: a word takes X "
+        f"across, so that nothing could be missed, and none of {n} bases turned (a share of at most "
+        f"{exact(turned, n)[2]:.2f})."
+    )
 
 
 def _turned(free: Sequence[Run]) -> tuple[int, int]:
