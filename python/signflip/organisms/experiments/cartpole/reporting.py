@@ -270,8 +270,9 @@ def _law(learned: Arms) -> str:
             f"{moved[0]:.2f} → {moved[1]:.2f}", f"{moved[2]:.2f} → {moved[3]:.2f}",
             shown(_agreement(own)), shown(exact(same, len(own))),
         ))  # fmt: skip
-    head = ("network", "runs", "cosine of K before training: median [range]", "share K < 0", "negative part of its hidden units",
-            "margin at x = 1, logits", "at x = −1", "K's cosine against S at −1: Pearson", "same sign")  # fmt: skip
+    head = ("network", "runs", "cosine of K before training: median [range]", "share K < 0",
+            "negative part of its hidden units", "margin at x = 1, logits", "at x = −1",
+            "K's cosine against S at −1: Pearson", "same sign")  # fmt: skip
     return (
         "The causal path: K is the tangent kernel between the good action's margin at x = 1 and at x = −1, in the "
         "untrained network, on the same states; S = 2·agreement − 1. Intervals are over seeds (jackknife, Student's "
