@@ -21,9 +21,9 @@ nothing to turn turn that one. And how fast each tensor learns, and a noise that
 organism. Else those that have something to reverse have moved farther, and on one base a ridge regression on statistics
 of the tensors saw it in three of four.
 
-Measured, before there was a second answer: all kinds in both families, behaviours and seeds as they came, with every
-prompt of half B: 41 of 42 held at the first seed, in 20 to 25 s of training (X of an M0 kept one sign on text). `make`
-draws such a plant again.
+Measured: before there was a second answer 41 of 42 held at the first seed (all kinds in both families, behaviours and
+seeds as they came, every prompt of half B); since X of M6 reads a level, M6 at two seeds in both families, all four. A
+plant whose truth does not hold is drawn again by `make`.
 """
 
 from __future__ import annotations
