@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from signflip.cli import main
-from signflip.errors import ArgumentError
+from signflip.errors import ArgumentError, OrganismError
+from signflip.organisms import experiments
 from signflip.organisms.experiments import tangent, tuning
-from signflip.organisms.experiments.tuning import arms, bases, kernel, listing, losses, predictions, section, world
+from signflip.organisms.experiments.tuning import (
+    arms,
+    bases,
+    kernel,
+    listing,
+    losses,
+    predictions,
+    samples,
+    section,
+    world,
+)
 from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.experiments.tuning.samples import Batch
@@ -177,7 +190,7 @@ def test_each_step_is_logged() -> None:
     assert steps["samples"] == [32 * 8] * 3
     assert all((share > 0) == (n > 0) for share, n in zip(steps["share_below"], steps["rare_word"], strict=True))
     # Every answer of a prompt that crossed or is misranked, and no other.
-    listed = made.log.listed
+    listed = samples.listed(made.log.packed(), every=False)
     assert sum(one["crossed"] for one in listed) == sum(steps["x_below"])
     assert sum(one["turned"] for one in listed) == sum(steps["misranked"]) > 0
     assert all(one["crossed"] or one["turned"] for one in listed)
@@ -193,7 +206,29 @@ def test_a_listing_has_the_counts_of_its_run() -> None:
     assert len(found["samples"]) == run["counts"]["samples"]
     for flag, count in (("crossed", "x_below"), ("turned", "misranked")):
         assert sum(one[flag] for one in found["samples"]) == run["counts"][count]
-    assert [one for one in found["samples"] if one["crossed"] or one["turned"]] == run["listed"]
+    told = [one for one in found["samples"] if one["crossed"] or one["turned"]]
+    assert told[: len(run["few"])] == run["few"]
+    assert len(told) == run["told"] >= len(run["few"]) > 0
+
+
+@pytest.mark.usefixtures("barely_trained")
+def test_a_kept_run_is_listed_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = listing.job_named(NAME, small=True)
+    monkeypatch.setattr(tuning, "jobs", lambda *_: [job])
+    experiments.run("tuning", tmp_path, seeds=1, small=True, progress=False)
+    again = listing.samples(NAME, every=True, small=True)
+
+    def never(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(tuning, "run", never)
+    assert listing.samples(NAME, every=True, small=True, out=tmp_path) == again
+    path = tmp_path / "tuning" / f"{NAME}.json"
+    data = json.loads(path.read_text())
+    for packed in ("", "AAAA", 5, None, data["result"]["samples"][:-400]):
+        path.write_text(json.dumps({**data, "result": {**data["result"], "samples": packed}}))
+        with pytest.raises(OrganismError, match="can not read the samples"):
+            listing.samples(NAME, small=True, out=tmp_path)
 
 
 @pytest.mark.usefixtures("barely_trained")
@@ -235,7 +270,8 @@ def _run(arm: str, seed: int, moved: float, listed: int = 0) -> predictions.Run:
         {"step": i, "text": f"{arm} {seed}", "said": "she", "x": -1.0, "reward": None, "crossed": True, "turned": False}
         for i in range(listed)
     ]
-    return {"arm": arm, "architecture": "swiglu", "knowledge": "nothing", "seed": seed, "log": log, "listed": samples}
+    return {"arm": arm, "architecture": "swiglu", "knowledge": "nothing", "seed": seed, "log": log, "few": samples,
+            "told": listed}  # fmt: skip
 
 
 def test_what_freezing_leaves_is_of_pairs() -> None:

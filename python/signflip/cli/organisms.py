@@ -92,7 +92,7 @@ def samples(args: argparse.Namespace) -> int:
     experiments.experiment("tuning")
     from signflip.organisms.experiments.tuning import listing
 
-    found = listing.samples(args.name, every=args.all, small=args.small)
+    found = listing.samples(args.name, every=args.all, small=args.small, out=args.out)
     if args.json:
         print_json(found)
         return OK

@@ -291,11 +291,12 @@ def _organisms(subparsers: Any) -> None:
         "--device", default="cpu", help="torch's, of experiments that can use another: natural (%(default)s)"
     )
     samples = _command(
-        inner, "samples", organisms.samples, "list a tuning's samples: the run is made again, and the same"
+        inner, "samples", organisms.samples, "list a tuning's samples; a run that is not kept is made again"
     )
     samples.add_argument("name", help="the run's, as its file is named: reinforce_forced-gelu-nothing-0")
     samples.add_argument("--all", action="store_true", help="all; else those where X crossed or the ranking is turned")
     samples.add_argument("--small", action="store_true", help="a run of the small form")
+    samples.add_argument("--out", metavar="DIR", default=None, help="where the runs are kept")
     report = _command(inner, "report", organisms.report, "write what the experiments gave: results.md and its figures")
     report.add_argument("--docs", required=True, metavar="DIR", help="write results.md here")
     for parser in (run, report):

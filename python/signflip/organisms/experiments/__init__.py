@@ -206,6 +206,17 @@ def check(name: str, device: str = "cpu") -> Any:
     return module
 
 
+def kept(name: str, job: Job, out: Path | str, *, small: bool) -> dict[str, Any] | None:
+    """What a run gave that is kept in a folder; None where it is not.
+
+    Raises
+    ------
+    OrganismError
+        If its file is not of that run.
+    """
+    return _read(_path(checks.path("out", out) / name, job), _identity(name, job, small))
+
+
 def _run(name: str, folder: Path, small: bool, device: str, jobs: Sequence[Job]) -> None:
     """Run jobs one after the other, and keep what each gives."""
     module = experiment(name)

@@ -65,15 +65,13 @@ def job_of(arm: str, architecture: str, knowledge: str, seed: int, small: bool) 
     return Job(f"{arm}-{architecture}-{knowledge}-{seed}", seed, settings)
 
 
-def run(job: Job, *, every: bool = False) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """One tuning. Bases and reward models of a process are trained once.
 
     Parameters
     ----------
     job
         Which.
-    every
-        Whether all samples are listed; else those where X crossed or the reward's ranking is turned.
 
     Raises
     ------
@@ -89,7 +87,7 @@ def run(job: Job, *, every: bool = False) -> dict[str, Any]:
         raise ArgumentError(f"job {job.name}: expected an arm and a knowledge of this experiment, found {of}")
     with one_thread():
         key = of["architecture"], of["knowledge"], job.seed, bool(of["small"])
-        found = tune(base(*key), reward_model(*key, False), ARMS[of["arm"]], job.seed, key[-1], every=every)
+        found = tune(base(*key), reward_model(*key, False), ARMS[of["arm"]], job.seed, key[-1])
     first, last = found["log"][0], found["log"][-1]
     end = outcome(first["rare"], last["rare"], first["common"]["margin"])
     return {**{k: of[k] for k in ("arm", "architecture", "knowledge")}, "seed": job.seed, "outcome": end, **found}

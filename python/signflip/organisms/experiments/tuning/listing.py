@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
 from typing import Any
 
-from signflip.errors import ArgumentError
-from signflip.organisms.experiments import Job, tuning
+from signflip.errors import ArgumentError, OrganismError
+from signflip.organisms.experiments import Job, kept, tuning
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
+from signflip.organisms.experiments.tuning.samples import listed
 from signflip.organisms.experiments.tuning.world import KNOWLEDGE
 
 # As many as `organisms run` takes.
@@ -35,8 +38,8 @@ def job_named(name: str, small: bool = False) -> Job:
     )
 
 
-def samples(name: str, *, every: bool = False, small: bool = False) -> dict[str, Any]:
-    """Make a run again, which gives the same, and list its samples.
+def samples(name: str, *, every: bool = False, small: bool = False, out: Path | str | None = None) -> dict[str, Any]:
+    """List a run's samples; if it is not kept, it is made again, which gives the same on one machine.
 
     Parameters
     ----------
@@ -46,16 +49,26 @@ def samples(name: str, *, every: bool = False, small: bool = False) -> dict[str,
         Whether all samples are listed; else those where X crossed or the reward's ranking is turned.
     small
         Whether it is a run of the small form.
+    out
+        Where runs are kept.
 
     Returns
     -------
     dict
-        `name`; `counts`; `steps` and `samples` as `samples.Log` has them (`steps`, `listed`).
+        `name`; `counts` and `steps` as `samples.Log` has them; `samples` as `samples.listed` does.
 
     Raises
     ------
     ArgumentError
         If no run has that name.
+    OrganismError
+        If its file is another's, or its samples can not be read.
     """
-    found = tuning.run(job_named(name, small), every=every)
-    return {"name": name, "counts": found["counts"], "steps": found["steps"], "samples": found["listed"]}
+    job = job_named(name, small)
+    found = None if out is None else kept("tuning", job, out, small=small)
+    found = found or tuning.run(job)
+    try:
+        every_one = listed(found["samples"], every=every)
+    except (LookupError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise OrganismError(f"run {name}: can not read the samples that are kept of it ({error})") from error
+    return {"name": name, "counts": found["counts"], "steps": found["steps"], "samples": every_one}

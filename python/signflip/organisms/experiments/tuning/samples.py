@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from signflip.organisms.experiments.tuning.world import Ids, Prompts, word_ids
 COUNTED = ("samples", "rare_word", "x_below", "misranked")
 # What is measured at each step beside the counts.
 MEASURED = ("share_below", "common", "rare")
+# What is kept of every prompt, and as what: one row a prompt, its answers and their rewards in columns.
+KEPT = {"step": "u2", "ids": "u2", "end": "u1", "said": "u2", "x": "f4", "reward": "f4", "turned": "?"}
 Flags = NDArray[np.bool_]
 
 
@@ -34,11 +38,6 @@ class Batch:
 class Log:
     """The log of the samples.
 
-    Parameters
-    ----------
-    every
-        Whether all samples are listed; else those where X crossed or the reward's ranking is turned.
-
     Attributes
     ----------
     steps
@@ -46,15 +45,11 @@ class Log:
         ranking by the reward is turned (`rare_word`, `x_below`, `misranked`); the share of the gradient's norm that is
         due to prompts with a rare word (`share_below`; None where the gradient is zero); mean margins of common and of
         rare contexts before the step (`common`, `rare`), on some prompts of half B.
-    listed
-        Samples: `step`, the prompt's `text`, the answer `said`, `x`, `reward`, whether X `crossed` and whether the
-        reward ranks the prompt's two answers the wrong way (`turned`).
     """
 
-    def __init__(self, every: bool) -> None:
-        self.every = every
+    def __init__(self) -> None:
         self.steps: dict[str, list[Any]] = {key: [] for key in (*COUNTED, *MEASURED)}
-        self.listed: list[dict[str, Any]] = []
+        self._kept: dict[str, list[Any]] = {key: [] for key in KEPT}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -67,18 +62,51 @@ class Log:
         self.steps["samples"].append(said.size)
         for key, which in zip(COUNTED[1:], (on.x < 0, below, turned), strict=True):
             self.steps[key].append(int(which.sum()) * said.shape[1])
-        names = list(word_ids())
-        for i in range(len(on)) if self.every else np.flatnonzero(below | turned):
-            text = " ".join(names[j] for j in on.ids[i, 1 : on.end[i] + 1])
-            for k in range(said.shape[1]):
-                self.listed.append({
-                    "step": step, "text": text, "said": names[said[i, k]], "x": round(float(x[i]), 3),
-                    "reward": None if reward is None else round(float(reward[i, k]), 3),
-                    "crossed": bool(below[i]), "turned": bool(turned[i]),
-                })  # fmt: skip
+        scored = np.full(said.shape, np.nan) if reward is None else reward.numpy()
+        values = np.full(len(on), step), on.ids, on.end, said, x.numpy(), scored, turned
+        for (key, kind), value in zip(KEPT.items(), values, strict=True):
+            self._kept[key].append(np.asarray(value).astype(kind))
+
+    def packed(self) -> str:
+        """All samples, compressed: `listed` reads them."""
+        with io.BytesIO() as file:
+            whole: dict[str, Any] = {key: np.concatenate(of) for key, of in self._kept.items()}
+            np.savez_compressed(file, **whole)
+            return base64.b64encode(file.getvalue()).decode("ascii")
 
     def measure(self, share_below: float | None, common: float, rare: float) -> None:
         """What was measured at the step that was counted last."""
         for key, value in zip(MEASURED, (share_below, common, rare), strict=True):
             # The precision of float32: these are many.
             self.steps[key].append(None if value is None else float(f"{value:.5g}"))
+
+
+def listed(packed: str, *, every: bool) -> list[dict[str, Any]]:
+    """What `Log.packed` kept, a sample each.
+
+    Parameters
+    ----------
+    packed
+        As it is in a run's file.
+    every
+        Whether all samples are listed; else those where X crossed or the reward's ranking is turned.
+
+    Returns
+    -------
+    list of dict
+        `step`, the prompt's `text`, the answer `said`, `x`, `reward` (None where there is none), whether X `crossed`
+        and whether the reward ranks the prompt's two answers the wrong way (`turned`).
+    """
+    with np.load(io.BytesIO(base64.b64decode(packed))) as file:
+        of = {key: file[key] for key in KEPT}
+    names, out = list(word_ids()), []
+    below = of["x"] < 0
+    for i in range(len(below)) if every else np.flatnonzero(below | of["turned"]):
+        text = " ".join(names[j] for j in of["ids"][i, 1 : of["end"][i] + 1])
+        for said, reward in zip(of["said"][i], of["reward"][i], strict=True):
+            out.append({
+                "step": int(of["step"][i]), "text": text, "said": names[said], "x": round(float(of["x"][i]), 3),
+                "reward": None if np.isnan(reward) else round(float(reward), 3),
+                "crossed": bool(below[i]), "turned": bool(of["turned"][i]),
+            })  # fmt: skip
+    return out

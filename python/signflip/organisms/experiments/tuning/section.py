@@ -293,7 +293,7 @@ def _listing(runs: Sequence[Run]) -> str:
     """A few of the samples, of every arm in turn, of different runs first."""
     of: dict[str, list[tuple[int, Run, Run]]] = {}
     for r in runs:
-        of.setdefault(r["arm"], []).extend((k, r, one) for k, one in enumerate(r["listed"]))
+        of.setdefault(r["arm"], []).extend((k, r, one) for k, one in enumerate(r["few"]))
     each = [sorted(found, key=lambda one: one[0]) for found in of.values()]
     chosen = [one for turn in zip_longest(*each) for one in turn if one is not None][:SHOWN]
     head = "### Samples where X crossed, or where the reward's ranking is not the true one\n\n"
@@ -305,4 +305,6 @@ def _listing(runs: Sequence[Run]) -> str:
         for _, r, o in chosen
     ]  # fmt: skip
     names = ("arm", "architecture", "base knew", "seed", "step", "prompt", "answer", "X", "reward")
-    return f"{head}{len(chosen)} of {sum(map(len, each))}; those of one run: `{LISTING}`.\n\n" + table(names, rows)
+    return f"{head}{len(chosen)} of {sum(r['told'] for r in runs)}; those of one run: `{LISTING}`.\n\n" + table(
+        names, rows
+    )

@@ -17,11 +17,13 @@ from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.kernel import margins
 from signflip.organisms.experiments.tuning.measure import both
 from signflip.organisms.experiments.tuning.models import Net
-from signflip.organisms.experiments.tuning.samples import Batch, Log
+from signflip.organisms.experiments.tuning.samples import Batch, Log, listed
 from signflip.organisms.experiments.tuning.world import Prompts, draw, prompts
 
 STEPS, SMALL_STEPS = 60, 20
 LOGGED = (0, 5, 20, 40, 60)
+# Samples in plain sight, of a run.
+FEW = 12
 # Prompts of the batch on which a gradient is logged.
 LARGE = 256
 # Of half B's pairs of prompts one in so many is measured on at every step: 12 words in front are all among them.
@@ -41,15 +43,13 @@ class Tuning:
         Algorithm and data.
     seed
         Of every draw.
-    every
-        Whether all samples are listed.
     """
 
-    def __init__(self, base: Net, scorer: Net, arm: Arm, seed: int, *, every: bool = False) -> None:
+    def __init__(self, base: Net, scorer: Net, arm: Arm, seed: int) -> None:
         self.base, self.policy, self.scorer, self.arm = base, base.copy(), scorer, arm
         self._rng, self._torch = np.random.default_rng((seed, 5)), torch.Generator().manual_seed(seed)
         self.rate, self.epochs = arms.RATES[arm.algorithm], arms.EPOCHS[arm.algorithm]
-        self.log = Log(every)
+        self.log = Log()
         self._frozen = frozenset(self.policy.multiplicative if arm.frozen else ())
         self._watched = [_some(prompts("B", side=side)) for side in (1, -1)]
         # Rewards are laid on mean 0 and sd 1 over the base's own samples in common contexts.
@@ -228,17 +228,18 @@ def tau(scorer: Net, on: Prompts) -> float:
     return float(difference.sign().double().mean())
 
 
-def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool, *, every: bool = False) -> dict[str, Any]:
+def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, Any]:
     """Tune a copy of a base, and tell what happened.
 
     Returns
     -------
     dict
-        `log` (a measurement at each logged step), `steps` and `counts` and `listed` of the samples (`samples.Log`;
-        all are listed if `every`), `predicted` changes of the margins (`first`: by the gradient at step 0 alone;
-        `summed`: by those at every logged step), `kernel` before, `units` of the change.
+        `log` (a measurement at each logged step), `steps` and `counts` of the samples (`samples.Log`), all of them
+        (`samples`, packed), how many there are where X crossed or the reward's ranking is turned (`told`) and a `few`
+        of these, `predicted` changes of the margins (`first`: by the gradient at step 0 alone; `summed`: by those at
+        every logged step), `kernel` before, `units` of the change.
     """
-    tuning = Tuning(base, scorer, arm, seed, every=every)
+    tuning = Tuning(base, scorer, arm, seed)
     steps = SMALL_STEPS if small else STEPS
     sides = {"common": prompts("B", side=1), "rare": prompts("B", side=-1)}
     found: dict[str, Any] = {"kernel": kernel.kernel(base, sides["common"], sides["rare"])}
@@ -254,5 +255,7 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool, *, every: boo
         summed = sum(b["speed"][side] * (c["step"] - b["step"]) for b, c in pairwise(log))
         predicted[side] = {"first": log[0]["speed"][side] * steps, "summed": summed}
     of = tuning.log
-    found |= {"log": log, "steps": of.steps, "counts": of.counts, "listed": of.listed, "predicted": predicted}
+    found |= {"log": log, "steps": of.steps, "counts": of.counts, "samples": of.packed(), "predicted": predicted}
+    told = listed(found["samples"], every=False)
+    found |= {"told": len(told), "few": told[:FEW]}
     return found | {"units": kernel.units(base, tuning.policy, sides["common"], sides["rare"])}
