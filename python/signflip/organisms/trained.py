@@ -397,14 +397,14 @@ def _filled(base: Weights, room: Room, rng: np.random.Generator) -> Weights:
 
 
 class _Level:
-    """Keeps one neuron's sign for every input: it alone reads a direction along which all tokens carry the same.
+    """Keeps one neuron's sign for every input: it reads nothing but a direction along which all tokens carry the same.
 
-    Nothing else is written there, whatever training makes of the rest. The neuron is X where no tokens are to take it
+    Nothing is written there beside that, whatever training makes of the rest. The neuron is X where no tokens are to take it
     across, and one more in all other kinds.
 
     Parameters
     ----------
-    model
+    model, family, room
         Of a base, before anything is trained.
     at, side
         Layer and neuron, and its side.
