@@ -399,8 +399,8 @@ def _filled(base: Weights, room: Room, rng: np.random.Generator) -> Weights:
 class _Level:
     """Keeps one neuron's sign for every input: it reads nothing but a direction along which all tokens carry the same.
 
-    Nothing is written there beside that, whatever training makes of the rest. The neuron is X where no tokens are to take it
-    across, and one more in all other kinds.
+    Nothing is written there beside that, whatever training makes of the rest. The neuron is X where no tokens are to
+    take it across, and one more in all other kinds.
 
     Parameters
     ----------
