@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,6 +139,8 @@ def test_a_base_leaves_its_room_free_and_knows_the_language(bases: dict[Family, 
 def test_the_truth_holds(planted: dict[str, Any], kind: str) -> None:
     one, card = planted[kind]
     assert all(card["holds"].values()), [claim for claim, held in card["holds"].items() if not held]
+    # Plain data, that a truth can keep.
+    json.dumps(card, allow_nan=False)
     # And the verdicts are not read off by a rule that calls everything the same.
     edited = card["conditions"]["edited"][one.behaviour]
     assert edited["verdict"] == one.known.edited
