@@ -372,7 +372,7 @@ def test_the_rule_decides() -> None:
     # Turned, but not by X.
     said = section.answer([*runs, *of(-0.8, -0.9, 0.9)])[DECIDED].plain
     assert said.startswith("Undecided. Not for: none of 4 searches")
-    assert "Not latent: no side of 4 tuned models" in said
+    assert "Not latent: none of 4 tuned models turns on both" in said
     falls = [made_up("tuned", "grpo", seed, -3.0) for seed in range(4)]
     assert section.answer([*falls, *of(0.9, 0.9, 0.9)])[DECIDED].plain.startswith("Latent: ")
     assert section.answer(runs)[DECIDED].plain == "Undecided: no search for tokens is in."

@@ -221,7 +221,7 @@ def test_a_bound_is_below_all_that_is_found(family: Family) -> None:
                 assert bounds[-1] < _lowest(weights, place, side, seed)
         if carried != 1:
             assert (max(bounds) > 0) == (carried > 1)
-    with pytest.raises(ValueError, match="expected a neuron"):
+    with pytest.raises(SiteError, match="expected a neuron"):
         least(weights, Place("blocks.1.hook_resid_pre", None, tuple(along)), 1)
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from signflip.errors import SiteError
 from signflip.organisms.runner import Place
 from signflip.organisms.weights import D_HEAD, D_MODEL, N_HEADS, Block, Floats, Weights
 
@@ -34,14 +35,19 @@ def least(weights: Weights, place: Place, side: int) -> float:
     -------
     float
         Above 0: the neuron has that side for every input, up to the rounding of a forward pass.
+
+    Raises
+    ------
+    SiteError
+        If the place is a direction.
     """
     if place.index is None:
-        raise ValueError(f"place {place.name}: expected a neuron, found a direction")
+        raise SiteError(f"place {place.name}: expected a neuron, found a direction")
     layer, index = int(place.site.split(".")[1]), place.index
     block = weights.blocks[layer]
     rows = block.linear if place.site.endswith("pre_linear") else block.pre
     assert rows is not None
-    bias = 0.0 if not block.bias else float(block.bias["pre"][index])
+    bias = 0.0 if not block.bias else float(_stored(block.bias["pre"])[index])
     return float(_Stream(weights).normalised(side * _stored(rows[index]), layer, after_attention=True) + side * bias)
 
 

@@ -161,7 +161,7 @@ def run(
     module = check(name, device)
     folder = make_folder(checks.path("out", out) / name)
     jobs: Sequence[Job] = module.jobs(seeds, small)
-    missing = [job for job in jobs if _read(_path(folder, job), _identity(name, job, small)) is None]
+    missing = [job for job in jobs if kept(name, job, out, small=small) is None]
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=name, disable=not progress, unit="run") as bar:
         if workers == 1 or len(missing) < 2:
             for job in missing:
@@ -174,7 +174,7 @@ def run(
             for done in in_processes(partial(_run, name, folder, small, device), list(groups.values()), workers):
                 bar.update(done)
     # Floats as a later reading of the files gives them, and in the order of the jobs.
-    results = {job.name: _read(_path(folder, job), _identity(name, job, small)) for job in jobs}
+    results = {job.name: kept(name, job, out, small=small) for job in jobs}
     return {key: one for key, one in results.items() if one is not None}
 
 
@@ -269,7 +269,7 @@ def report(
     runs: dict[str, dict[str, dict[str, Any] | None]] = {}
     for name in names:
         jobs: Sequence[Job] = experiment(name).jobs(seeds, small)
-        runs[name] = {job.name: _read(_path(out / name, job), _identity(name, job, small)) for job in jobs}
+        runs[name] = {job.name: kept(name, job, out, small=small) for job in jobs}
     if not any(one is not None for found in runs.values() for one in found.values()):
         raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
     figures = make_folder(docs / "results")

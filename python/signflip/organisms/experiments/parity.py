@@ -262,17 +262,18 @@ def report(results: dict[str, Run], figures: Path) -> str:
 def answer(results: dict[str, Run]) -> Answer:
     """What that says of the conjecture."""
     runs = list(results.values())
-    said = []
-    for name in _names(runs):
-        signs = [sign for base in BASES for sign in _signs(runs, name, base)]
-        said.append(f"{name} {sum(signs)} of {len(signs)}")
+
+    def negative(of: Sequence[str]) -> str:
+        signs = {name: [sign for base in of for sign in _signs(runs, name, base)] for name in _names(runs)}
+        return "; ".join(f"{name} {sum(own)} of {len(own)}" for name, own in signs.items())
+
     return {
         PATH: Said(
-            "In toy networks of two inputs the form decides, whatever the base makes of X < 0: the tangent kernel "
-            f"between X > 0 and X < 0 is negative before any tuning in, by network, {'; '.join(said)}; and its sign is "
-            f"the direction that the margin at X < 0 then took in {shown(_agreement(runs))} of the tunings at X > 0.",
-            "A product and a SwiGLU without biases are even in context and X together by their form; a GELU that was "
-            "brought to be even is so by its weights alone, and its kernel stays positive.",
+            "In toy networks of two inputs the tangent kernel between X > 0 and X < 0 is negative before any tuning "
+            f"in, by network and over all bases, {negative(BASES)}; and its sign is the direction that the margin at "
+            f"X < 0 then took in {shown(_agreement(runs))} of the tunings at X > 0.",
+            "A product and a SwiGLU without biases are even in context and X together by their form. Of bases that "
+            f"were brought to be opposite at X < 0, by whatever form, it is negative in {negative(['opposite'])}.",
         )
     }
 

@@ -100,8 +100,8 @@ def answer(runs: Sequence[Run]) -> Answer:
             "failed": "it does not fall, against the conjecture",
         }
         verdict = said.get(mark(fall, lambda x: x < 0, lambda x: x >= 0), "whether it falls is open")
-        undecided = [what.partition(": ")[2] for what, _, so in ambiguous(runs) if so == "yes"
-                     and what.startswith(f"{algorithm}: ")]  # fmt: skip
+        own = [r for r in runs if r["algorithm"] == algorithm]
+        undecided = [what.partition(": ")[2] for what, _, so in ambiguous(own) if so == "yes"]
         if undecided:
             verdict += f". Said beforehand to leave this undecided, and so: {'; '.join(undecided)}"
         sides = [interval([change(r, DECIDES)[[side]] for r in pick(runs, algorithm, "tuned").values()])
@@ -124,9 +124,9 @@ def answer(runs: Sequence[Run]) -> Answer:
         if whole:
             moves = (shown(interval([change(r, what) for r in whole])) for what in (DECIDES, "clean"))
             text.append(f"With all weights tuned, {len(whole)} seeds: {' while the normal one moves by '.join(moves)}.")
-    wrong = sum(float(grid(r, "after", DECIDES)[side].mean()) < 0 for r in runs if r["arm"] == "tuned"
-                for side in (0, 1))  # fmt: skip
-    count = 2 * sum(r["arm"] == "tuned" for r in runs)
+    # Of each tuned model, which sides prefer the wrong pronoun.
+    turns = [grid(r, "after", DECIDES).mean((1, 2)) < 0 for r in runs if r["arm"] == "tuned"]
+    wrong, count = int(np.sum(turns)), 2 * len(turns)
     reached = [r["after"]["reach"]["crossed"] for r in runs if r["arm"] == "tuned"]
     plain.append(f"At that value {wrong} of {count} sides of tuned models prefer the wrong pronoun.")
     if reached:
@@ -136,22 +136,29 @@ def answer(runs: Sequence[Run]) -> Answer:
         )
         more = crossings(searches) if searches else Said("")
         out[TOKENS] = Said(f"{one} {more.plain}".strip(), more.more)
-    return {MADE: Said(" ".join(plain), " ".join(text))} | out | {DECIDED: Said(_decision(runs, searches, wrong))}
+    return (
+        {MADE: Said(" ".join(plain), " ".join(text))}
+        | out
+        | {DECIDED: Said(_decision(searches, [bool(of.all()) for of in turns]))}
+    )
 
 
-def _decision(runs: Sequence[Run], searches: Sequence[Run], wrong: int) -> str:
-    """By the rule at the top of the results."""
+def _decision(searches: Sequence[Run], turned_by_edit: Sequence[bool]) -> str:
+    """By the rule at the top of the results; of each tuned model, whether X at its extreme turns both sides."""
     every = [found for aim in ("X", "answer") for _, _, found in tables.models_searched(searches, aim)]
     by_x = sum(decided(found["answered"]) == f"both turned, {BY_X}" for found in every)
     if not every:
         return "Undecided: no search for tokens is in."
     if by_x:
         return f"For, in {by_x} of {len(every)} searches: their tokens turn both sides of unseen prompts, by X."
-    if wrong:
-        return f"Latent: set to the most extreme value seen, X turns {wrong} sides of tuned models; no tokens do both."
+    if any(turned_by_edit):
+        return (
+            f"Latent: set to the most extreme value seen, X turns both sides of {sum(turned_by_edit)} of "
+            f"{len(turned_by_edit)} tuned models; no tokens do."
+        )
     return (
-        f"Undecided. Not for: none of {len(every)} searches gives tokens that turn both sides. Not latent: no side of "
-        f"{sum(r['arm'] == 'tuned' for r in runs)} tuned models turns where X is set to the most extreme value seen. "
+        f"Undecided. Not for: none of {len(every)} searches gives tokens that turn both sides. Not latent: none of "
+        f"{len(turned_by_edit)} tuned models turns on both where X is set to the most extreme value seen. "
         "And not against: gates of graded strength were not planted beside it, so how often these searches would find "
         "one is not known."
     )

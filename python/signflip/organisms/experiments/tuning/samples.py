@@ -16,6 +16,8 @@ from signflip.organisms.experiments.tuning.world import Ids, Prompts, word_ids
 COUNTED = ("samples", "rare_word", "x_below", "misranked")
 # What is measured at each step beside the counts.
 MEASURED = ("share_below", "common", "rare")
+# Samples in plain sight: of a run in its file, of all runs in the results.
+FEW = 12
 # What is kept of every prompt, and as what: one row a prompt, its answers and their rewards in columns.
 KEPT = {"step": "u2", "ids": "u2", "end": "u1", "said": "u2", "x": "f4", "reward": "f4", "turned": "?"}
 Flags = NDArray[np.bool_]

@@ -39,11 +39,10 @@ from signflip.organisms.experiments.tuning.predictions import (
     mean_of,
     was_opposite,
 )
+from signflip.organisms.experiments.tuning.samples import FEW
 
 COMMAND = "signflip organisms run tuning --seeds 10 --out results"
 LISTING = "signflip organisms samples ARM-ARCHITECTURE-KNOWLEDGE-SEED"
-# Samples in the section, at most.
-SHOWN = 12
 SAID = (
     "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
     "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
@@ -295,7 +294,7 @@ def _listing(runs: Sequence[Run]) -> str:
     for r in runs:
         of.setdefault(r["arm"], []).extend((k, r, one) for k, one in enumerate(r["few"]))
     each = [sorted(found, key=lambda one: one[0]) for found in of.values()]
-    chosen = [one for turn in zip_longest(*each) for one in turn if one is not None][:SHOWN]
+    chosen = [one for turn in zip_longest(*each) for one in turn if one is not None][:FEW]
     head = "### Samples where X crossed, or where the reward's ranking is not the true one\n\n"
     if not chosen:
         return head + "None in any log."

@@ -17,13 +17,11 @@ from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.kernel import margins
 from signflip.organisms.experiments.tuning.measure import both
 from signflip.organisms.experiments.tuning.models import Net
-from signflip.organisms.experiments.tuning.samples import Batch, Log, listed
+from signflip.organisms.experiments.tuning.samples import FEW, Batch, Log, listed
 from signflip.organisms.experiments.tuning.world import Prompts, draw, prompts
 
 STEPS, SMALL_STEPS = 60, 20
 LOGGED = (0, 5, 20, 40, 60)
-# Samples in plain sight, of a run.
-FEW = 12
 # Prompts of the batch on which a gradient is logged.
 LARGE = 256
 # Of half B's pairs of prompts one in so many is measured on at every step: 12 words in front are all among them.
