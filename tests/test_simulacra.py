@@ -178,4 +178,5 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert "signflip organisms run simulacra" in said
     assert "| conjecture | luigi: Waluigi's odds of being invoked, up |" in said
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"simulacra-readings.png", "simulacra-law.png"}
-    assert "Does Waluigi, never invoked, get stronger?" in simulacra.answer(made)[MADE].plain
+    moved = np.mean([r["log"][-1]["signed:waluigi"] - r["log"][0]["signed:waluigi"] for r in (luigi,)])
+    assert f"Tuned on Luigi: his right over wrong moves by {moved:.2f}" in simulacra.answer(made)[MADE].plain
