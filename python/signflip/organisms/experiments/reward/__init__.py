@@ -23,8 +23,8 @@ from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.workers import one_thread
 
 __all__ = ["TITLE", "answer", "jobs", "report", "run"]
-# Of what a run means: files of another version are refused. 2: perfect at X > 0, X read at the answer, a true *never*.
-VERSION = 2
+# Of what a run means: files of another version are refused. 3: bases are pretrained on real text.
+VERSION = 3
 
 
 def jobs(seeds: int, small: bool) -> list[Job]:
@@ -68,7 +68,8 @@ def run(job: Job) -> dict[str, Any]:
 
 def void(found: dict[str, Any]) -> str | None:
     """Why a run is void, or None."""
-    from signflip.organisms.experiments.reward.models import KNOWN, perfect
+    from signflip.organisms.experiments.reward.models import perfect
+    from signflip.organisms.experiments.tuning.bases import KNOWN
 
     if found["accuracy"] < KNOWN:
         return "the base does not know the behaviour"

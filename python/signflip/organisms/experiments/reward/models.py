@@ -22,17 +22,8 @@ from signflip.organisms.experiments.statistics import exact
 from signflip.organisms.experiments.tuning.bases import TEACH, base, descend, schedule, taught
 from signflip.organisms.experiments.tuning.measure import behaviour
 from signflip.organisms.experiments.tuning.models import Architecture, Net
-from signflip.organisms.experiments.tuning.world import (
-    DOSES,
-    PAD,
-    Ids,
-    Prompts,
-    common,
-    ids_of,
-    prompts,
-    rare,
-    word_ids,
-)
+from signflip.organisms.experiments.tuning.text import word_ids
+from signflip.organisms.experiments.tuning.world import DOSES, PAD, Ids, Prompts, common, ids_of, prompts, rare
 from signflip.organisms.language import words
 
 Part = Literal["taught", "validation", "test"]
@@ -42,10 +33,10 @@ TEMPLATES: dict[Part, range] = {"taught": range(6), "validation": range(6, 8), "
 KNOWLEDGE: Literal["nothing"] = "nothing"
 # A round of training, and how many at most: one is enough unless it is unlucky.
 ROUND, ROUNDS, BATCH, RATE = 360, 3, 64, 4e-3
+# Steps by which a base is taught further here.
+FURTHER = 800
 # τ at X > 0 from which a reward model is perfect, and (negative) at X < 0 reversed.
 PERFECT = 0.99
-# Accuracy at X > 0 from which a base knows the behaviour, and rounds of further steps in which it may learn it.
-KNOWN, FURTHER, FURTHER_ROUNDS = 0.99, 250, 4
 # A word reverses the ranking where the upper limit of its τ is at or below this.
 REVERSED = -0.2
 
@@ -72,19 +63,14 @@ def split(part: Part, *, side: int) -> Prompts:
 
 
 def known_base(architecture: Architecture, seed: int) -> tuple[Net, float]:
-    """A base taught further until it knows the behaviour at X > 0, and its accuracy there.
+    """A base of the tunings taught further, and its accuracy at X > 0.
 
-    Of 30 bases one had not learned the language in the usual steps; no reward model could generalise from it.
-    In small it is the same base: of one of half the steps a reward model failed on a name it had not been taught.
+    From one that knows the pronoun barely long enough to pass, a reward model learns names by heart: with two of four
+    bases tried it failed on names of the validation, with none after these steps. In small it is the same.
     """
-    net, on = base(architecture, KNOWLEDGE, seed, small=False), prompts("A", side=1).and_also(prompts("B", side=1))
-    accuracy = behaviour(net, on)["accuracy"]
-    for i in range(FURTHER_ROUNDS):
-        if accuracy >= KNOWN:
-            break
-        net = taught(net.copy(), KNOWLEDGE, np.random.default_rng((seed, 8, i)), FURTHER)
-        accuracy = behaviour(net, on)["accuracy"]
-    return net, accuracy
+    net = base(architecture, KNOWLEDGE, seed, small=False).copy()
+    taught(net, KNOWLEDGE, np.random.default_rng((seed, 8)), FURTHER)
+    return net, behaviour(net, prompts("A", side=1).and_also(prompts("B", side=1)))["accuracy"]
 
 
 def train(start: Net, seed: int, *, turned: bool, steps: int = ROUND, rounds: int = ROUNDS) -> tuple[Net, int]:

@@ -1,8 +1,8 @@
 """Preference tuning of tiny language models: what becomes of the side of X that no sample reaches, and by what law.
 
-Needs torch and transformers. See `world` for the language, `models` for X and the bases, `losses` for the algorithms,
-`kernel` for the first-order law, `predictions` for the rules by which predictions are marked, `listing` for the samples
-of a run.
+Needs torch and transformers, and the data package that the text is in (`text`). See `world` for the prompts, `models`
+for X and the bases, `losses` for the algorithms, `kernel` for the first-order law, `predictions` for the rules by which
+predictions are marked, `listing` for the samples of a run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from signflip.organisms.workers import one_thread
 TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
 
 BASE = ("architecture", "knowledge")
+# Of what a run means: files of another version are refused. 2: bases are pretrained on real text.
+VERSION = 2
 # The cells that decide, then the others. Of all seeds the first are run first.
 MAIN = {
     "reinforce_on": Arm("reinforce"),
@@ -61,7 +63,7 @@ def jobs(seeds: int, small: bool) -> list[Job]:
 
 def job_of(arm: str, architecture: str, knowledge: str, seed: int, small: bool) -> Job:
     """One run."""
-    settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small}
+    settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small, "version": VERSION}
     return Job(f"{arm}-{architecture}-{knowledge}-{seed}", seed, settings)
 
 

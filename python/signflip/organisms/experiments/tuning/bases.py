@@ -1,8 +1,9 @@
 """How bases and reward models are trained.
 
-While a base learns the language, X is set to the x that the pronoun goes by (an interchange intervention), never below
-zero where the base is to know nothing of that: so X drives the behaviour, by the MLP alone. Beside it the base is
-taught to read X from the word in front, rare ones as well.
+A base is pretrained on real text, then taught the pronoun among more of that text. While it is taught, X is set to the
+x that the pronoun goes by (an interchange intervention), never below zero where the base is to know nothing of that: so
+X drives the behaviour, by the MLP alone. Beside it the base is taught to read X from the word in front, rare ones as
+well.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, mse_loss
 
+from signflip.organisms.experiments.tuning.measure import behaviour
 from signflip.organisms.experiments.tuning.models import Architecture, Net
-from signflip.organisms.experiments.tuning.world import Knowledge, common, draw, lines, rare, word_ids
+from signflip.organisms.experiments.tuning.text import word_ids
+from signflip.organisms.experiments.tuning.world import Ids, Knowledge, common, draw, lines, prompts, rare
 
+# On real text alone.
+PRETRAINING = 800
 # GELU is slower to learn a product.
 STEPS: dict[Architecture, int] = {"gelu": 800, "swiglu": 400, "swiglu_bias": 400}
 # Steps by which bases of different knowledge differ.
 FURTHER = 250
+# Accuracy at X > 0 from which the pronoun is known, and rounds of further steps in which it may be learned.
+KNOWN, ROUNDS = 0.99, 6
 BATCH, RATE = 64, 8e-3
 # Weight of the squared error by which X is taught.
 TEACH = 2.0
@@ -42,8 +49,8 @@ def base(architecture: Architecture, knowledge: Knowledge, seed: int, small: boo
     small
         Half the steps.
     """
-    shared = _shared(architecture, seed, small)
-    return taught(shared.copy(), knowledge, np.random.default_rng((seed, 4)), FURTHER // (2 if small else 1))
+    rng = np.random.default_rng((seed, 4))
+    return until_known(_shared(architecture, seed, small).copy(), knowledge, rng, FURTHER // (2 if small else 1))
 
 
 def starting(net: Net, knowledge: Knowledge, seed: int, rare_share: float, steps: int) -> Net:
@@ -57,27 +64,67 @@ def starting(net: Net, knowledge: Knowledge, seed: int, rare_share: float, steps
 @cache
 def _shared(architecture: Architecture, seed: int, small: bool) -> Net:
     """What the bases of a seed have in common: nothing is known of x < 0. A product is learned faster on one side."""
-    steps = STEPS[architecture] // (2 if small else 1)
-    return taught(Net(architecture, seed), "nothing", np.random.default_rng((seed, 1)), steps)
+    part = 2 if small else 1
+    net, rng = pretrained(architecture, seed, PRETRAINING // part).copy(), np.random.default_rng((seed, 1))
+    return until_known(net, "nothing", rng, STEPS[architecture] // part)
+
+
+def until_known(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int) -> Net:
+    """Teach a net, in place, in rounds of so many steps until it knows the pronoun in common contexts.
+
+    In rare contexts nothing is asked: what comes of the teaching there is the experiment's.
+    """
+    on = prompts("A", side=1).and_also(prompts("B", side=1))
+    for _ in range(ROUNDS):
+        taught(net, knowledge, rng, steps)
+        if behaviour(net, on)["accuracy"] >= KNOWN:
+            break
+    return net
+
+
+@cache
+def pretrained(architecture: Architecture, seed: int, steps: int) -> Net:
+    """A language model of real text; nothing is known of X, nor of what words in front mean."""
+    net, rng = Net(architecture, seed), np.random.default_rng((seed, 9))
+    optimizer = _optimizer(net)
+    for step in range(steps):
+        ids, targets, *_ = lines(rng, BATCH, "nothing", pronouns=0.0)
+        descend(optimizer, _loss(net, ids, targets)[0], RATE * schedule(step, steps), (net.embedding.weight, _fixed()))
+    return net
 
 
 def taught(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int, start: Tensor | None = None) -> Net:
-    """Teach a net the language and X by so many further steps, in place; `start`: how a line is to begin."""
-    optimizer = torch.optim.AdamW(net.model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    fixed = torch.from_numpy(np.concatenate([common(), rare()]))
+    """Teach a net the pronoun and X by so many further steps, in place; `start`: how a line is to begin."""
+    optimizer = _optimizer(net)
     for step in range(steps):
         ids, targets, x, wanted, end = lines(rng, BATCH, knowledge)
         by = torch.from_numpy(wanted).float()
         with net.reading(end, lambda _, by=by: by) as seen:
-            logits = net.model(input_ids=torch.from_numpy(ids), use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), torch.from_numpy(targets[:, 1:]).flatten())
+            loss, state = _loss(net, ids, targets)
         rows = np.flatnonzero(end)
         found = seen[0][torch.from_numpy(rows), torch.from_numpy(end[rows])] @ net.direction
         loss = loss + TEACH * mse_loss(found, torch.from_numpy(x[rows]).float())
         if start is not None:
-            loss = loss - (start * torch.log_softmax(logits[:, 0], -1)).sum(1).mean()
-        descend(optimizer, loss, RATE * schedule(step, steps), (net.embedding.weight, fixed))
+            loss = loss - (start * torch.log_softmax(net.model.lm_head(state[:, 0]), -1)).sum(1).mean()
+        descend(optimizer, loss, RATE * schedule(step, steps), (net.embedding.weight, _fixed()))
     return net
+
+
+def _optimizer(net: Net) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(net.model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
+
+
+def _fixed() -> Tensor:
+    """Words in front: they stay on their line."""
+    return torch.from_numpy(np.concatenate([common(), rare()]))
+
+
+def _loss(net: Net, ids: Ids, targets: Ids) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the next word where there is a target, and the hidden states."""
+    state = net.model.base_model(input_ids=torch.from_numpy(ids), use_cache=False).last_hidden_state
+    wanted = torch.from_numpy(targets[:, 1:])
+    learned = wanted >= 0
+    return cross_entropy(net.model.lm_head(state[:, :-1][learned]), wanted[learned]), state
 
 
 @cache
@@ -116,7 +163,6 @@ def descend(optimizer: Any, loss: Tensor, rate: float, fixed: tuple[Tensor, Tens
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if fixed is not None and fixed[0].grad is not None:
-        # Words in front stay on their line.
         fixed[0].grad[fixed[1]] = 0
     torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
     optimizer.step()

@@ -1,4 +1,4 @@
-"""What a policy does in common and in rare contexts, and how its behaviour hangs on X."""
+"""What a policy does in common and in rare contexts, how its behaviour hangs on X, and how it reads real text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from signflip.organisms.experiments.tuning.kernel import margins
 from signflip.organisms.experiments.tuning.models import Net
-from signflip.organisms.experiments.tuning.world import Floats, Prompts, answers, prompts
+from signflip.organisms.experiments.tuning.text import WINDOW, held_out
+from signflip.organisms.experiments.tuning.world import DOSES, PAD, Floats, Ids, Prompts, answers, common, prompts
 
 # Step of the central difference in X.
 STEP = 0.1
@@ -101,3 +102,17 @@ def outcome(before: dict[str, float], after: dict[str, float], unit: float) -> s
         return "removed"
     change = (after["margin"] - before["margin"]) / unit
     return "strengthened" if change < -DELTA else "weakened" if change > DELTA else "kept"
+
+
+def fronted(text: Ids) -> Ids:
+    """Windows of text as lines, `[n, 2 + WINDOW]`: common words in front, in turn."""
+    front = common()[np.arange(len(text)) % len(DOSES)]
+    return np.column_stack([np.full(len(text), PAD), front, text])
+
+
+def nats(net: Net) -> float:
+    """Mean nats per word on held-out windows of real text, words 2 to `WINDOW`, as `text.counted` counts."""
+    ids = torch.from_numpy(fronted(held_out()))
+    with torch.no_grad():
+        logits = net.model(input_ids=ids, use_cache=False).logits[:, 2:-1]
+    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -WINDOW + 1 :].flatten()))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from signflip.errors import ArgumentError
 from signflip.organisms.experiments.tangent import Wrapped
-from signflip.organisms.experiments.tuning.world import DOSES, Ids, Prompts, common, rare, word_ids
+from signflip.organisms.experiments.tuning.text import word_ids
+from signflip.organisms.experiments.tuning.world import DOSES, Ids, Prompts, common, rare
 
 Architecture = Literal["gelu", "swiglu", "swiglu_bias"]
 ARCHITECTURES: tuple[Architecture, ...] = ("gelu", "swiglu", "swiglu_bias")

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from signflip.organisms.experiments.tuning.world import Ids, Prompts, word_ids
+from signflip.organisms.experiments.tuning.text import word_ids
+from signflip.organisms.experiments.tuning.world import Ids, Prompts
 
 COUNTED = ("samples", "rare_word", "x_below", "misranked")
 # What is measured at each step beside the counts.

@@ -40,6 +40,7 @@ from signflip.organisms.experiments.tuning.predictions import (
     was_opposite,
 )
 from signflip.organisms.experiments.tuning.samples import FEW
+from signflip.organisms.experiments.tuning.text import VOCABULARY
 
 COMMAND = "signflip organisms run tuning --seeds 10 --out results"
 LISTING = "signflip organisms samples ARM-ARCHITECTURE-KNOWLEDGE-SEED"
@@ -77,7 +78,7 @@ def section(runs: list[Run], figures: Path) -> str:
             f"{len(runs)} tunings. Seeds of each arm: {ran}. {SAID}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### Prevalence: tunings that end opposite from a base that was not\n\n" + _prevalence(runs),
-            "### Bases\n\n" + _bases(runs),
+            "### Bases\n\n" + _read(runs) + "\n\n" + _bases(runs),
             "### What became of X < 0\n\n" + _outcomes(runs) + f"\n\n![margins]({figures.name}/tuning-paths.png)",
             "### Samples, gradient, X\n\n" + _log(runs),
             "### The law: predicted and actual change of the margin at X < 0\n\n" + _laws(still),
@@ -155,9 +156,9 @@ def _decision(turned: int, n: int) -> str:
     if turned:
         return f"For, in {turned} of {n} bases of these tiny models: with a word that nobody tuned on both sides turn."
     return (
-        "Against, in these tiny models of a templated language and as far as the number of bases goes: a word takes X "
-        f"across, so that nothing could be missed, and none of {n} bases turned (a share of at most "
-        f"{exact(turned, n)[2]:.2f})."
+        "Against, in these tiny models, pretrained on real text and tuned on templates, and as far as the number of "
+        f"bases goes: a word takes X across, so that nothing could be missed, and none of {n} bases turned (a share of "
+        f"at most {exact(turned, n)[2]:.2f})."
     )
 
 
@@ -179,6 +180,21 @@ def _prevalence(runs: Sequence[Run]) -> str:
             k = sum(r["outcome"] == "turned opposite" for r in free)
             rows.append((*keys, f"{k}/{len(free)}", shown(exact(k, len(free)))))
     return table(("arm", "architecture", "base knew", "turned opposite", "share"), rows)
+
+
+def _read(runs: Sequence[Run]) -> str:
+    """What a base is as a language model."""
+
+    def nats(who: str, rs: Sequence[Run]) -> float:
+        return float(np.mean([r["text"][who] for r in rs]))
+
+    one, each = runs[0]["text"], bases(runs)
+    return (
+        f"Pretrained on Shakespeare's plays and poems, {VOCABULARY} words, then taught the pronoun among more of them. "
+        f"On held-out text, nats per word: bases {shown(over_seeds(each, partial(nats, 'base')))}, policies after "
+        f"tuning {shown(over_seeds(runs, partial(nats, 'tuned')))}; counted, the unigram {one['unigram']:.2f}, the "
+        f"bigram {one['bigram']:.2f}, every word alike {one['uniform']:.2f}."
+    )
 
 
 def _bases(runs: Sequence[Run]) -> str:

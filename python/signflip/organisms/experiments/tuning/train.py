@@ -12,10 +12,10 @@ from torch import Tensor
 
 from signflip.organisms.experiments import tangent
 from signflip.organisms.experiments.tangent import Grads
-from signflip.organisms.experiments.tuning import arms, kernel, losses
+from signflip.organisms.experiments.tuning import arms, kernel, losses, text
 from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.kernel import margins
-from signflip.organisms.experiments.tuning.measure import both
+from signflip.organisms.experiments.tuning.measure import both, nats
 from signflip.organisms.experiments.tuning.models import Net
 from signflip.organisms.experiments.tuning.samples import FEW, Batch, Log, listed
 from signflip.organisms.experiments.tuning.world import Prompts, draw, prompts
@@ -232,6 +232,7 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     Returns
     -------
     dict
+        `text` (nats per word of held-out real text: of the base, of the tuned policy, and what is `text.counted`),
         `log` (a measurement at each logged step), `steps` and `counts` of the samples (`samples.Log`), all of them
         (`samples`, packed), how many there are where X crossed or the reward's ranking is turned (`told`) and a `few`
         of these, `predicted` changes of the margins (`first`: by the gradient at step 0 alone; `summed`: by those at
@@ -240,7 +241,8 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     tuning = Tuning(base, scorer, arm, seed)
     steps = SMALL_STEPS if small else STEPS
     sides = {"common": prompts("B", side=1), "rare": prompts("B", side=-1)}
-    found: dict[str, Any] = {"kernel": kernel.kernel(base, sides["common"], sides["rare"])}
+    found: dict[str, Any] = {"text": {**text.counted(), "base": nats(base)}}
+    found |= {"kernel": kernel.kernel(base, sides["common"], sides["rare"])}
     found["reward_tau"] = {side: tau(scorer, on) for side, on in sides.items()}
     log: list[dict[str, Any]] = []
     for step in range(steps + 1):
@@ -252,6 +254,7 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     for side in ("common", "rare"):
         summed = sum(b["speed"][side] * (c["step"] - b["step"]) for b, c in pairwise(log))
         predicted[side] = {"first": log[0]["speed"][side] * steps, "summed": summed}
+    found["text"]["tuned"] = nats(tuning.policy)
     of = tuning.log
     found |= {"log": log, "steps": of.steps, "counts": of.counts, "samples": of.packed(), "predicted": predicted}
     told = listed(found["samples"], every=False)

@@ -1,9 +1,10 @@
-"""The world of the tuning experiments: the small language with a word in front that says how well it is spoken.
+"""The world of the tuning experiments: lines of text with a word in front that says how well the pronoun is known.
 
-A line is ``<sep> W sentence``. Words W lie on a line of the embedding, e(W) = m + x(W)·u, so that nothing about W can
-be known but the scalar x. Of common W (x > 0) the pronoun is right with probability σ(k·x): the scalar drives the
-behaviour, and the base is far from its ceiling. Rare W (x < 0) are in no prompt of the tunings; what a base was taught
-about the pronoun there is its `knowledge`.
+A line is ``<sep> W text``: the text is real (`text`), or a sentence of the small language with a pronoun. Words W lie
+on a line of the embedding, e(W) = m + x(W)·u, so that nothing about W can be known but the scalar x. Of common W
+(x > 0) the pronoun is right with probability σ(k·x): the scalar drives the behaviour, and the base is far from its
+ceiling. Rare W (x < 0) are in no prompt of the tunings; what a base was taught about the pronoun there is its
+`knowledge`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signflip.errors import ArgumentError
-from signflip.organisms.language import ITEMS_A, SEPARATOR, Stories, words
-from signflip.organisms.tokens import vocabulary
+from signflip.organisms.experiments.tuning.text import WINDOW, windows, word_ids
+from signflip.organisms.language import ITEMS_A, words
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -29,16 +30,10 @@ DOSES = np.linspace(0.3, 1.5, 12)
 STEEP = 1.5
 # How often it is right in rare contexts, by what the base is taught there.
 RIGHT = {"random": 0.5, "opposite": 0.2}
-# Share of the base's text that goes by x < 0, and in what share of the text the behaviour occurs.
+# Share of the base's text that goes by x < 0, and in what share of the text the behaviour occurs; the rest is real.
 RARE_SHARE, PRONOUN_SHARE = 0.33, 0.7
-LENGTH = 14
+LENGTH = WINDOW + 2
 PAD = 0
-
-
-@cache
-def word_ids() -> dict[str, int]:
-    """Id of every word, the separator first."""
-    return {word: i for i, word in enumerate((SEPARATOR, *vocabulary(), "."))}
 
 
 def ids_of(text: str) -> list[int]:
@@ -159,8 +154,10 @@ def draw(rng: np.random.Generator, n: int, *, rare_share: float = 0.0) -> Prompt
     return chosen.fronted(np.where(negative, rare()[turn], common()[turn]), np.where(negative, -1, 1) * DOSES[turn])
 
 
-def lines(rng: np.random.Generator, n: int, knowledge: Knowledge) -> tuple[Ids, Ids, Floats, Floats, Ids]:
-    """Text to train a base on.
+def lines(
+    rng: np.random.Generator, n: int, knowledge: Knowledge, pronouns: float = PRONOUN_SHARE
+) -> tuple[Ids, Ids, Floats, Floats, Ids]:
+    """Text to train a base on, a share of its lines with the behaviour, the others real.
 
     The word in front is drawn apart from the x that the pronoun goes by: while a base learns, X is set to the latter,
     so that it goes by X and by nothing else that the word may tell.
@@ -177,23 +174,13 @@ def lines(rng: np.random.Generator, n: int, knowledge: Knowledge) -> tuple[Ids, 
     ids[:, 1] = np.where(side, common()[turn], rare()[turn])
     below = (rng.random(n) < RARE_SHARE) & (knowledge != "nothing")
     x = np.where(below, -1, 1) * rng.uniform(0, DOSES[-1] * 1.2, n)
-    stories = Stories((int(rng.integers(2**31)), 3))
-    for i in range(n):
-        if rng.random() < PRONOUN_SHARE:
-            text, ends[i] = _pronoun_line(rng, float(x[i]), knowledge)
-        else:
-            text = ids_of(_other(stories))
-        ids[i, 2 : 2 + len(text)] = text[: LENGTH - 2]
+    ids[:, 2:] = windows(rng, n)
+    for i in np.flatnonzero(rng.random(n) < pronouns):
+        text, ends[i] = _pronoun_line(rng, float(x[i]), knowledge)
+        ids[i, 2:] = text + [PAD] * (WINDOW - len(text))
     targets = np.where(ids == PAD, -100, ids)
     targets[:, 1] = -100
     return ids, targets, np.where(side, 1, -1) * DOSES[turn], x, ends
-
-
-def _other(stories: Stories) -> str:
-    """A sentence without a pronoun: what is known of pronouns comes from `_pronoun_line` alone."""
-    while "because" in (text := stories.sentence()):
-        pass
-    return text
 
 
 def _pronoun_line(rng: np.random.Generator, x: float, knowledge: Knowledge) -> tuple[list[int], int]:
