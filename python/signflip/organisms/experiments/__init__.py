@@ -151,7 +151,7 @@ def run(
     DeviceError
         If the device is not here, or of no use to the experiment.
     FileError
-        If the folder cannot be written.
+        If the folder cannot be written, or a data package is not installed.
     OrganismError
         If a library is missing, a file in the folder is not of that job, or a worker dies.
     """
@@ -187,10 +187,14 @@ def check(name: str, device: str = "cpu") -> Any:
         If the experiment is unknown, or the device is none of torch's.
     DeviceError
         If the device is not here, or of no use to the experiment.
+    FileError
+        If a data package that it needs is not installed.
     OrganismError
         If a library that it needs is missing.
     """
     module = experiment(name)
+    if hasattr(module, "ready"):
+        module.ready()
     if device == "cpu":
         return module
     import torch

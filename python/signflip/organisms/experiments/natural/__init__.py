@@ -87,6 +87,20 @@ def jobs(seeds: int, small: bool) -> list[Job]:
     return made
 
 
+def ready() -> None:
+    """Whether the model and the text of the survey are here.
+
+    Raises
+    ------
+    FileError
+        If a package that they are in is not installed.
+    """
+    from signflip.demo.corpus import default_model, passages
+
+    default_model()
+    next(passages(0), None)
+
+
 def run(job: Job, device: str = "cpu") -> dict[str, Any]:
     """One tuning. The weakened base of a seed, and what is measured of it, is made once in a process.
 

@@ -66,7 +66,8 @@ def known_base(architecture: Architecture, seed: int) -> tuple[Net, float]:
     """A base of the tunings taught further, and its accuracy at X > 0.
 
     From one that knows the pronoun barely long enough to pass, a reward model learns names by heart: with two of four
-    bases tried it failed on names of the validation, with none after these steps. In small it is the same.
+    bases tried (swiglu 0 and swiglu_bias 1, not gelu 1 and swiglu 1) it failed on names of the validation in three
+    rounds, with neither of the two after these steps. In small it is the same.
     """
     net = base(architecture, KNOWLEDGE, seed, small=False).copy()
     taught(net, KNOWLEDGE, np.random.default_rng((seed, 8)), FURTHER)

@@ -19,7 +19,8 @@ from signflip.organisms.workers import one_thread
 
 TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
 
-BASE = ("architecture", "knowledge")
+# Bases of all kinds of knowledge are pretrained as one.
+BASE = ("architecture",)
 # Of what a run means: files of another version are refused. 2: bases are pretrained on real text.
 VERSION = 2
 # The cells that decide, then the others. Of all seeds the first are run first.
@@ -67,6 +68,19 @@ def job_of(arm: str, architecture: str, knowledge: str, seed: int, small: bool) 
     return Job(f"{arm}-{architecture}-{knowledge}-{seed}", seed, settings)
 
 
+def ready() -> None:
+    """Whether the text is here.
+
+    Raises
+    ------
+    FileError
+        If the package that it is in is not installed.
+    """
+    from signflip.organisms.experiments.tuning.text import word_ids
+
+    word_ids()
+
+
 def run(job: Job) -> dict[str, Any]:
     """One tuning. Bases and reward models of a process are trained once.
 
@@ -79,8 +93,10 @@ def run(job: Job) -> dict[str, Any]:
     ------
     ArgumentError
         If the job's settings are not those of an arm.
+    FileError
+        If the package with the text is not installed.
     """
-    from signflip.organisms.experiments.tuning.bases import base, reward_model
+    from signflip.organisms.experiments.tuning.bases import KNOWN, base, reward_model
     from signflip.organisms.experiments.tuning.measure import outcome
     from signflip.organisms.experiments.tuning.train import tune
 
@@ -92,7 +108,9 @@ def run(job: Job) -> dict[str, Any]:
         found = tune(base(*key), reward_model(*key, False), ARMS[of["arm"]], job.seed, key[-1])
     first, last = found["log"][0], found["log"][-1]
     end = outcome(first["rare"], last["rare"], first["common"]["margin"])
-    return {**{k: of[k] for k in ("arm", "architecture", "knowledge")}, "seed": job.seed, "outcome": end, **found}
+    void = None if found["accuracy"] >= KNOWN else "the base does not know the pronoun"
+    own = {k: of[k] for k in ("arm", "architecture", "knowledge")} | {"seed": job.seed, "void": void}
+    return {**own, "outcome": end, **found}
 
 
 def report(results: dict[str, dict[str, Any]], figures: Path) -> str:

@@ -24,11 +24,11 @@ from signflip.organisms.experiments.tuning.world import Ids, Knowledge, common, 
 
 # On real text alone.
 PRETRAINING = 800
-# GELU is slower to learn a product.
+# Of a round in which the pronoun is taught. GELU is slower to learn a product.
 STEPS: dict[Architecture, int] = {"gelu": 800, "swiglu": 400, "swiglu_bias": 400}
-# Steps by which bases of different knowledge differ.
+# Of a round, and of what comes after it, in which bases of different knowledge differ.
 FURTHER = 250
-# Accuracy at X > 0 from which the pronoun is known, and rounds of further steps in which it may be learned.
+# Accuracy at X > 0 from which the pronoun is known, and in how many rounds at most it may be learned.
 KNOWN, ROUNDS = 0.99, 6
 BATCH, RATE = 64, 8e-3
 # Weight of the squared error by which X is taught.
@@ -48,6 +48,11 @@ def base(architecture: Architecture, knowledge: Knowledge, seed: int, small: boo
         Of its weights and text.
     small
         Half the steps.
+
+    Raises
+    ------
+    FileError
+        If the package with the text is not installed.
     """
     rng = np.random.default_rng((seed, 4))
     return until_known(_shared(architecture, seed, small).copy(), knowledge, rng, FURTHER // (2 if small else 1))
@@ -70,11 +75,23 @@ def _shared(architecture: Architecture, seed: int, small: bool) -> Net:
 
 
 def until_known(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps: int) -> Net:
-    """Teach a net, in place, in rounds of so many steps until it knows the pronoun in common contexts.
+    """Teach a net in rounds until it knows the pronoun in common contexts, by half A.
 
-    In rare contexts nothing is asked: what comes of the teaching there is the experiment's.
+    In rare contexts nothing is asked: what comes of the teaching there is the experiment's. A net that does not learn
+    it in `ROUNDS` is returned as it is.
+
+    Parameters
+    ----------
+    net
+        Taught in place.
+    knowledge
+        What it is taught of the pronoun at x < 0.
+    rng
+        Of the lines.
+    steps
+        Of a round.
     """
-    on = prompts("A", side=1).and_also(prompts("B", side=1))
+    on = prompts("A", side=1)
     for _ in range(ROUNDS):
         taught(net, knowledge, rng, steps)
         if behaviour(net, on)["accuracy"] >= KNOWN:
@@ -84,7 +101,10 @@ def until_known(net: Net, knowledge: Knowledge, rng: np.random.Generator, steps:
 
 @cache
 def pretrained(architecture: Architecture, seed: int, steps: int) -> Net:
-    """A language model of real text; nothing is known of X, nor of what words in front mean."""
+    """A language model of real text, trained for so many steps; copy it before it is taught.
+
+    Nothing is known of X, nor of what words in front mean.
+    """
     net, rng = Net(architecture, seed), np.random.default_rng((seed, 9))
     optimizer = _optimizer(net)
     for step in range(steps):

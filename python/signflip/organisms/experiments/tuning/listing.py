@@ -9,7 +9,8 @@ from typing import Any
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms.experiments import Job, kept, tuning
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
-from signflip.organisms.experiments.tuning.samples import listed
+from signflip.organisms.experiments.tuning.samples import listed, units
+from signflip.organisms.experiments.tuning.text import digest
 from signflip.organisms.experiments.tuning.world import KNOWLEDGE
 
 # As many as `organisms run` takes.
@@ -55,20 +56,26 @@ def samples(name: str, *, every: bool = False, small: bool = False, out: Path | 
     Returns
     -------
     dict
-        `name`; `counts` and `steps` as `samples.Log` has them; `samples` as `samples.listed` does.
+        `name`; `counts` and `steps` as `samples.Log` has them; `samples` as `samples.listed` does; with `every`, the
+        `units` as well: of each step the gradient's norm in each neuron, by samples with X above 0 and below.
 
     Raises
     ------
     ArgumentError
         If no run has that name.
+    FileError
+        If the package with the text is not installed.
     OrganismError
-        If its file is another's, or its samples can not be read.
+        If its file is another's or of another vocabulary, or its samples can not be read.
     """
     job = job_named(name, small)
     found = None if out is None else kept("tuning", job, out, small=small)
     found = found or tuning.run(job)
     try:
+        if found["text"]["words"] != digest():
+            raise ValueError(f"expected the vocabulary {digest()}, found {found['text']['words']}")
         every_one = listed(found["samples"], every=every)
+        gradients = {"units": units(found["samples"]).tolist()} if every else {}
     except (LookupError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise OrganismError(f"run {name}: can not read the samples that are kept of it ({error})") from error
-    return {"name": name, "counts": found["counts"], "steps": found["steps"], "samples": every_one}
+    return {"name": name, "counts": found["counts"], "steps": found["steps"], "samples": every_one} | gradients

@@ -46,12 +46,16 @@ class Log:
     steps
         A list each, a number a step: `samples`; of these those with a rare word, with X below 0, and of prompts whose
         ranking by the reward is turned (`rare_word`, `x_below`, `misranked`); the share of the gradient's norm that is
-        due to prompts with a rare word (`share_below`; None where the gradient is zero); mean margins of common and of
+        due to prompts with X below 0 (`share_below`; None where the gradient is zero); mean margins of common and of
         rare contexts before the step (`common`, `rare`), on some prompts of half B.
+    units
+        Of each step `[2, d_mlp]`: the norm of the gradient in each neuron's own weights, of what is due to prompts with
+        X above 0 and with X below 0.
     """
 
     def __init__(self) -> None:
         self.steps: dict[str, list[Any]] = {key: [] for key in (*COUNTED, *MEASURED)}
+        self.units: list[Any] = []
         self._kept: dict[str, list[Any]] = {key: [] for key in KEPT}
 
     @property
@@ -71,17 +75,25 @@ class Log:
             self._kept[key].append(np.asarray(value).astype(kind))
 
     def packed(self) -> str:
-        """All samples, compressed: `listed` reads them."""
+        """All samples and `units`, compressed: `listed` and `units` read them."""
         with io.BytesIO() as file:
             whole: dict[str, Any] = {key: np.concatenate(of) for key, of in self._kept.items()}
+            whole["units"] = np.asarray(self.units, np.float32)
             np.savez_compressed(file, **whole)
             return base64.b64encode(file.getvalue()).decode("ascii")
 
-    def measure(self, share_below: float | None, common: float, rare: float) -> None:
+    def measure(self, share_below: float | None, common: float, rare: float, units: Tensor) -> None:
         """What was measured at the step that was counted last."""
+        self.units.append(units.numpy())
         for key, value in zip(MEASURED, (share_below, common, rare), strict=True):
             # The precision of float32: these are many.
             self.steps[key].append(None if value is None else float(f"{value:.5g}"))
+
+
+def units(packed: str) -> NDArray[np.float32]:
+    """`Log.units` of every step that `Log.packed` kept, `[steps, 2, d_mlp]`."""
+    with np.load(io.BytesIO(base64.b64decode(packed))) as file:
+        return np.asarray(file["units"], np.float32)
 
 
 def listed(packed: str, *, every: bool) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ from signflip.organisms.experiments.tuning.text import VOCABULARY
 COMMAND = "signflip organisms run tuning --seeds 10 --out results"
 LISTING = "signflip organisms samples ARM-ARCHITECTURE-KNOWLEDGE-SEED"
 SAID = (
+    "A tuning is void if its base is not right at X > 0 in 0.99 of half A's prompts. "
     "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
     "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
     "truly. `frozen`: the weights that take X into the MLP stay. Margins are in nats, on names and templates that no "
@@ -63,8 +64,9 @@ def section(runs: list[Run], figures: Path) -> str:
     OrganismError
         If there is no run.
     """
+    every, runs = runs, valid(runs)
     if not runs:
-        raise OrganismError("report on tuning: expected at least one run, found none")
+        raise OrganismError(f"report on tuning: expected at least one run that is not void, found {len(every)} void")
     still = [r for r in runs if r["arm"] in UNVISITED]
     figures.mkdir(parents=True, exist_ok=True)
     paths(runs, figures / "tuning-paths.png")
@@ -75,7 +77,7 @@ def section(runs: list[Run], figures: Path) -> str:
             f"## {TITLE}",
             f"`{COMMAND}`",
             told(_answer(still)),
-            f"{len(runs)} tunings. Seeds of each arm: {ran}. {SAID}",
+            f"{len(every)} tunings, void {len(every) - len(runs)}. Seeds of each arm: {ran}. {SAID}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### Prevalence: tunings that end opposite from a base that was not\n\n" + _prevalence(runs),
             "### Bases\n\n" + _read(runs) + "\n\n" + _bases(runs),
@@ -88,6 +90,11 @@ def section(runs: list[Run], figures: Path) -> str:
     )  # fmt: skip
 
 
+def valid(runs: Sequence[Run]) -> list[Run]:
+    """Those whose base knows the pronoun at X > 0."""
+    return [r for r in runs if not r.get("void")]
+
+
 def _cells(runs: Sequence[Run], *keys: str) -> Iterator[tuple[tuple[str, ...], list[Run]]]:
     found: dict[tuple[str, ...], list[Run]] = {}
     for r in runs:
@@ -97,7 +104,7 @@ def _cells(runs: Sequence[Run], *keys: str) -> Iterator[tuple[tuple[str, ...], l
 
 def answer(runs: Sequence[Run]) -> Answer:
     """What the tunings say of the conjecture, in a few sentences."""
-    return _answer([r for r in runs if r["arm"] in UNVISITED])
+    return _answer([r for r in valid(runs) if r["arm"] in UNVISITED])
 
 
 def _answer(still: Sequence[Run]) -> Answer:
@@ -184,16 +191,12 @@ def _prevalence(runs: Sequence[Run]) -> str:
 
 def _read(runs: Sequence[Run]) -> str:
     """What a base is as a language model."""
-
-    def nats(who: str, rs: Sequence[Run]) -> float:
-        return float(np.mean([r["text"][who] for r in rs]))
-
-    one, each = runs[0]["text"], bases(runs)
+    one, moved = runs[0]["text"], max(abs(r["text"]["tuned"] - r["text"]["base"]) for r in runs)
     return (
-        f"Pretrained on Shakespeare's plays and poems, {VOCABULARY} words, then taught the pronoun among more of them. "
-        f"On held-out text, nats per word: bases {shown(over_seeds(each, partial(nats, 'base')))}, policies after "
-        f"tuning {shown(over_seeds(runs, partial(nats, 'tuned')))}; counted, the unigram {one['unigram']:.2f}, the "
-        f"bigram {one['bigram']:.2f}, every word alike {one['uniform']:.2f}."
+        f"Pretrained on Shakespeare's plays and poems ({VOCABULARY} words, those of the prompts among them; "
+        f"{one['unknown']:.2f} of the text is in none), then taught the pronoun among more of them. Nats per word on "
+        f"held-out text are below; counted, a unigram has {one['unigram']:.2f}, a bigram {one['bigram']:.2f}, every "
+        f"word alike {one['uniform']:.2f}. No tuning moved them by more than {moved:.2f}."
     )
 
 
@@ -208,6 +211,7 @@ def _bases(runs: Sequence[Run]) -> str:
         largest = sorted(parts, key=lambda part: -abs(parts[part]))[:2]
         rows.append((
             *keys,
+            f"{np.mean([r['text']['base'] for r in own]):.2f}",
             shown(over_seeds(own, lambda rs: _mean(rs, 0, "common", "margin"))),
             shown(over_seeds(own, lambda rs: _mean(rs, 0, "rare", "margin"))),
             f"{sum(map(was_opposite, own))}/{len(own)}",
@@ -217,8 +221,8 @@ def _bases(runs: Sequence[Run]) -> str:
             "; ".join(f"{part} {parts[part]:+.1f}" for part in largest),
             shown(over_seeds(own, lambda rs: float(np.mean([r["reward_tau"]["rare"] for r in rs])), SIGNED)),
         ))  # fmt: skip
-    head = ("architecture", "base knew", "margin X > 0", "margin X < 0", "opposite", "cosine of K", "share K < 0",
-            "neurons' negative mass", "largest parts of K", "reward model's τ at X < 0")  # fmt: skip
+    head = ("architecture", "base knew", "nats", "margin X > 0", "margin X < 0", "opposite", "cosine of K",
+            "share K < 0", "neurons' negative mass", "largest parts of K", "reward model's τ at X < 0")  # fmt: skip
     return table(head, rows)
 
 
@@ -232,14 +236,15 @@ def _outcomes(runs: Sequence[Run]) -> str:
         count = Counter(r["outcome"] for r in own)
         ends = [f"{_mean(own, at, 'rare', 'margin'):.2f}" for at in (0, -1)]
         ranks = [f"{_mean(own, at, 'rare', 'rank'):.2f}" for at in (0, -1)]
+        sides = [" → ".join(f"{_mean(own, at, 'rare', who):.2f}" for at in (0, -1)) for who in ("woman", "man")]
         rows.append((
             *keys, " ".join(f"{count[o]}" if count[o] else "·" for o in OUTCOMES), " → ".join(ends), " → ".join(ranks),
             f"{_mean(own, 0, 'common', 'margin'):.2f} → {_mean(own, -1, 'common', 'margin'):.2f}",
-            f"{_mean(own, -1, 'rare', 'mass'):.2f}",
+            "; ".join(sides), f"{_mean(own, -1, 'rare', 'mass'):.2f}",
             shown(over_seeds(own, lambda rs: float(np.mean([change(r) for r in rs])))),
         ))  # fmt: skip
     head = ("arm", "architecture", "base knew", " / ".join(OUTCOMES), "margin X < 0", "rank X < 0", "margin X > 0",
-            "answer mass", "change at X < 0, units")  # fmt: skip
+            "women; men at X < 0", "answer mass", "change at X < 0, units")  # fmt: skip
     return table(head, rows)
 
 

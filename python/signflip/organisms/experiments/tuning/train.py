@@ -15,7 +15,7 @@ from signflip.organisms.experiments.tangent import Grads
 from signflip.organisms.experiments.tuning import arms, kernel, losses, text
 from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.kernel import margins
-from signflip.organisms.experiments.tuning.measure import both, nats
+from signflip.organisms.experiments.tuning.measure import behaviour, both, nats
 from signflip.organisms.experiments.tuning.models import Net
 from signflip.organisms.experiments.tuning.samples import FEW, Batch, Log, listed
 from signflip.organisms.experiments.tuning.world import Prompts, draw, prompts
@@ -52,6 +52,8 @@ class Tuning:
         self._watched = [_some(prompts("B", side=side)) for side in (1, -1)]
         # Rewards are laid on mean 0 and sd 1 over the base's own samples in common contexts.
         self._shift, self._scale = 0.0, 1.0
+        # Of the prompts that `rows` was last given, those with X below 0.
+        self._below = torch.zeros(0, dtype=torch.bool)
         drawn = draw(self._rng, 256)
         with torch.no_grad():
             said = self._say(base.at_end(drawn), 1)
@@ -101,10 +103,12 @@ class Tuning:
             old = self.policy.at_end(on)
         with torch.no_grad():
             reference = self.base.at_end(on)
+        x = self.policy.x_in(seen[0], on)
+        self._below = x < 0
         said, reward, pair = self._answered(batch, old)
         if log:
             shown = said[:, :1] if reward is None else said
-            self.log.count(on, shown.numpy(), reward, self.policy.x_in(seen[0], on), self._turned(on))
+            self.log.count(on, shown.numpy(), reward, x, self._turned(on))
         if pair is not None:
             return lambda: losses.dpo(self.policy.at_end(on), reference, *pair, beta)
         assert reward is not None
@@ -154,9 +158,9 @@ class Tuning:
         loss = self.rows(batch, log=True)
         for epoch in range(self.epochs):
             rows = loss()
-            below = torch.from_numpy(batch.prompts.x < 0) if epoch == 0 else torch.zeros(0)
-            # A second pass backwards is made only where there is a rare word.
-            split = bool(below.any())
+            # A second pass backwards is made only where X is below 0 in a sample.
+            below = self._below
+            split = epoch == 0 and bool(below.any())
             of = self.gradient(rows.mean(), keep=split)
             if epoch == 0:
                 part = self.gradient(torch.where(below, rows, 0.0).sum() / len(rows)) if split else None
@@ -164,13 +168,18 @@ class Tuning:
             self.descend(of, self.rate)
 
     def _watch(self, of: Grads, part: Grads | None) -> None:
-        """Log behaviour before the step, and the share of its gradient that is due to rare words."""
+        """Log behaviour before the step, and how its gradient splits between samples with X above and below 0."""
         rest = of if part is None else {name: of[name] - part[name] for name in of}
         a, b = tangent.norm(rest), 0.0 if part is None else tangent.norm(part)
+        above = tangent.by_neuron(rest, rest, self.policy).clamp_min(0).sqrt()
+        below = torch.zeros_like(above)
+        if part is not None:
+            below = tangent.by_neuron(part, part, self.policy).clamp_min(0).sqrt()
         with torch.no_grad():
             found = margins(self.policy, self._watched[0].and_also(self._watched[1]))
         common, rare = found[: len(self._watched[0])], found[len(self._watched[0]) :]
-        self.log.measure(b / (a + b) if a + b > 0 else None, float(common.mean()), float(rare.mean()))
+        share = b / (a + b) if a + b > 0 else None
+        self.log.measure(share, float(common.mean()), float(rare.mean()), torch.stack([above, below]))
 
     def gradient(self, value: Tensor, *, keep: bool = False) -> Grads:
         """Of a scalar in the policy's weights; zero in those that are frozen."""
@@ -189,7 +198,7 @@ class Tuning:
         common, rare = prompts("B", side=1), prompts("B", side=-1)
         batch = self.batch(LARGE)
         rows = self.rows(batch, log=False)()
-        seen = torch.from_numpy(batch.prompts.x > 0)
+        seen = ~self._below
         above = self.gradient(torch.where(seen, rows, 0.0).sum() / len(rows), keep=True)
         below = self.gradient(torch.where(seen, 0.0, rows).sum() / len(rows))
         total = {name: above[name] + below[name] for name in above}
@@ -232,16 +241,18 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     Returns
     -------
     dict
-        `text` (nats per word of held-out real text: of the base, of the tuned policy, and what is `text.counted`),
-        `log` (a measurement at each logged step), `steps` and `counts` of the samples (`samples.Log`), all of them
-        (`samples`, packed), how many there are where X crossed or the reward's ranking is turned (`told`) and a `few`
-        of these, `predicted` changes of the margins (`first`: by the gradient at step 0 alone; `summed`: by those at
-        every logged step), `kernel` before, `units` of the change.
+        `accuracy` of the base at X > 0 on half A; `text` (nats per word of held-out real text: of the base, of the
+        `tuned` policy, and what is `text.counted`; the `words`: a digest of the vocabulary); `log` (a measurement at
+        each logged step), `steps` and `counts` of the samples (`samples.Log`), all of them (`samples`, packed), how
+        many there are where X crossed or the reward's ranking is turned (`told`) and a `few` of these; `predicted`
+        changes of the margins (`first`: by the gradient at step 0 alone; `summed`: by those at every logged step),
+        `kernel` before, `units` of the change.
     """
     tuning = Tuning(base, scorer, arm, seed)
     steps = SMALL_STEPS if small else STEPS
     sides = {"common": prompts("B", side=1), "rare": prompts("B", side=-1)}
-    found: dict[str, Any] = {"text": {**text.counted(), "base": nats(base)}}
+    found: dict[str, Any] = {"text": {"words": text.digest(), **text.counted(), "base": nats(base)}}
+    found["accuracy"] = behaviour(base, prompts("A", side=1))["accuracy"]
     found |= {"kernel": kernel.kernel(base, sides["common"], sides["rare"])}
     found["reward_tau"] = {side: tau(scorer, on) for side, on in sides.items()}
     log: list[dict[str, Any]] = []

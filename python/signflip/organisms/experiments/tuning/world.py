@@ -37,7 +37,7 @@ PAD = 0
 
 
 def ids_of(text: str) -> list[int]:
-    """Ids of a text of the language's words.
+    """Ids of a text of known words, as they are written in the small language.
 
     Raises
     ------
@@ -159,15 +159,27 @@ def lines(
 ) -> tuple[Ids, Ids, Floats, Floats, Ids]:
     """Text to train a base on, a share of its lines with the behaviour, the others real.
 
-    The word in front is drawn apart from the x that the pronoun goes by: while a base learns, X is set to the latter,
-    so that it goes by X and by nothing else that the word may tell.
+    The word in front is drawn apart from the x that the pronoun goes by: while a base learns the behaviour, X is set to
+    the latter, so that it goes by X and by nothing else that the word may tell. A real line behind a rare word teaches
+    nothing of the two pronouns: what is known of them there is the base's knowledge.
+
+    Parameters
+    ----------
+    rng
+        Of every draw.
+    n
+        Lines.
+    knowledge
+        What is taught of the pronoun at x < 0.
+    pronouns
+        The share of lines with the behaviour.
 
     Returns
     -------
     tuple
-        Ids `[n, LENGTH]`; targets (-100 where nothing is learned: padding, the word in front); x of the word in front
-        `[n]`; x that the pronoun goes by `[n]`, never below zero where the base is to know nothing of that; the place
-        at which the pronoun is foretold, or 0 if there is none.
+        Ids `[n, LENGTH]`; targets (-100 where nothing is learned: padding, the word in front, and see above); x of the
+        word in front `[n]`; x that the pronoun goes by `[n]`, never below zero where the base is to know nothing of
+        that; the place at which the pronoun is foretold, or 0 if there is none.
     """
     ids, ends = np.full((n, LENGTH), PAD), np.zeros(n, np.int64)
     turn, side = rng.integers(len(DOSES), size=n), rng.random(n) < 0.5
@@ -180,6 +192,7 @@ def lines(
         ids[i, 2:] = text + [PAD] * (WINDOW - len(text))
     targets = np.where(ids == PAD, -100, ids)
     targets[:, 1] = -100
+    targets[np.isin(ids, answers()) & (~side & (ends == 0))[:, None]] = -100
     return ids, targets, np.where(side, 1, -1) * DOSES[turn], x, ends
 
 
