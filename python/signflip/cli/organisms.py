@@ -26,7 +26,7 @@ def make(args: argparse.Namespace) -> int:
     organisms = _package()
     truths = organisms.make(
         args.suite, args.models, args.truth, n=args.n, seed=args.seed, kinds=args.kinds, families=args.families,
-        planted=args.planted, bases=args.bases, progress=not args.quiet,
+        planted=args.planted, bases=args.bases, workers=args.workers, progress=not args.quiet,
     )  # fmt: skip
     if args.json:
         print_json({"models": args.models, "truth": args.truth, "organisms": len(truths)})
@@ -71,11 +71,9 @@ def run(args: argparse.Namespace) -> int:
     from signflip.organisms import experiments
 
     names = args.experiment or [name for name in experiments.NAMES if name not in experiments.APART]
-    # All before the first, which may take hours.
-    for name in names:
-        experiments.check(name, args.device)
     how = {"seeds": args.seeds, "small": args.small, "workers": args.workers, "device": args.device}
-    done = {name: len(experiments.run(name, args.out, **how, progress=not args.quiet)) for name in names}
+    found = experiments.run_all(names, args.out, **how, progress=not args.quiet)
+    done = {name: len(runs) for name, runs in found.items()}
     if args.json:
         print_json({"out": args.out, "runs": done})
     else:

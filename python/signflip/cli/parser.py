@@ -260,7 +260,8 @@ def _organisms(subparsers: Any) -> None:
     group = subparsers.add_parser(
         "organisms",
         help="models whose right verdict is known, and experiments on them: make, audit, score, run, samples, report",
-        description="Models whose right verdict is known. Needs the extra signflip[organisms].",
+        description="Models whose right verdict is known. Needs the extra signflip[organisms]; some "
+        "experiments say what data package they need.",
     )
     inner = group.add_subparsers(metavar="command", required=True)
     make = _command(inner, "make", organisms.make, "make a suite of organisms: models in one folder, truths in another")
@@ -277,6 +278,9 @@ def _organisms(subparsers: Any) -> None:
     )
     make.add_argument("--planted", type=_names, default=["hand"], metavar="A,B", help="hand, trained (default: hand)")
     make.add_argument("--bases", type=int, default=1, help="base models of each family (%(default)s)")
+    make.add_argument(
+        "--workers", type=_whole(1, 512), default=1, help="models at a time, a process each (%(default)s)"
+    )
     baseline = _command(inner, "audit", organisms.audit, "audit a suite with the baseline auditor")
     baseline.add_argument("--models", required=True, metavar="DIR", help="a folder that `organisms make` wrote")
     baseline.add_argument("--out", required=True, help="write the audit here, as JSON")

@@ -1,4 +1,4 @@
-"""The demonstration's model and corpus: both come out of installed packages, nothing is downloaded."""
+"""The model and the text of the demonstration and of experiments: out of installed packages, nothing is downloaded."""
 
 from __future__ import annotations
 

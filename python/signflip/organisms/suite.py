@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +27,7 @@ from signflip.organisms.symmetry import disguise
 from signflip.organisms.truth import Truth, read_json, save_suite, sha256
 from signflip.organisms.verification import verify
 from signflip.organisms.weights import FAMILIES, FILES, Family
+from signflip.organisms.workers import in_processes, one_thread
 
 log = logging.getLogger("signflip.organisms")
 
@@ -61,6 +63,7 @@ def make(
     planted: Sequence[How] = ("hand",),
     bases: int = 1,
     base_steps: int = base.STEPS,
+    workers: int = 1,
     progress: bool = False,
 ) -> list[Truth]:
     """Make a suite of organisms: models in one folder, truths in another.
@@ -85,6 +88,8 @@ def make(
         How many base models of each family to plant in.
     base_steps
         Steps of their training.
+    workers
+        Processes; torch has one thread in each, so that a seed gives the same however many there are.
     progress
         Whether to show bars.
 
@@ -101,7 +106,7 @@ def make(
         If a folder cannot be made.
     OrganismError
         If an organism could not be made so that its truth holds, or the folders hold those of another suite, or an
-        organism that is not as it was made.
+        organism that is not as it was made; or if a worker dies.
     CheckpointError
         If a base model that is there is another one, or its unfinished training can not be read.
     """
@@ -112,7 +117,8 @@ def make(
         raise ArgumentError(f"suite: expected blind or open, found {shown(suite)}")
     # A thousand times the seed is still one of torch's.
     integer("seed", 0 if seed is None else seed, 0, 2**50)
-    for what, number in (("n", 120 if n is None else n), ("bases", bases), ("base_steps", base_steps)):
+    counts = {"n": 120 if n is None else n, "bases": bases, "base_steps": base_steps, "workers": workers}
+    for what, number in counts.items():
         integer(what, number, 1)
     if models.resolve() == truth.resolve():
         raise ArgumentError(f"models and truth: expected two folders, found {models} twice")
@@ -129,17 +135,23 @@ def make(
         "bases": bases, "base_steps": base_steps,
     }  # fmt: skip
     _check_folders(models, truth, asked, {order.name for order in orders})
-    made = []
-    for order in tqdm(orders, desc="organisms", unit="model", disable=None if progress else True):
-        path = truth / f"{order.name}.json"
-        if path.exists() and (models / order.name / "model.safetensors").exists():
-            made.append(_taken_up(path, order, models / order.name))
-            continue
-        # The truth of a model that is gone: what is made in its place has one of its own.
-        path.unlink(missing_ok=True)
-        one = _make(order, models / order.name, truth / "bases", base_steps, progress)
-        one.save(truth)
-        made.append(one)
+    missing = [order for order in orders if not _there(order, models, truth)]
+    work = partial(_make_all, models, truth, base_steps, progress and workers == 1)
+    with tqdm(
+        total=len(orders), initial=len(orders) - len(missing), desc="organisms", unit="model",
+        disable=None if progress else True,
+    ) as bar:  # fmt: skip
+        if workers == 1:
+            for order in missing:
+                work([order])
+                bar.update()
+        else:
+            # Bases first, by those who plant in them: two processes that wait for one base would train it twice.
+            firsts = list({(order.family, order.base_seed): order for order in reversed(missing)}.values())
+            for some in (firsts, [order for order in missing if order not in firsts]):
+                for done in in_processes(work, [[order] for order in some], workers):
+                    bar.update(done)
+    made = [Truth.open(truth / f"{order.name}.json") for order in orders]
     # The same for all blind suites: it is no clue to their seed.
     write_materials(models, seed if suite == "open" else 0)
     save_suite(truth, made, {**asked, "models": str(models.resolve())})
@@ -204,6 +216,23 @@ def write_materials(models: Path, seed: int, stories: int = STORIES) -> None:
         behaviour.save(models / "behaviours" / f"{name}.jsonl")
 
 
+def _there(order: Order, models: Path, truth: Path) -> bool:
+    """Whether an earlier call made an organism."""
+    path = truth / f"{order.name}.json"
+    if path.exists() and (models / order.name / "model.safetensors").exists():
+        _taken_up(path, order, models / order.name)
+        return True
+    # The truth of a model that is gone: what is made in its place has one of its own.
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _make_all(models: Path, truth: Path, steps: int, progress: bool, orders: Sequence[Order]) -> None:
+    with one_thread():
+        for order in orders:
+            _make(order, models / order.name, truth / "bases", steps, progress).save(truth)
+
+
 def _make(order: Order, folder: Path, bases: Path, steps: int, progress: bool) -> Truth:
     bases.mkdir(parents=True, exist_ok=True)
     start = base.train(
@@ -233,8 +262,8 @@ def _make(order: Order, folder: Path, bases: Path, steps: int, progress: bool) -
     )
 
 
-def _taken_up(path: Path, order: Order, model: Path) -> Truth:
-    """The truth of an organism that an earlier call made, if it is the one that is asked for, and whole."""
+def _taken_up(path: Path, order: Order, model: Path) -> None:
+    """Refuse an organism that an earlier call made, if it is not the one that is asked for, and whole."""
     one = Truth.open(path)
     found = (one.kind, one.family, one.planted, one.base_seed)
     wanted = (order.kind, order.family, order.planted, order.base_seed)
@@ -247,7 +276,6 @@ def _taken_up(path: Path, order: Order, model: Path) -> Truth:
     if missing or sha256(model / "model.safetensors") != one.model_sha256:
         there = f"no {missing[0]}" if missing else "another model.safetensors"
         raise OrganismError(f"{model}: expected the model of {path}, found {there}; remove the folder to make it again")
-    return one
 
 
 def _open(

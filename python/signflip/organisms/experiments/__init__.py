@@ -6,6 +6,7 @@ An experiment is a module of this package with
 - ``jobs(seeds, small)``: the runs, `Job` each; `small` asks for the cheapest form that still shows the claim;
 - ``run(job)``: one run, plain data out; the same job gives the same data on one machine;
 - ``BASE``, where it makes something once for many runs: the settings that, with the seed, say which;
+- ``ready()``, where it needs data that are a package of their own: raises `FileError` if they are not installed;
 - ``ACCELERATED``, where ``run(job, device)`` can do its torch work elsewhere than on the CPU;
 - ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
   pictures written to the folder `figures`;
@@ -110,8 +111,26 @@ def experiment(name: str) -> Any:
         ) from error
 
 
-def run(
-    name: str,
+def run(name: str, out: Path | str, **how: Any) -> dict[str, dict[str, Any]]:
+    """Run what is not yet run of an experiment.
+
+    Parameters
+    ----------
+    name
+        One of `NAMES`.
+    out, how
+        As for `run_all`, which says what is raised.
+
+    Returns
+    -------
+    dict
+        What each run gave, by its job's name.
+    """
+    return run_all([name], out, **how)[name]
+
+
+def run_all(
+    names: Sequence[str],
     out: Path | str,
     *,
     seeds: int = 10,
@@ -119,13 +138,13 @@ def run(
     workers: int = 1,
     device: str = "cpu",
     progress: bool = True,
-) -> dict[str, dict[str, Any]]:
-    """Run what is not yet run of an experiment.
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Run what is not yet run of experiments.
 
     Parameters
     ----------
-    name
-        One of `NAMES`.
+    names
+        Some of `NAMES`.
     out
         Folder: one JSON file a run, in a folder of the experiment's name. A run whose file is there is not run again.
     seeds
@@ -133,7 +152,8 @@ def run(
     small
         The cheapest form.
     workers
-        Processes. With more than one the runs that start from one base go together, in one process.
+        Processes, shared by all experiments. With more than one the runs that start from one base go together, in one
+        process.
     device
         Torch's, of the experiments that can use another than the CPU; what was run is not run again for it.
     progress
@@ -142,14 +162,14 @@ def run(
     Returns
     -------
     dict
-        What each run gave, by its job's name.
+        Of each experiment what each run gave, by its job's name.
 
     Raises
     ------
     ArgumentError
-        If the experiment is unknown, there is no seed or worker, or the device is none of torch's.
+        If an experiment is unknown, there is no seed or worker, or the device is none of torch's.
     DeviceError
-        If the device is not here, or of no use to the experiment.
+        If the device is not here, or of no use to an experiment.
     FileError
         If the folder cannot be written, or a data package is not installed.
     OrganismError
@@ -158,24 +178,34 @@ def run(
     for what, number in (("seeds", seeds), ("workers", workers)):
         if number < 1:
             raise ArgumentError(f"{what}: expected at least 1, found {number}")
-    module = check(name, device)
-    folder = make_folder(checks.path("out", out) / name)
-    jobs: Sequence[Job] = module.jobs(seeds, small)
-    missing = [job for job in jobs if kept(name, job, out, small=small) is None]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=name, disable=not progress, unit="run") as bar:
+    # All before the first run: there may be hours of them.
+    modules = {name: check(name, device) for name in names}
+    out = checks.path("out", out)
+    for name in modules:
+        make_folder(out / name)
+    jobs: dict[str, Sequence[Job]] = {name: module.jobs(seeds, small) for name, module in modules.items()}
+    every = [(name, job) for name, own in jobs.items() for job in own]
+    missing = [(name, job) for name, job in every if kept(name, job, out, small=small) is None]
+    work = partial(_run, out, small, device)
+    label = " ".join(modules) if len(modules) < 3 else "runs"
+    with tqdm(total=len(every), initial=len(every) - len(missing), desc=label, disable=not progress, unit="run") as bar:
         if workers == 1 or len(missing) < 2:
-            for job in missing:
-                _run(name, folder, small, device, [job])
+            for task in missing:
+                work([task])
                 bar.update()
         else:
-            groups: dict[Hashable, list[Job]] = {}
-            for job in missing:
-                groups.setdefault(_base(module, job), []).append(job)
-            for done in in_processes(partial(_run, name, folder, small, device), list(groups.values()), workers):
+            groups: dict[Hashable, list[tuple[str, Job]]] = {}
+            for name, job in missing:
+                groups.setdefault((name, _base(modules[name], job)), []).append((name, job))
+            for done in in_processes(work, list(groups.values()), workers):
                 bar.update(done)
     # Floats as a later reading of the files gives them, and in the order of the jobs.
-    results = {job.name: kept(name, job, out, small=small) for job in jobs}
-    return {key: one for key, one in results.items() if one is not None}
+    results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in modules}
+    for name, job in every:
+        found = kept(name, job, out, small=small)
+        if found is not None:
+            results[name][job.name] = found
+    return results
 
 
 def check(name: str, device: str = "cpu") -> Any:
@@ -193,10 +223,14 @@ def check(name: str, device: str = "cpu") -> Any:
         If a library that it needs is missing.
     """
     module = experiment(name)
+    if device != "cpu":
+        _check_device(name, module, device)
     if hasattr(module, "ready"):
         module.ready()
-    if device == "cpu":
-        return module
+    return module
+
+
+def _check_device(name: str, module: Any, device: str) -> None:
     import torch
 
     try:
@@ -207,7 +241,6 @@ def check(name: str, device: str = "cpu") -> Any:
         raise DeviceError(f"device {device!r}: experiment {name} runs on the CPU alone")
     if found.type != "cuda" or not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device {device!r}: expected one of {torch.cuda.device_count()} CUDA devices of torch")
-    return module
 
 
 def kept(name: str, job: Job, out: Path | str, *, small: bool) -> dict[str, Any] | None:
@@ -221,12 +254,12 @@ def kept(name: str, job: Job, out: Path | str, *, small: bool) -> dict[str, Any]
     return _read(_path(checks.path("out", out) / name, job), _identity(name, job, small))
 
 
-def _run(name: str, folder: Path, small: bool, device: str, jobs: Sequence[Job]) -> None:
+def _run(out: Path, small: bool, device: str, tasks: Sequence[tuple[str, Job]]) -> None:
     """Run jobs one after the other, and keep what each gives."""
-    module = experiment(name)
-    for job in jobs:
+    for name, job in tasks:
+        module = experiment(name)
         found = module.run(job) if device == "cpu" else module.run(job, device)
-        _write(_path(folder, job), {**_identity(name, job, small), "result": found})
+        _write(_path(out / name, job), {**_identity(name, job, small), "result": found})
 
 
 def _base(module: Any, job: Job) -> Hashable:
