@@ -409,7 +409,7 @@ def test_jobs_are_in_pairs_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         natural.run(Job("x", 0, {"algorithm": "ppo", "arm": "tuned"}))
     # Without names the command line leaves it out.
     done: list[str] = []
-    monkeypatch.setattr(experiments, "run", lambda name, *_, **__: done.append(name) or {})
+    monkeypatch.setattr(experiments, "run_all", lambda names, *_, **__: done.extend(names) or {})
     assert main(["organisms", "run", "--out", str(tmp_path), "--quiet"]) == 0
     assert done == [name for name in experiments.NAMES if name != "natural"]
 
