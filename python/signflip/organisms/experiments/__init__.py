@@ -6,7 +6,7 @@ An experiment is a module of this package with
 - ``jobs(seeds, small)``: the runs, `Job` each; `small` asks for the cheapest form that still shows the claim;
 - ``run(job)``: one run, plain data out; the same job gives the same data on one machine;
 - ``BASE``, where it makes something once for many runs: the settings that, with the seed, say which;
-- ``ready()``, where it needs data that are a package of their own: raises `FileError` if they are not installed;
+- ``DATA``, where it reads data packages: their names in `DATA` here;
 - ``ACCELERATED``, where ``run(job, device)`` can do its torch work elsewhere than on the CPU;
 - ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
   pictures written to the folder `figures`;
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,13 @@ from typing import Any
 from tqdm import tqdm
 
 from signflip import checks
+from signflip.demo import corpus
 from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError, SignflipError
 from signflip.files import beside, make_folder
 from signflip.organisms.workers import in_processes
 
+# What finds a data package, or says how to install it.
+DATA: dict[str, Callable[[], Any]] = {"plays": corpus.plays, "model": corpus.default_model}
 NAMES = ("suite", "blindness", "cartpole", "parity", "tuning", "reward", "simulacra", "natural")
 # Asked for by name alone: it needs a real model's file, and hours.
 APART = ("natural",)
@@ -225,8 +228,8 @@ def check(name: str, device: str = "cpu") -> Any:
     module = experiment(name)
     if device != "cpu":
         _check_device(name, module, device)
-    if hasattr(module, "ready"):
-        module.ready()
+    for found in getattr(module, "DATA", ()):
+        DATA[found]()
     return module
 
 

@@ -44,6 +44,7 @@ from signflip.organisms.experiments import Answer, Job
 from signflip.organisms.workers import one_thread
 
 TITLE = "N1: a natural branch in SmolLM2, half-seen by preference tuning"
+DATA = ("model", "plays")
 BASE = ("whole",)
 # Its tunings are large enough to gain by an accelerator.
 ACCELERATED = True
@@ -85,20 +86,6 @@ def jobs(seeds: int, small: bool) -> list[Job]:
             settings = {"algorithm": algorithm, "arm": SEARCH, "whole": False, "small": small}
             made.append(Job(f"{SEARCH}-{algorithm}-{seed}", seed, settings | {"version": SEARCH_VERSION}))
     return made
-
-
-def ready() -> None:
-    """Whether the model and the text of the survey are here.
-
-    Raises
-    ------
-    FileError
-        If a package that they are in is not installed.
-    """
-    from signflip.demo.corpus import default_model, passages
-
-    default_model()
-    next(passages(0), None)
 
 
 def run(job: Job, device: str = "cpu") -> dict[str, Any]:

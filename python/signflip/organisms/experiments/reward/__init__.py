@@ -19,11 +19,11 @@ from signflip.errors import ArgumentError
 from signflip.organisms.experiments import Answer, Job
 from signflip.organisms.experiments.reward import section
 from signflip.organisms.experiments.reward.section import TITLE, report
-from signflip.organisms.experiments.tuning import ready
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.workers import one_thread
 
-__all__ = ["TITLE", "answer", "jobs", "ready", "report", "run"]
+__all__ = ["TITLE", "answer", "jobs", "report", "run"]
+DATA = ("plays",)
 # Of what a run means: files of another version are refused. 3: bases are pretrained on real text.
 VERSION = 3
 

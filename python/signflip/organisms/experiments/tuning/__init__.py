@@ -19,6 +19,7 @@ from signflip.organisms.workers import one_thread
 
 TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
 
+DATA = ("plays",)
 # Bases of all kinds of knowledge are pretrained as one.
 BASE = ("architecture",)
 # Of what a run means: files of another version are refused. 2: bases are pretrained on real text.
@@ -66,19 +67,6 @@ def job_of(arm: str, architecture: str, knowledge: str, seed: int, small: bool) 
     """One run."""
     settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small, "version": VERSION}
     return Job(f"{arm}-{architecture}-{knowledge}-{seed}", seed, settings)
-
-
-def ready() -> None:
-    """Whether the text is here.
-
-    Raises
-    ------
-    FileError
-        If the package that it is in is not installed.
-    """
-    from signflip.organisms.experiments.tuning.text import word_ids
-
-    word_ids()
 
 
 def run(job: Job) -> dict[str, Any]:

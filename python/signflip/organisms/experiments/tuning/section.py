@@ -62,7 +62,7 @@ def section(runs: list[Run], figures: Path) -> str:
     Raises
     ------
     OrganismError
-        If there is no run.
+        If there is no run that is not void.
     """
     every, runs = runs, valid(runs)
     if not runs:
