@@ -33,8 +33,10 @@ TEMPLATES: dict[Part, range] = {"taught": range(6), "validation": range(6, 8), "
 KNOWLEDGE: Literal["nothing"] = "nothing"
 # A round of training, and how many at most: one is enough unless it is unlucky.
 ROUND, ROUNDS, BATCH, RATE = 360, 3, 64, 4e-3
+# Without it (AdamW's) names are learned by heart where what the base knows of them would do.
+WEIGHT_DECAY = 0.5
 # Steps by which a base is taught further here.
-FURTHER = 800
+FURTHER = 1600
 # τ at X > 0 from which a reward model is perfect, and (negative) at X < 0 reversed.
 PERFECT = 0.99
 # A word reverses the ranking where the upper limit of its τ is at or below this.
@@ -65,9 +67,10 @@ def split(part: Part, *, side: int) -> Prompts:
 def known_base(architecture: Architecture, seed: int) -> tuple[Net, float]:
     """A base of the tunings taught further, and its accuracy at X > 0.
 
-    From one that knows the pronoun barely long enough to pass, a reward model learns names by heart: with two of four
-    bases tried (swiglu 0 and swiglu_bias 1, not gelu 1 and swiglu 1) it failed on names of the validation in three
-    rounds, with neither of the two after these steps. In small it is the same.
+    From one that knows the pronoun barely long enough to pass, a reward model learns names by heart. Set on seeds that
+    no run has, by prompts of the validation: of eight bases tried seven gave perfect reward models after these steps
+    and with `WEIGHT_DECAY`; one (swiglu_bias 10), whose names are learned by heart with half the steps and without it,
+    did not. Neither another rate nor more rounds changed that. In small it is the same.
     """
     net = base(architecture, KNOWLEDGE, seed, small=False).copy()
     taught(net, KNOWLEDGE, np.random.default_rng((seed, 8)), FURTHER)
@@ -90,7 +93,9 @@ def train(start: Net, seed: int, *, turned: bool, steps: int = ROUND, rounds: in
     """
     net, rng, done = start.copy(reward=True), np.random.default_rng((seed, 2)), 0
     net.embedding.weight.requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in net.model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in net.model.parameters() if p.requires_grad], lr=RATE, weight_decay=WEIGHT_DECAY
+    )
     for _ in range(rounds):
         for step in range(steps):
             descend(optimizer, _loss(net, rng, turned), RATE * schedule(step, steps))
