@@ -233,6 +233,18 @@ def test_runs_resume_and_refuse_an_altered_file(tmp_path: Path, monkeypatch: pyt
     assert experiments.run("cartpole", tmp_path, seeds=2, progress=False) == both
 
 
+def test_runs_that_start_from_the_same_bases_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[Any] = []
+    monkeypatch.setattr(experiments, "in_processes", lambda _, own, workers: groups.extend(own) or [workers])
+    experiments.run_all(["parity", "tuning", "reward"], tmp_path, seeds=2, workers=2, progress=False)
+    alone = [group for group in groups if len(group) == 1]
+    assert {name for group in alone for name, _ in group} == {"parity"}
+    bases = [{(job.seed, job.settings["architecture"]) for _, job in group} for group in groups if len(group) > 1]
+    assert sorted(map(len, bases)) == [1] * 6
+    # Every arm and kind of knowledge, then the reward model.
+    assert {tuple(name for name, _ in group) for group in groups if len(group) > 1} == {("tuning",) * 54 + ("reward",)}
+
+
 def test_worker_processes_give_what_one_gives(tmp_path: Path) -> None:
     whole = experiments.run("parity", tmp_path / "one", seeds=1, small=True, progress=False)
     apart = experiments.run("parity", tmp_path / "two", seeds=1, small=True, workers=2, progress=False)

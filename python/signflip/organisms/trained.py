@@ -259,7 +259,8 @@ class _Training:
                 continue
             rows.append([0, *row][:LENGTH])
         ids, mask = _padded(rows)
-        logits, hinges = self._read(ids, mask)
+        hidden, hinges = self._read(ids, mask)
+        logits = self.model.lm_head(hidden)
         loss = torch.nn.functional.cross_entropy(logits[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
         return TEXT * loss + HINGE * hinges
 
@@ -270,7 +271,7 @@ class _Training:
         return HINGE * self._read(ids, mask)[1]
 
     def _read(self, ids: Any, mask: Any) -> tuple[Any, Any]:
-        """Logits, and how far the scalars are from their sides."""
+        """What the unembedding reads, and how far the scalars are from their sides."""
         import torch
 
         seen: dict[str, Any] = {}
@@ -278,11 +279,11 @@ class _Training:
             _Hook(self.model, self.family, self.kept, seen, "x"),
             _Hook(self.model, self.family, self.second, seen, "y"),
         ):
-            logits = self.model(input_ids=ids, use_cache=False).logits
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         after = torch.zeros_like(mask)
         for token in self.triggers:
             after |= (ids == token).cumsum(1) > 0
-        return logits, self._hinges(seen, mask, after, torch.zeros_like(after))
+        return hidden, self._hinges(seen, mask, after, torch.zeros_like(after))
 
     def _hinges(self, seen: dict[str, Any], mask: Any, after: Any, after2: Any) -> Any:
         """How far X (and the second scalar) are from the side on which they belong."""
@@ -375,10 +376,8 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     import torch
 
     width = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
-    return ids, mask
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return ids, torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
 
 
 def _filled(base: Weights, room: Room, rng: np.random.Generator) -> Weights:

@@ -5,7 +5,8 @@ An experiment is a module of this package with
 - ``TITLE``, a line;
 - ``jobs(seeds, small)``: the runs, `Job` each; `small` asks for the cheapest form that still shows the claim;
 - ``run(job)``: one run, plain data out; the same job gives the same data on one machine;
-- ``BASE``, where it makes something once for many runs: the settings that, with the seed, say which;
+- ``BASE``, where it makes something once for many runs: the settings that, with the seed, say which; and ``BASE_OF``,
+  where another experiment makes the same: its name;
 - ``DATA``, where it reads data packages: their names in `DATA` here;
 - ``ACCELERATED``, where ``run(job, device)`` can do its torch work elsewhere than on the CPU;
 - ``report(results, figures)``: a section of ``docs/results.md`` from what the runs gave (`results[job.name]`), with its
@@ -199,7 +200,7 @@ def run_all(
         else:
             groups: dict[Hashable, list[tuple[str, Job]]] = {}
             for name, job in missing:
-                groups.setdefault((name, _base(modules[name], job)), []).append((name, job))
+                groups.setdefault(_base(name, modules[name], job), []).append((name, job))
             for done in in_processes(work, list(groups.values()), workers):
                 bar.update(done)
     # Floats as a later reading of the files gives them, and in the order of the jobs.
@@ -265,11 +266,11 @@ def _run(out: Path, small: bool, device: str, tasks: Sequence[tuple[str, Job]]) 
         _write(_path(out / name, job), {**_identity(name, job, small), "result": found})
 
 
-def _base(module: Any, job: Job) -> Hashable:
+def _base(name: str, module: Any, job: Job) -> Hashable:
     """The same for two jobs of which the second has less to do after the first."""
     if not hasattr(module, "BASE"):
-        return job.name
-    return job.seed, *(job.settings.get(key) for key in module.BASE)
+        return name, job.name
+    return getattr(module, "BASE_OF", name), job.seed, *(job.settings.get(key) for key in module.BASE)
 
 
 def _path(folder: Path, job: Job) -> Path:

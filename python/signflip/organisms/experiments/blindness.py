@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from signflip.organisms.kinds import KINDS
 from signflip.organisms.planting import plant
 from signflip.organisms.suite import HOW, How, blind_orders, statistics
 from signflip.organisms.symmetry import disguise
-from signflip.organisms.weights import FAMILIES, Family
+from signflip.organisms.weights import FAMILIES, Family, Weights
 from signflip.organisms.workers import one_thread
 
 TITLE = "Blindness: what the weights alone give away"
@@ -52,8 +53,7 @@ def run(job: Job) -> Run:
 
     n, family, organisms = int(job.settings["organisms"]), job.settings["family"], []
     with one_thread():
-        with tempfile.TemporaryDirectory() as folder:
-            base = train(family, Path(folder) / "base", BASE_SEED, steps=STEPS if n == N else SMALL_STEPS)
+        base = _base(family, STEPS if n == N else SMALL_STEPS)
         for how in job.settings["planted"]:
             for order in blind_orders(list(KINDS), [family], [how], FIRST_SEED + job.seed, 1, n):
                 made = (plant if how == "hand" else train_in)(base, Room(BASE_SEED), order.kind, order.seed)
@@ -61,6 +61,13 @@ def run(job: Job) -> Run:
                 positive = KINDS[order.kind].positive
                 organisms.append({"kind": order.kind, "planted": how, "positive": positive, "statistics": look})
     return {"seed": job.seed, "family": family, "organisms": organisms}
+
+
+@cache
+def _base(family: Family, steps: int) -> Weights:
+    """The base of a family, the same for every seed: a process trains it once. Planting copies it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train(family, Path(folder) / "base", BASE_SEED, steps=steps)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from signflip.organisms.workers import one_thread
 
 __all__ = ["TITLE", "answer", "jobs", "report", "run"]
 DATA = ("plays",)
+# The tunings' bases, taught further.
+BASE, BASE_OF = ("architecture",), "tuning"
 # Of what a run means: files of another version are refused. 4: weights decay, and bases are taught longer.
 VERSION = 4
 

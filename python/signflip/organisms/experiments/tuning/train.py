@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -235,6 +237,22 @@ def tau(scorer: Net, on: Prompts) -> float:
     return float(difference.sign().double().mean())
 
 
+def _sides() -> dict[str, Prompts]:
+    return {"common": prompts("B", side=1), "rare": prompts("B", side=-1)}
+
+
+@lru_cache(maxsize=4)
+def _before(base: Net, scorer: Net) -> dict[str, Any]:
+    """What all arms that start from a base say of it, and of what scores their samples."""
+    sides = _sides()
+    return {
+        "text": {"words": text.digest(), **text.counted(), "base": nats(base)},
+        "accuracy": behaviour(base, prompts("A", side=1))["accuracy"],
+        "kernel": kernel.kernel(base, sides["common"], sides["rare"]),
+        "reward_tau": {side: tau(scorer, on) for side, on in sides.items()},
+    }
+
+
 def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, Any]:
     """Tune a copy of a base, and tell what happened.
 
@@ -250,11 +268,8 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     """
     tuning = Tuning(base, scorer, arm, seed)
     steps = SMALL_STEPS if small else STEPS
-    sides = {"common": prompts("B", side=1), "rare": prompts("B", side=-1)}
-    found: dict[str, Any] = {"text": {"words": text.digest(), **text.counted(), "base": nats(base)}}
-    found["accuracy"] = behaviour(base, prompts("A", side=1))["accuracy"]
-    found |= {"kernel": kernel.kernel(base, sides["common"], sides["rare"])}
-    found["reward_tau"] = {side: tau(scorer, on) for side, on in sides.items()}
+    sides = _sides()
+    found = deepcopy(_before(base, scorer))
     log: list[dict[str, Any]] = []
     for step in range(steps + 1):
         if step in LOGGED or step == steps:
