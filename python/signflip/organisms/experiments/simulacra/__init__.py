@@ -17,6 +17,7 @@ table of their own.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,8 @@ def run(job: Job) -> dict[str, Any]:
         If the job's settings are not those of an arm.
     """
     from signflip.organisms.experiments.simulacra import training
-    from signflip.organisms.experiments.simulacra.law import kernel, tune
+    from signflip.organisms.experiments.simulacra.law import tune
     from signflip.organisms.experiments.simulacra.models import base
-    from signflip.organisms.experiments.simulacra.readings import check
     from signflip.organisms.experiments.simulacra.stories import stories
 
     arm, architecture, small = (job.settings.get(key) for key in ("arm", "architecture", "small"))
@@ -61,13 +61,25 @@ def run(job: Job) -> dict[str, Any]:
         raise ArgumentError(f"job {job.name}: expected an arm and an architecture, found {job.settings}")
     with one_thread():
         start = base(architecture, job.seed, bool(small))
-        out: dict[str, Any] = {"arm": arm, "architecture": architecture, "seed": job.seed, "base": check(start)}
+        checked, kernel = _untuned(architecture, job.seed, bool(small))
+        out: dict[str, Any] = {"arm": arm, "architecture": architecture, "seed": job.seed, "base": checked}
         if arm in SWEEPS:
             rates = training.SMALL_RATES if small else training.RATES
             steps = training.SMALL_STEPS if small else training.STEPS
             return out | training.sweep(start, ARMS[SWEEPS[arm]], job.seed, rates, steps)
-        out |= {"kernel": kernel(start)} | tune(start, arm, job.seed, bool(small))
+        out |= {"kernel": kernel} | tune(start, arm, job.seed, bool(small))
         return out | {"stories": stories(*out["manners"])}
+
+
+@lru_cache(maxsize=1)
+def _untuned(architecture: Any, seed: int, small: bool) -> tuple[dict[str, float], dict[str, Any]]:
+    """How good a base is, and its kernel: the same in every arm."""
+    from signflip.organisms.experiments.simulacra.law import kernel
+    from signflip.organisms.experiments.simulacra.models import base
+    from signflip.organisms.experiments.simulacra.readings import check
+
+    start = base(architecture, seed, small)
+    return check(start), kernel(start)
 
 
 def report(results: dict[str, dict[str, Any]], figures: Path) -> str:

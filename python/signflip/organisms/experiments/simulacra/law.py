@@ -6,6 +6,7 @@ measured before tuning, in all weights, by parts of the model and by neuron; and
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -51,6 +52,12 @@ def kernel(net: Net) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1)
+def _untuned(base: Net) -> tuple[dict[str, Any], dict[str, Grads], dict[str, Any]]:
+    """Measurements, gradients and manners of a base, which stays as it is: all its arms begin there."""
+    return measure(base), gradients(base), manners(base)
+
+
 def tune(base: Net, arm: str, seed: int, small: bool) -> dict[str, Any]:
     """Tune a copy of a base, and tell what happened.
 
@@ -66,12 +73,14 @@ def tune(base: Net, arm: str, seed: int, small: bool) -> dict[str, Any]:
     steps = SMALL_STEPS if small else STEPS
     log: list[dict[str, Any]] = []
     speeds: list[dict[str, float]] = []
-    out: dict[str, Any] = {"manners": [manners(base)]}
+    first, found, own = _untuned(base)
+    out: dict[str, Any] = {"manners": [own]}
     for step in range(steps + 1):
         if step in LOGGED or step == steps:
-            log.append({"step": step} | measure(tuning.policy))
+            log.append({"step": step} | (measure(tuning.policy) if step else first))
             visited = gradient(beside(tuning, seed).loss(LARGE), tuning.policy)
-            found = gradients(tuning.policy)
+            if step:
+                found = gradients(tuning.policy)
             speeds.append({key: -tuning.rate * dot(visited, of) for key, of in found.items()})
             if step == 0:
                 down = {key: -value for key, value in visited.items()}
