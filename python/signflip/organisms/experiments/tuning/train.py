@@ -243,7 +243,7 @@ def _sides() -> dict[str, Prompts]:
 
 @lru_cache(maxsize=4)
 def _before(base: Net, scorer: Net) -> dict[str, Any]:
-    """What all arms that start from a base say of it, and of what scores their samples."""
+    """What all arms that start from a base say of it, and of what scores their samples; both stay as they are."""
     sides = _sides()
     return {
         "text": {"words": text.digest(), **text.counted(), "base": nats(base)},
