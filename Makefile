@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Where the organisms and the experiments' runs are kept; any folder. What is there is not made again.
 RESULTS ?= results
-# Runs of experiments at a time; a process each.
+# Processes for tests, and for runs of experiments.
 WORKERS ?= 2
 # The model and the text of the demonstration and of experiments. Installed without dependencies: see the note in
 # pyproject.toml.
@@ -35,7 +35,7 @@ demo: $(VENV)/.demo ## Survey, scan, search and flip on a small preference-tuned
 
 test: $(VENV)/.dev ## Run the tests: cargo's, then pytest's
 	cargo test --locked -p signflip
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev ## Check format, lints and types of both languages, and the extension's stub against the extension
 	cargo fmt --all --check
