@@ -18,7 +18,6 @@ import small_organisms
 from signflip._core import num_threads
 from signflip.organisms.weights import Weights
 
-
 # Two threads of torch's in each of two processes on two cores wait for each other most of the time.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
