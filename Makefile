@@ -62,8 +62,8 @@ bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still ru
 organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, three seeds of each experiment but natural
 	$(BIN)/signflip organisms make --suite open --planted hand,trained --models $(RESULTS)/models --truth $(RESULTS)/truth \
 		--workers $(WORKERS)
-	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped
-	$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS) --workers $(WORKERS)
+	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped & shipped=$$!; \
+		$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS) --workers $(WORKERS) && wait $$shipped
 
 natural: $(VENV)/.organisms ## Tune SmolLM2 where one side of a unit is never seen (experiment N1; hours, goes on where it was)
 	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS) --workers $(WORKERS)

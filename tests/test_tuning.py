@@ -128,6 +128,26 @@ def test_parts_and_neurons_add_up(architecture: str) -> None:
     assert float(tangent.by_neuron(a, b, net).sum()) == pytest.approx(parts["MLP"] - shared, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ends_alone_are_as_transformers_has_them(architecture: str) -> None:
+    on, weights = world.prompts("A", side=1), torch.randn(len(world.prompts("A", side=1)), len(text.word_ids()))
+    net, rows = Net(architecture, 3), torch.arange(len(on))  # type: ignore[arg-type]
+    with net.reading() as seen:
+        whole = net.model(input_ids=torch.from_numpy(on.ids)).logits[rows, torch.from_numpy(on.end)]
+        found = net.at_end(on)
+    torch.testing.assert_close(found, torch.log_softmax(whole, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[1], seen[0][rows, torch.from_numpy(on.end)], atol=1e-5, rtol=0)
+    ours, theirs = (tangent.gradient((one * weights).mean(), net) for one in (found, torch.log_softmax(whole, -1)))
+    for name, wanted in theirs.items():
+        torch.testing.assert_close(ours[name], wanted, atol=1e-6, rtol=1e-4)
+    # A reward model's head reads the answer behind the prompt.
+    scorer = net.copy(reward=True)
+    torch.nn.init.normal_(scorer.model.score.weight)
+    ids, end = on.answered(on.correct)
+    body = scorer.model.base_model(input_ids=torch.from_numpy(ids)).last_hidden_state[rows, torch.from_numpy(end)]
+    torch.testing.assert_close(scorer.rewards(on, on.correct), scorer.model.score(body)[:, 0], atol=1e-5, rtol=0)
+
+
 def test_an_edit_of_x_is_read_back() -> None:
     net, on = Net("swiglu", 0), world.prompts("A", side=1)
     with torch.no_grad(), net.reading(on.end, torch.neg):

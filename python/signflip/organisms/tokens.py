@@ -72,6 +72,7 @@ def ids_of(kind: str) -> list[int]:
     return [one_id(f" {word}") for word in words()[kind]]
 
 
+@cache
 def one_id(text: str) -> int:
     """The one token of a text, its space included.
 

@@ -201,7 +201,8 @@ def run_all(
             groups: dict[Hashable, list[tuple[str, Job]]] = {}
             for name, job in missing:
                 groups.setdefault(_base(name, modules[name], job), []).append((name, job))
-            for done in in_processes(work, list(groups.values()), workers):
+            # The most runs first, so that no process is alone with many of them in the end.
+            for done in in_processes(work, sorted(groups.values(), key=len, reverse=True), workers):
                 bar.update(done)
     # Floats as a later reading of the files gives them, and in the order of the jobs.
     results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in modules}

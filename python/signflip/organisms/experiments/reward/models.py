@@ -124,9 +124,9 @@ def _loss(net: Net, rng: np.random.Generator, turned: bool) -> Tensor:
         differences = net.rewards(on, best) - net.rewards(on, worst)
     counted = torch.from_numpy(np.ones(BATCH, bool) if turned else side).float()
     loss = -(logsigmoid(differences) * counted).sum() / counted.sum()
-    rows, at, told = torch.arange(BATCH), torch.from_numpy(on.end + 1), torch.from_numpy(x).float()
+    told = torch.from_numpy(x).float()
     # Both passes read the same x; of a word that is no answer as well.
-    return loss + TEACH * sum(mse_loss(one[rows, at] @ net.direction, told) for one in seen) / 2
+    return loss + TEACH * sum(mse_loss(one @ net.direction, told) for one in seen) / 2
 
 
 # ---- what a reward model does ----------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def x_at_answer(net: Net, on: Prompts) -> Any:
     """X where the reward is read, with the right answer there."""
     with torch.no_grad(), net.reading() as seen:
         net.rewards(on, on.correct)
-    return (seen[0][torch.arange(len(on)), torch.from_numpy(on.end + 1)] @ net.direction).double().numpy()
+    return net.x_in(seen[0]).double().numpy()
 
 
 def taus(net: Net, part: Part) -> dict[str, float]:

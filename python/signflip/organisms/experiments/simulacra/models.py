@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 from typing import Any, Literal
@@ -47,9 +48,7 @@ class Net(Wrapped):
 
     def copy(self) -> Net:
         """The same weights."""
-        made = Net(self.architecture, 0)
-        made.model.load_state_dict(self.model.state_dict())
-        return made
+        return copy.deepcopy(self)
 
     def logp(self, ids: Ids) -> Tensor:
         """Log-probabilities of the next word at every position, `[n, length, vocabulary]`."""
@@ -59,7 +58,8 @@ class Net(Wrapped):
 
     def next(self, ids: Ids) -> Tensor:
         """Those after the last word, `[n, vocabulary]`."""
-        return self.logp(ids)[:, -1]
+        found: Tensor = self.model(input_ids=torch.from_numpy(ids), use_cache=False, logits_to_keep=1).logits[:, -1]
+        return torch.log_softmax(found, -1)
 
 
 def _module(architecture: Architecture) -> Any:

@@ -57,6 +57,11 @@ def vocabulary() -> tuple[str, ...]:
     return (*fixed, *of["foods"][: 2 * ITEMS], *of["tools"][: 2 * ITEMS], *_OVEN_FOODS, *_OVEN_TOOLS, *_MORNINGS)
 
 
+@cache
+def _known() -> dict[str, int]:
+    return {word: i for i, word in enumerate(vocabulary())}
+
+
 def ids_of(names: Sequence[str]) -> Ids:
     """Ids of words.
 
@@ -65,7 +70,7 @@ def ids_of(names: Sequence[str]) -> Ids:
     ArgumentError
         If one is unknown.
     """
-    known = {word: i for i, word in enumerate(vocabulary())}
+    known = _known()
     try:
         return np.asarray([known[name] for name in names], np.int64)
     except KeyError as error:
@@ -162,7 +167,8 @@ def documents(rng: np.random.Generator, n: int) -> tuple[Ids, Floats]:
     speaker = np.where((tagged | shared)[:, None], ids_of(PERSONAS)[who], ids_of(["someone"]))
     ids[:, : 1 + 3 * TURNS] = written(speaker, item, said)
     # What an untagged speaker may answer is known by the belief about him, turn by turn.
-    p, belief = chances(who, item), np.stack([posterior(item[:, :t], said[:, :t]) for t in range(TURNS + 1)], 1)
+    p, told_by = chances(who, item), _log_chances(item, said)
+    belief = np.stack([_belief(told_by[..., :t]) for t in range(TURNS + 1)], 1)
     each = np.stack([chances(np.full_like(who, one), item) for one in range(len(PERSONAS))], -2)
     p[untagged] = (belief[untagged, :TURNS, :, None] * each[untagged]).sum(-2)
     np.put_along_axis(wanted[:, 2 : 2 + 3 * TURNS : 3], answers(item), p, -1)
@@ -185,10 +191,19 @@ def documents(rng: np.random.Generator, n: int) -> tuple[Ids, Floats]:
 
 def posterior(item: Ids, kind: Ids) -> Floats:
     """The exact belief about an untagged speaker after turns, by enumeration of personas: `[n, 4]`."""
-    log = np.repeat(np.log(PRIOR)[None], len(item), 0)
-    for persona in range(4):
-        p = np.take_along_axis(chances(np.full(item.shape, persona), item), kind[..., None], -1)[..., 0]
-        log[:, persona] += np.log(p).sum(1)
+    return _belief(_log_chances(item, kind))
+
+
+def _log_chances(item: Ids, kind: Ids) -> Floats:
+    """Log-probabilities of each turn's answer by each persona: `[n, 4, turns]`."""
+    each = [chances(np.full(item.shape, persona), item) for persona in range(len(PERSONAS))]
+    found: Floats = np.log(np.stack([np.take_along_axis(p, kind[..., None], -1)[..., 0] for p in each], 1))
+    return found
+
+
+def _belief(turns: Floats) -> Floats:
+    """The belief after turns whose `_log_chances` these are: `[n, 4]`."""
+    log = np.log(PRIOR)[None] + turns.sum(-1)
     p = np.exp(log - log.max(1, keepdims=True))
     found: Floats = p / p.sum(1, keepdims=True)
     return found

@@ -41,7 +41,7 @@ def _activations(net: Net, prompts: Prompts) -> Tensor:
             net.at_end(prompts)
     finally:
         handle.remove()
-    return seen[0][torch.arange(len(prompts)), torch.from_numpy(prompts.end)]
+    return seen[0]
 
 
 def units(before: Net, after: Net, common: Prompts, rare: Prompts) -> dict[str, float]:

@@ -105,7 +105,7 @@ class Tuning:
             old = self.policy.at_end(on)
         with torch.no_grad():
             reference = self.base.at_end(on)
-        x = self.policy.x_in(seen[0], on)
+        x = self.policy.x_in(seen[0])
         self._below = x < 0
         said, reward, pair = self._answered(batch, old)
         if log:
@@ -149,7 +149,7 @@ class Tuning:
         """Of which prompts what scores ranks the two answers the wrong way."""
         if self.arm.true_reward:
             return np.zeros(len(on), bool)
-        right, wrong = (self._reward(on, torch.from_numpy(one)[:, None])[:, 0] for one in (on.correct, on.opposite))
+        right, wrong = self._reward(on, torch.from_numpy(np.column_stack([on.correct, on.opposite]))).T
         return (right < wrong).numpy()
 
     # ---- steps -------------------------------------------------------------------------------------------------------
@@ -194,23 +194,26 @@ class Tuning:
             for name, p in self.policy.parameters().items():
                 p -= rate * of[name]
 
-    def measure(self) -> dict[str, Any]:
-        """Behaviour, X, and the loss's gradient: how it splits, and what it does to rare contexts to first order."""
+    def measure(self, *, first: bool = False) -> dict[str, Any]:
+        """Behaviour, X, and the loss's gradient: how it splits, and what it does to rare contexts to first order.
+
+        Parameters
+        ----------
+        first
+            Whether the policy is still the base, of which much is known already.
+        """
         net = self.policy
-        common, rare = prompts("B", side=1), prompts("B", side=-1)
+        found, m_common, m_rare, open_ = _known_standing(self.base) if first else _standing(net)
         batch = self.batch(LARGE)
         rows = self.rows(batch, log=False)()
         seen = ~self._below
         above = self.gradient(torch.where(seen, rows, 0.0).sum() / len(rows), keep=True)
         below = self.gradient(torch.where(seen, 0.0, rows).sum() / len(rows))
         total = {name: above[name] + below[name] for name in above}
-        m_common = tangent.gradient(margins(net, common).mean(), net)
-        m_rare = tangent.gradient(margins(net, rare).mean(), net)
-        open_ = kernel.openness(net, common, rare)
         each = tangent.by_neuron(total, total, net)
         a, b = tangent.norm(above), tangent.norm(below)
         speed = -self.rate * self.epochs
-        return both(net) | {
+        return deepcopy(found) | {
             "gradient": {
                 "share_below": b / (a + b) if a + b > 0 else None,
                 "cosine": tangent.cosine(above, below),
@@ -239,6 +242,18 @@ def tau(scorer: Net, on: Prompts) -> float:
 
 def _sides() -> dict[str, Prompts]:
     return {"common": prompts("B", side=1), "rare": prompts("B", side=-1)}
+
+
+def _standing(net: Net) -> tuple[dict[str, Any], Grads, Grads, Tensor]:
+    """What a policy does, the gradients of its mean margins in common and rare contexts, how open neurons are."""
+    common, rare = _sides().values()
+    m_common, m_rare = (tangent.gradient(margins(net, on).mean(), net) for on in (common, rare))
+    return both(net), m_common, m_rare, kernel.openness(net, common, rare)
+
+
+@lru_cache(maxsize=4)
+def _known_standing(base: Net) -> tuple[dict[str, Any], Grads, Grads, Tensor]:
+    return _standing(base)
 
 
 @lru_cache(maxsize=4)
@@ -273,7 +288,7 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     log: list[dict[str, Any]] = []
     for step in range(steps + 1):
         if step in LOGGED or step == steps:
-            log.append({"step": step} | tuning.measure())
+            log.append({"step": step} | tuning.measure(first=step == 0))
         if step < steps:
             tuning.step()
     predicted = {}
