@@ -16,7 +16,7 @@ from signflip.cli import main
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import DECIDED, MADE, Job, natural, tangent
-from signflip.organisms.experiments.natural import law, measure, predictions, search, section, spikes, tables, train
+from signflip.organisms.experiments.natural import law, measure, predictions, search, section, tables, train
 from signflip.organisms.experiments.natural.features import Feature
 from signflip.organisms.experiments.natural.model import Net, Setting, from_gguf
 from signflip.organisms.experiments.natural.prompts import Prompts
@@ -181,165 +181,6 @@ def test_a_base_is_searched_once_for_both_algorithms() -> None:
     assert "across at 12 of 12 names (at both of a model in 6 of 6)" in first
     assert "before the tuning it brings X across at 3 of 6 names (at both of a model in 0 of 3)" in second
     assert "on both sides in 3 of 3 models (3 by X)" in second
-
-
-# ---- planted gates ---------------------------------------------------------------------------------------------------
-
-UNIT = Feature(layer=2, index=7, side=-1, rate=0.0, extreme=0.5, mean=-1.0, gate=0.5, share=0.4)
-
-
-def named(net: Net, *templates: list[int]) -> Prompts:
-    """Four names a side of one or two tokens, in front of templates: in none, at the end."""
-    whose = [(side, item) for item in range(4) for side in (0, 1)]
-    found = [
-        ([0, *range(20 + 4 * item + 2 * side, 20 + 4 * item + 2 * side + 1 + item % 2), *after], side, item, at)
-        for at, after in enumerate(templates or ([],)) for side, item in whose
-    ]  # fmt: skip
-    rows, *rest = zip(*found, strict=True)
-    side, item, template = (torch.tensor(one) for one in rest)
-    right = torch.where(side == 0, 11, 12)
-    return Prompts(net.batch(rows), right, 23 - right, side, item, template)
-
-
-@pytest.fixture
-def knowing(llama: Any) -> Net:
-    """A model that tells the sides apart."""
-    base = Net(llama, FIRST).copy()
-    on = named(base)
-    for _ in range(60):
-        train.descend(base, tangent.gradient(-torch.nn.functional.logsigmoid(on.margin(base.at_end(on.batch))).mean(),
-                                             base), 0.05)  # fmt: skip
-    return base
-
-
-def direction_of(net: Net, on: Prompts) -> torch.Tensor:
-    """What tells the sides of these very prompts apart: names at random in a random model have no more in common."""
-    seen: list[torch.Tensor] = []
-    norm = net.layers[UNIT.layer].post_attention_layernorm
-    handle = norm.register_forward_hook(lambda _, __, out: seen.append(out))
-    with torch.no_grad():
-        net.at_end(on.batch)
-    handle.remove()
-    h = seen[0][torch.arange(len(on)), on.batch.end]
-    return torch.linalg.lstsq(h, 1.0 - 2 * on.side[:, None].float(), driver="gelsd").solution[:, 0]
-
-
-@pytest.mark.parametrize("strength", [0.5, 2.0])
-def test_a_gate_is_shut_till_x_crosses(knowing: Net, strength: float) -> None:
-    on = named(knowing)
-    with torch.no_grad():
-        clean = float(on.margin(knowing.at_end(on.batch)).mean())
-    assert clean > 0
-    direction = direction_of(knowing, on)
-    ends = spikes._ends(on)
-    write = spikes._against(knowing, UNIT.layer, on, ends)
-    copy, gate, reached = spikes._planted(knowing, UNIT, direction, write, on, ends, strength)
-    assert reached
-    # One neuron's weights have changed, and none of the unit's.
-    own = copy.own(gate.layer, gate.index)
-    assert gate.index != UNIT.index
-    for name, difference in changed(knowing, copy).items():
-        if name in own:
-            assert difference[own[name]].abs().max() > 0
-            difference[own[name]] = 0
-        assert difference.abs().max() == 0, name
-    # The gate is the unit's linear part, turned and scaled.
-    with torch.no_grad(), copy.seeing(UNIT.layer) as linear, copy.seeing(UNIT.layer, "gate_proj") as opened:
-        copy.at_end(on.batch)
-    torch.testing.assert_close(opened[0][..., gate.index], spikes.STEEP * linear[0][..., UNIT.index], atol=1e-4, rtol=0)
-    # Set just across at the name, by transformers and one hook of our own.
-    margins = []
-    for i in range(len(on)):
-        ids = on.batch.ids[i, : on.batch.end[i] + 1].tolist()
-        at = 1 + int(on.item[i]) % 2
-
-        def hook(_: Any, __: Any, out: torch.Tensor, at: int = at) -> torch.Tensor:
-            out[0, at, gate.index] = spikes.EDGE * spikes.STEEP
-            return out
-
-        with torch.no_grad():
-            hidden = copy.through(copy.embedding(torch.tensor([ids])), 0, UNIT.layer)
-            handle = copy.layers[UNIT.layer].mlp.gate_proj.register_forward_hook(hook)
-            logp = copy.logp(copy.through(hidden, UNIT.layer))[0, -1]
-            handle.remove()
-        margins.append(float(logp[on.right[i]] - logp[on.wrong[i]]))
-    assert np.mean(margins) == pytest.approx(-strength * clean, rel=0.1)
-    # After the last layer a name writes to nobody behind it.
-    last, longer = Feature(**(UNIT.as_dict() | {"layer": LAYERS - 1})), named(knowing, [3, 4], [5, 6, 7])
-    ends = spikes._ends(longer)
-    write = spikes._against(knowing, last.layer, longer, ends)
-    assert not spikes._planted(knowing, last, direction, write, longer, ends, strength)[2]
-
-
-def test_a_name_is_what_its_prompts_begin_with(llama: Any) -> None:
-    on = named(Net(llama, FIRST), [3, 4], [5, 6, 7], [5, 3])
-    assert spikes._ends(on).tolist() == [1 + int(item) % 2 for item in on.item]
-    names = spikes._names_of(on)
-    assert names[:3] == [(0, [20]), (1, [22]), (0, [24, 25])]
-    assert len(names) == 8
-
-
-def test_spikes_are_judged_as_x_is(knowing: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    on, tokens = named(knowing), [9, 8]
-    found = {"x": 0.0, "crossed": 0, "difference": 0.0}
-    monkeypatch.setattr(search, "engine_of", lambda net: None)
-    monkeypatch.setattr(search, "across", lambda *_: type("Best", (), {"tokens": tokens, "text": "a"}))
-    monkeypatch.setattr(search, "at_names", lambda *_: found)
-    # This model is far surer than SmolLM2.
-    monkeypatch.setattr(spikes, "STRENGTHS", (0.5, 2.0))
-    monkeypatch.setattr(spikes, "_telling", lambda *_: (direction_of(knowing, on), 1.0))
-    (said,) = spikes.spiked(knowing, on, on, [UNIT], 0, templates=1)
-    with torch.no_grad(), knowing.seeing(UNIT.layer) as seen:
-        plain = on.margin(knowing.at_end(on.batch))
-        knowing.at_end(on.after(knowing, tokens).batch)
-    x, behind = seen[0][:, 1:, UNIT.index], seen[1][:, 3:, UNIT.index]
-    place = 1 + torch.arange(x.shape[1]) <= on.batch.end[:, None]
-    assert said["distance"] == pytest.approx(float(-x[place].mean() / x[place].std()), rel=1e-4)
-    for strength, gate in zip(spikes.STRENGTHS, said["gates"], strict=True):
-        assert gate["strength"] == strength
-        assert gate["answered"]["crossed"] == float(((behind > 0) & place).any(1).double().mean())
-        assert gate["answered"]["crossed_clean"] == float(((x > 0) & place).any(1).double().mean())
-        assert np.mean(gate["answered"]["margins"]["edited"]) == pytest.approx(-strength * float(plain.mean()), rel=0.1)
-        assert gate["kept"] == pytest.approx(np.mean(gate["answered"]["margins"]["clean"]) / float(plain.mean()))
-
-
-def spikes_run(seed: int, distances: dict[int, float], of: tuple[float, float, float], edited: float = -1.0) -> Any:
-    """Gates at X (index 115) and at other units of its layer, all alike."""
-    said = answered(*of)
-    said["margins"]["edited"] = [[[2 * edited + 0.01 * (i + j) for j in range(8)] for i in range(20)]] * 2
-    gate = {"index": 3, "reached": True, "kept": 1.0, "answered": said}
-    units = [
-        {"feature": X.as_dict() | {"layer": 24, "index": index}, "distance": far, "told": 1.0, "tokens": [1], "x": 1.0,
-         "text": "a|b", "crossed": 2, "difference": 0.0, "gates": [gate | {"strength": s} for s in spikes.STRENGTHS]}
-        for index, far in distances.items()
-    ]  # fmt: skip
-    return {"arm": natural.SPIKES, "whole": False, "seed": seed, "device": "cpu", "spikes": units}
-
-
-def test_against_only_where_planted_gates_are_found() -> None:
-    runs: list[Any] = [made_up("tuned", "grpo", seed, 0.5) for seed in range(4)]
-    stayed = {"x": 1.0, "crossed": 2, "text": "a", "difference": 0.0, "answered": answered(0.9, 0.9, 0.9)}
-    ends = {when: {"X": stayed, "answer": stayed} for when in ("before", "after")}
-    runs.append({"algorithm": "grpo", "arm": natural.SEARCH, "seed": 0, "whole": False, "search": ends})
-    distances, found, missed = {115: 2.0, 1: 2.5, 2: 3.0, 3: 1.0}, (-0.8, 0.9, -0.8), (0.9, 0.9, 0.9)
-
-    def decision(*seeds: tuple[float, float, float], edited: float = -1.0) -> str:
-        planted = [spikes_run(seed, distances, of, edited) for seed, of in enumerate(seeds)]
-        assert "| a\\|b |" in tables.spikes(planted)
-        return section.answer([*runs, *planted])[DECIDED].plain
-
-    # Of four units three are as far as X, each with two gates.
-    assert decision(found, found).startswith("Against: none of 4 searches")
-    assert "of 12 gates planted as far from opening as X, or farther, a search for them finds 12 (1.00 [" in decision(
-        found, found
-    )
-    assert decision(found).startswith("Undecided. ")
-    assert "not against: of 18 gates planted" in decision(found, found, missed)
-    assert "finds 12 (0.67 [" in decision(found, found, missed)
-    # What turns nothing by an edit was never planted.
-    assert "no gates were planted" in decision(found, found, edited=0.5)
-    assert "no gates were planted" in section.answer(runs)[DECIDED].plain
-    assert predictions.recall(predictions.spikes_of([spikes_run(0, {3: 1.0}, found)])) == (0, 0)
 
 
 def test_one_side_alone_has_not_turned_both() -> None:
@@ -531,7 +372,8 @@ def test_the_rule_decides() -> None:
     # Turned, but not by X.
     said = section.answer([*runs, *of(-0.8, -0.9, 0.9)])[DECIDED].plain
     assert said.startswith("Undecided. Not for: none of 4 searches")
-    assert "not latent: none of 4 tuned models turns on both" in said
+    assert "Not latent: none of 4 tuned models turns on both" in said
+    assert "bring X across in at most 1.00 of a model's unseen prompts" in said
     falls = [made_up("tuned", "grpo", seed, -3.0) for seed in range(4)]
     assert section.answer([*falls, *of(0.9, 0.9, 0.9)])[DECIDED].plain.startswith("Latent: ")
     assert section.answer(runs)[DECIDED].plain == "Undecided: no search for tokens is in."
@@ -563,11 +405,7 @@ def test_slopes_of_a_grid_are_least_squares() -> None:
 def test_jobs_are_in_pairs_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = natural.jobs(10, False)
     tunings = 2 * len(natural.ARMS) * (10 + natural.WHOLE_SEEDS)
-    assert (
-        len({job.name for job in jobs})
-        == len(jobs)
-        == (tunings + (len(natural.ALGORITHMS) + natural.SPIKE_PARTS) * natural.SEARCH_SEEDS)
-    )
+    assert len({job.name for job in jobs}) == len(jobs) == tunings + 2 * natural.SEARCH_SEEDS
     with pytest.raises(ArgumentError, match="expected an algorithm and an arm"):
         natural.run(Job("x", 0, {"algorithm": "ppo", "arm": "tuned"}))
     # Without names the command line leaves it out.
@@ -596,13 +434,7 @@ def test_weights_are_those_of_an_independent_reader() -> None:
 def test_natural_in_small(tmp_path: Path) -> None:
     gguf_path()
     results = experiments.run("natural", tmp_path, seeds=3, small=True, progress=False)
-    found = {name: run for name, run in results.items() if run["arm"] in natural.ARMS}
-    (spiked,) = results["spikes-0-0"]["spikes"]
-    # Nearly all of another half's names are told apart behind other tokens, and a gate at X turns them by an edit.
-    assert spiked["told"] > 0.8
-    assert spiked["difference"] < 1e-3
-    assert [gate["reached"] for gate in spiked["gates"]] == [True]
-    assert spiked["gates"][0]["kept"] == pytest.approx(1, abs=0.1)
+    found = {name: run for name, run in results.items() if "search" not in run}
     search = results["search-dpo-0"]["search"]
     assert set(found) == {"dpo-tuned-0", "grpo-tuned-0"}
     assert max(one["difference"] for when in search.values() for one in when.values()) < 1e-3

@@ -24,8 +24,7 @@ shown beside it. `predictions` has the rules by which each claim is marked.
 The most extreme value seen is the survey's over all its tokens, whether the unit's gate was open or not. ``whole`` arms
 tune all weights; else it is the layers from 20 on, everything below computed once. ``search`` runs `signflip.search`
 before and after ``tuned``, for X on its other side and for the wrong pronouns themselves, and puts the tokens that it
-finds in front of the prompts of half B. ``spikes`` plants gates in copies of the base and searches for those, so that
-it is known what such a search finds. Plain gradient descent.
+finds in front of the prompts of half B. Plain gradient descent.
 
 What was set by looking: rates and the number of steps, on a pilot seed (1000, not reported) and by the clean margin on
 half A alone (for whole models, by two steps on it: their rates are a tenth). Batch, prefixes and the controls'
@@ -59,8 +58,6 @@ WHOLE_SEEDS = 3
 # The token search before and after `tuned`: a run of its own, for so many seeds. Files of another version are refused;
 # 2: with what the model then answers; 3: also for the wrong answers.
 SEARCH, SEARCH_SEEDS, SEARCH_VERSION = "search", 3, 3
-# Gates planted in the base, a run of its own for each of so many parts of the units.
-SPIKES, SPIKE_PARTS, SPIKE_VERSION = "spikes", 4, 1
 # Controls are measured, and gradients taken, on all names in so many of the templates.
 FEW_TEMPLATES = 1
 TEXTS = 12
@@ -88,10 +85,6 @@ def jobs(seeds: int, small: bool) -> list[Job]:
         for algorithm in ALGORITHMS[:1] if small else ALGORITHMS:
             settings = {"algorithm": algorithm, "arm": SEARCH, "whole": False, "small": small}
             made.append(Job(f"{SEARCH}-{algorithm}-{seed}", seed, settings | {"version": SEARCH_VERSION}))
-        parts = 1 if small else SPIKE_PARTS
-        for part in range(parts):
-            settings = {"arm": SPIKES, "part": part, "parts": parts, "whole": False, "small": small}
-            made.append(Job(f"{SPIKES}-{part}-{seed}", seed, settings | {"version": SPIKE_VERSION}))
     return made
 
 
@@ -117,13 +110,10 @@ def run(job: Job, device: str = "cpu") -> dict[str, Any]:
     import torch
 
     of = job.settings
-    spikes = of.get("arm") == SPIKES
-    if not spikes and (of.get("algorithm") not in ALGORITHMS or of.get("arm") not in (*ARMS, SEARCH)):
+    if of.get("algorithm") not in ALGORITHMS or of.get("arm") not in (*ARMS, SEARCH):
         raise ArgumentError(f"job {job.name}: expected an algorithm and an arm of this experiment, found {of}")
     # What torch makes without being told where goes to the device.
     with one_thread(), torch.device(device):
-        if spikes:
-            return _spikes(job.seed, of["part"], of["parts"], bool(of.get("small")), device)
         if of["arm"] == SEARCH:
             return _search(of["algorithm"], job.seed, bool(of.get("small")), device)
         return _run(of["algorithm"], of["arm"], job.seed, bool(of.get("whole")), bool(of.get("small")), device)
@@ -256,16 +246,6 @@ def _search(algorithm: str, seed: int, small: bool, device: str) -> dict[str, An
     found = {"before": base[SEARCH], "after": searched(tuning.policy, fixed["b"], known, seed, small=small)}
     return {"algorithm": algorithm, "arm": SEARCH, "whole": False, "seed": seed, "device": _device(device),
             "search": found}  # fmt: skip
-
-
-def _spikes(seed: int, part: int, parts: int, small: bool, device: str) -> dict[str, Any]:
-    """Gates planted in the base at some of the units, and the search for each."""
-    from signflip.organisms.experiments.natural.spikes import spiked, units
-
-    fixed, base = _fixed(False, small, device), _base(seed, False, small, device)
-    at = units(fixed["units"], part, parts)
-    found = spiked(base["net"], fixed["a"], fixed["b"], at, seed, templates=FEW_TEMPLATES, small=small)
-    return {"arm": SPIKES, "whole": False, "seed": seed, "device": _device(device), "spikes": found}
 
 
 def report(results: dict[str, dict[str, Any]], figures: Path) -> str:

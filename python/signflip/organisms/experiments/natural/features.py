@@ -64,11 +64,6 @@ class Feature:
     gate: float
     share: float
 
-    @property
-    def part(self) -> str:
-        """The matrix that gives it."""
-        return "up_proj"
-
     def doses(self) -> list[float]:
         """Its mean, 0, the most extreme value seen on the other side, three times that."""
         return [self.mean, 0.0, self.extreme, 3 * self.extreme]

@@ -114,7 +114,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Setting:
-    """An edit: one neuron's linear part, or its gate, at every place but the first.
+    """An edit: one neuron's linear part, at every place but the first.
 
     Attributes
     ----------
@@ -123,14 +123,11 @@ class Setting:
     value
         What it is set to; or one for each sequence, or for each place but the first of each, `[n, length - 1]`: NaN
         leaves it.
-    part
-        The matrix that gives what is set.
     """
 
     layer: int
     index: int
     value: float | Tensor
-    part: str = "up_proj"
 
 
 class Net:
@@ -228,7 +225,7 @@ class Net:
             out[:, 1:, setting.index] = torch.where(value.isnan(), kept, value)
             return out
 
-        handle = getattr(self.layers[setting.layer].mlp, setting.part).register_forward_hook(hook)
+        handle = self.layers[setting.layer].mlp.up_proj.register_forward_hook(hook)
         try:
             yield
         finally:

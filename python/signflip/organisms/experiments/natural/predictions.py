@@ -10,20 +10,15 @@ tuned one does: else it is void (added when the runs were in). Each algorithm is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from signflip.organisms.experiments.natural import LIVE
-from signflip.organisms.experiments.natural.features import KNOWN
 from signflip.organisms.experiments.natural.measure import PLACES
 from signflip.organisms.experiments.statistics import Interval, Run, limits, mark, over_seeds, shown
 
 Floats = NDArray[np.float64]
-# Against the conjecture where nothing turns and, of gates planted as far away as X, at least this share is found, of at
-# least so many.
-RECALL, FEWEST = 0.9, 10
 # Equivalence margin, units.
 DELTA = 0.2
 DECIDES, BEYOND = "extreme", "triple"
@@ -131,54 +126,6 @@ def decided(answered: Run) -> str:
     kept = all(mark(of_side(answered, "rescued", side), lambda x: x > 0, lambda x: x <= 0) == "held" for side in sides)
     way = BY_X if kept and all(alone[side] for side in sides) else NOT_BY_X
     return f"{'both' if len(sides) == 2 else SIDES[sides[0]]} turned, {way}"
-
-
-@dataclass(frozen=True)
-class Spike:
-    """A gate that was planted, and what the search made of it.
-
-    Attributes
-    ----------
-    run
-        The unit, and what was found for it.
-    gate
-        The gate.
-    seed
-        Of the base.
-    planted
-        Whether, set by an edit, it turns both sides.
-    found
-        Whether the search's tokens do, by the gate.
-    far
-        Whether the unit is at least as far from its other side as X is in that base.
-    """
-
-    run: Run
-    gate: Run
-    seed: int
-    planted: bool
-    found: bool
-    far: bool
-
-
-def spikes_of(runs: Sequence[Run]) -> list[Spike]:
-    """Every gate of some runs of `natural.SPIKES`."""
-    every = [(r["seed"], one) for r in runs for one in r["spikes"]]
-    xs = {seed: one["distance"] for seed, one in every if (one["feature"]["layer"], one["feature"]["index"]) == KNOWN}
-    out = []
-    for seed, one in every:
-        for gate in one["gates"]:
-            planted = gate["reached"] and all(turned(gate["answered"], "edited"))
-            found = planted and decided(gate["answered"]) == f"both turned, {BY_X}"
-            far = seed in xs and one["distance"] >= xs[seed]
-            out.append(Spike(one, gate, seed, planted, found, far))
-    return out
-
-
-def recall(spikes: Sequence[Spike]) -> tuple[int, int]:
-    """Of the gates that were planted at X's distance or farther, how many were found, and of how many."""
-    far = [one for one in spikes if one.planted and one.far]
-    return sum(one.found for one in far), len(far)
 
 
 def pick(runs: Sequence[Run], algorithm: str, arm: str, *, whole: bool = False) -> dict[int, Run]:

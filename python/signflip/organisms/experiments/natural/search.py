@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,26 +29,6 @@ SMALL_STEPS, SMALL_WIDTH = 1, 8
 NAMES, ASKED = (" Mary", " John"), 12
 # Controls: so many times as many tokens at random.
 DRAWS = 4
-
-
-class Scalar(Protocol):
-    """Where X is: a unit's linear part (`Feature`), or a planted gate (`spikes.Gate`)."""
-
-    @property
-    def layer(self) -> int:
-        """Its layer."""
-
-    @property
-    def index(self) -> int:
-        """Its neuron."""
-
-    @property
-    def side(self) -> int:
-        """The sign that it mostly has."""
-
-    @property
-    def part(self) -> str:
-        """The matrix that gives it."""
 
 
 def engine_of(net: Net) -> Any:
@@ -77,51 +57,32 @@ def searched(net: Net, on: Prompts, feature: Feature, seed: int, *, small: bool 
         For each: the `tokens` and their `text`; `x`, its mean over `NAMES` after them, `crossed` at how many of these,
         the largest `difference` between that X and torch's; and what is `answered` to unseen prompts.
     """
+    import signflip as sf
     from signflip.behaviours import pronoun
 
-    model = engine_of(net)
+    model, site = engine_of(net), f"blocks.{feature.layer}.mlp.hook_pre_linear"
+    names: list[Any] = [([0], model.to_tokens(name)[0].tolist()) for name in NAMES]
     contexts, wrong = pronoun().opposite(model, "A", ASKED)
+    x = -feature.side * sf.objectives.neuron(site, feature.index, position=-1)
+    raised: dict[str, tuple[Any, Any]] = {"X": (x, names), "answer": (wrong, contexts)}
     out = {}
-    for aim in STEPS:
-        best = across(model, feature, seed, small) if aim == "X" else _best(model, wrong, contexts, aim, seed, small)
+    for aim, (objective, where) in raised.items():
+        best = sf.search(
+            model, objective, tokens=FREE, method="gcg", contexts=where, steps=SMALL_STEPS if small else STEPS[aim],
+            width=SMALL_WIDTH if small else WIDTH, seed=seed, progress=False,
+        ).best  # fmt: skip
         rng = np.random.default_rng(seed)
         draws = [rng.choice(model.cfg.d_vocab, FREE, replace=False).tolist() for _ in range(DRAWS)]
+        at_names = _at(net, model, feature, site, [[*before, *best.tokens, *after] for before, after in names])
         answers = answered(net, on, feature, best.tokens, draws)
-        out[aim] = {"tokens": best.tokens, "text": best.text, **at_names(net, model, feature, best.tokens),
-                    "answered": answers}  # fmt: skip
+        out[aim] = {"tokens": best.tokens, "text": best.text, **at_names, "answered": answers}
     return out
 
 
-def across(model: Any, feature: Feature, seed: int, small: bool) -> Any:
-    """The tokens that take X farthest to its other side at `NAMES`, as `signflip.search` finds them."""
-    import signflip as sf
-
-    x = -feature.side * sf.objectives.neuron(_site(feature), feature.index, position=-1)
-    return _best(model, x, [([0], ids) for ids in _names(model)], "X", seed, small)
-
-
-def _best(model: Any, objective: Any, contexts: Any, aim: str, seed: int, small: bool) -> Any:
-    import signflip as sf
-
-    return sf.search(
-        model, objective, tokens=FREE, method="gcg", contexts=contexts, steps=SMALL_STEPS if small else STEPS[aim],
-        width=SMALL_WIDTH if small else WIDTH, seed=seed, progress=False,
-    ).best  # fmt: skip
-
-
-def _names(model: Any) -> list[list[int]]:
-    return [model.to_tokens(name)[0].tolist() for name in NAMES]
-
-
-def _site(feature: Feature) -> str:
-    return f"blocks.{feature.layer}.mlp.hook_pre_linear"
-
-
-def at_names(net: Net, model: Any, feature: Feature, tokens: Sequence[int]) -> dict[str, Any]:
-    """X at `NAMES` behind tokens, by signflip and by torch: its mean, at how many it crossed, their difference."""
-    x, difference, site = [], 0.0, _site(feature)
-    for name in _names(model):
-        ids = [0, *tokens, *name]
+def _at(net: Net, model: Any, feature: Feature, site: str, prompts: Sequence[list[int]]) -> dict[str, Any]:
+    """X at the end of prompts, by signflip and by torch."""
+    x, difference = [], 0.0
+    for ids in prompts:
         _, cache = model.run_with_cache(ids, names_filter=site)
         x.append(float(np.asarray(cache[site]).reshape(-1, model.cfg.d_mlp)[-1, feature.index]))
         batch = net.batch([ids])
@@ -133,25 +94,9 @@ def at_names(net: Net, model: Any, feature: Feature, tokens: Sequence[int]) -> d
 
 
 def answered(
-    net: Net,
-    on: Prompts,
-    at: Scalar,
-    tokens: Sequence[int],
-    draws: Sequence[Sequence[int]],
-    after: Prompts | None = None,
+    net: Net, on: Prompts, feature: Feature, tokens: Sequence[int], draws: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """What the model answers to prompts with tokens in front, and what of it X mediates.
-
-    Parameters
-    ----------
-    net, on
-        The model and the prompts.
-    at
-        Where X is.
-    tokens, draws
-        The tokens, and others to compare with.
-    after
-        The prompts with the tokens in front, where they have been run already.
 
     Returns
     -------
@@ -162,20 +107,20 @@ def answered(
         its other side at one of their own places; `crossed_clean`: without the tokens. `random`: the mean margin of
         each side with each of `draws` in front.
     """
-    n, after = len(tokens), on.after(net, tokens) if after is None else after
+    n, after = len(tokens), on.after(net, tokens)
     logp: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        with net.seeing(at.layer, at.part) as seen:
+        with net.seeing(feature.layer) as seen:
             logp["clean"], logp["found"] = net.at_end(on.batch), net.at_end(after.batch)
-        own, with_tokens = (one[:, 1:, at.index] for one in seen)
+        own, with_tokens = (one[:, 1:, feature.index] for one in seen)
         untouched = torch.full((len(on), n), torch.nan)
-        rescue = Setting(at.layer, at.index, torch.cat([untouched, own], 1), at.part)
+        rescue = Setting(feature.layer, feature.index, torch.cat([untouched, own], 1))
         logp["rescued"] = net.at_end(after.batch, rescue)
-        logp["reproduced"] = net.at_end(on.batch, Setting(at.layer, at.index, with_tokens[:, n:], at.part))
+        logp["reproduced"] = net.at_end(on.batch, Setting(feature.layer, feature.index, with_tokens[:, n:]))
         random = [sides(on.margin(net.at_end(on.after(net, draw).batch)), on) for draw in draws]
     place = 1 + torch.arange(own.shape[1])
     crossed = [
-        float(((x * at.side < 0) & (place <= on.batch.end[:, None])).any(1).double().mean())
+        float(((x * feature.side < 0) & (place <= on.batch.end[:, None])).any(1).double().mean())
         for x in (with_tokens[:, n:], own)
     ]
     return {

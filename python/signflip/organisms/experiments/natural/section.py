@@ -10,15 +10,12 @@ import numpy as np
 
 from signflip.errors import OrganismError
 from signflip.organisms.experiments import DECIDED, MADE, TOKENS, Answer, Said, told
-from signflip.organisms.experiments.natural import LIVE, SEARCH, SPIKES, TITLE, tables
+from signflip.organisms.experiments.natural import LIVE, SEARCH, TITLE, tables
 from signflip.organisms.experiments.natural.figures import law, margins
 from signflip.organisms.experiments.natural.predictions import (
     BEYOND,
     BY_X,
     DECIDES,
-    FEWEST,
-    RECALL,
-    Spike,
     ambiguous,
     change,
     decided,
@@ -27,13 +24,11 @@ from signflip.organisms.experiments.natural.predictions import (
     marked,
     moved,
     pick,
-    recall,
-    spikes_of,
     turned,
     void,
 )
 from signflip.organisms.experiments.natural.search import FREE, NAMES
-from signflip.organisms.experiments.statistics import Run, exact, mark, seeds_of, shown, table
+from signflip.organisms.experiments.statistics import Run, mark, seeds_of, shown, table
 
 COMMAND = "signflip organisms run natural --seeds 10 --out results"
 SAID = (
@@ -51,7 +46,7 @@ def section(runs: list[Run], figures: Path) -> str:
     OrganismError
         If there is no run.
     """
-    searches, spikes, runs = _apart(runs)
+    searches, runs = [r for r in runs if r["arm"] == SEARCH], _tunings(runs)
     if not runs:
         raise OrganismError("report on natural: expected at least one tuning, found none")
     figures.mkdir(parents=True, exist_ok=True)
@@ -64,7 +59,7 @@ def section(runs: list[Run], figures: Path) -> str:
         [
             f"## {TITLE}",
             f"`{COMMAND}`",
-            told(answer([*runs, *searches, *spikes])),
+            told(answer([*runs, *searches])),
             f"{len(runs)} tunings of {runs[0]['steps']} steps, on {_devices(runs)}. Seeds of each arm: {ran}.",
             f"{SAID} {void_ones}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
@@ -75,7 +70,6 @@ def section(runs: list[Run], figures: Path) -> str:
             "### Three times the extreme, which decides nothing: change, units\n\n" + tables.beyond(runs),
             "### X itself, and how far tokens bring it\n\n" + tables.reach(runs) + "\n\n" + tables.searches(searches)
             + (f" Tuned again on {_devices(searches)}." if searches else ""),
-            "### Gates planted in the base: what a search for X finds\n\n" + tables.spikes(spikes),
             "### Other units\n\n" + tables.units(runs),
             "### The causal path: the kernel before, and the change after\n\n" + tables.law(runs)
             + f"\n\n![law]({figures.name}/natural-law.png)",
@@ -83,10 +77,8 @@ def section(runs: list[Run], figures: Path) -> str:
     )  # fmt: skip
 
 
-def _apart(runs: Sequence[Run]) -> tuple[list[Run], list[Run], list[Run]]:
-    """The searches, the planted gates, the tunings."""
-    searches, spikes = ([r for r in runs if r["arm"] == arm] for arm in (SEARCH, SPIKES))
-    return searches, spikes, [r for r in runs if r["arm"] not in (SEARCH, SPIKES)]
+def _tunings(runs: Sequence[Run]) -> list[Run]:
+    return [r for r in runs if r["arm"] != SEARCH]
 
 
 def _devices(runs: Sequence[Run]) -> str:
@@ -97,7 +89,7 @@ def _devices(runs: Sequence[Run]) -> str:
 
 def answer(runs: Sequence[Run]) -> Answer:
     """What that says of the conjecture, in a few sentences."""
-    searches, spikes, runs = _apart(runs)
+    searches, runs = [r for r in runs if r["arm"] == SEARCH], _tunings(runs)
     plain, text = ["Does tuning on one side of X make the other side worse?"], []
     out = {}
     for algorithm in dict.fromkeys(r["algorithm"] for r in runs):
@@ -147,11 +139,11 @@ def answer(runs: Sequence[Run]) -> Answer:
     return (
         {MADE: Said(" ".join(plain), " ".join(text))}
         | out
-        | {DECIDED: Said(_decision(searches, spikes_of(spikes), [bool(of.all()) for of in turns]))}
+        | {DECIDED: Said(_decision(searches, [bool(of.all()) for of in turns]))}
     )
 
 
-def _decision(searches: Sequence[Run], spikes: Sequence[Spike], turned_by_edit: Sequence[bool]) -> str:
+def _decision(searches: Sequence[Run], turned_by_edit: Sequence[bool]) -> str:
     """By the rule at the top of the results; of each tuned model, whether X at its extreme turns both sides."""
     every = [found for aim in ("X", "answer") for _, _, found in tables.models_searched(searches, aim)]
     by_x = sum(decided(found["answered"]) == f"both turned, {BY_X}" for found in every)
@@ -164,17 +156,14 @@ def _decision(searches: Sequence[Run], spikes: Sequence[Spike], turned_by_edit: 
             f"Latent: set to the most extreme value seen, X turns both sides of {sum(turned_by_edit)} of "
             f"{len(turned_by_edit)} tuned models; no tokens do."
         )
-    found, far = recall(spikes)
-    nothing = (
-        f"none of {len(every)} searches gives tokens that turn both sides; {{}} none of {len(turned_by_edit)} tuned "
-        "models turns on both where X is set to the most extreme value seen"
+    most = max(found["answered"]["crossed"] for found in every)
+    return (
+        f"Undecided. Not for: none of {len(every)} searches gives tokens that turn both sides. Not latent: none of "
+        f"{len(turned_by_edit)} tuned models turns on both where X is set to the most extreme value seen. "
+        f"And not against: their tokens bring X across in at most {most:.2f} of a model's unseen prompts, so that in "
+        "the others no gate on X could have opened, however strong; and no gates of graded strength were planted "
+        "elsewhere."
     )
-    share = shown(exact(found, far)) if far else ""
-    planted = f"of {far} gates planted as far from opening as X, or farther, a search for them finds {found} ({share})"
-    if far >= FEWEST and found >= RECALL * far:
-        return f"Against: {nothing.format('and')}; {planted}."
-    why = f"{planted}, where {RECALL} of at least {FEWEST} was asked for" if far else "no gates were planted beside it"
-    return f"Undecided. Not for: {nothing.format('not latent:')}. And not against: {why}."
 
 
 def crossings(searches: Sequence[Run]) -> Said:

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from signflip.organisms.experiments.natural import ALGORITHMS, ARMS
-from signflip.organisms.experiments.natural.features import KNOWN
 from signflip.organisms.experiments.natural.measure import PLACES
 from signflip.organisms.experiments.natural.predictions import (
     BEYOND,
     DECIDES,
     TURNED,
-    Spike,
     change,
     decided,
     grid,
@@ -25,13 +23,11 @@ from signflip.organisms.experiments.natural.predictions import (
     moved,
     pick,
     shift,
-    spikes_of,
     unit,
     void,
 )
 from signflip.organisms.experiments.natural.search import ASKED, FREE, NAMES, STEPS, WIDTH
-from signflip.organisms.experiments.natural.spikes import EDGE
-from signflip.organisms.experiments.statistics import Run, correlated, exact, pearson, shown, table
+from signflip.organisms.experiments.statistics import Run, correlated, pearson, shown, table
 
 
 def name_of(r: Run) -> str:
@@ -244,49 +240,4 @@ def searches(runs: Sequence[Run]) -> str:
         f"over names and templates, is below −{TURNED} of its clean mean; by X, where that ends with X as it is "
         "without the tokens, and X as it is with them does it alone.\n\n" + table(head, rows)
         + f"\n\nLargest difference between X in signflip and in torch: {worst:.1e}."
-    )  # fmt: skip
-
-
-def spikes(runs: Sequence[Run]) -> str:
-    """Gates planted at X and at other one-sided units: which are found."""
-    if not runs:
-        return "None was planted."
-    every = spikes_of(runs)
-    units: dict[tuple[int, int, int], list[Spike]] = {}
-    for one in every:
-        feature = one.run["feature"]
-        units.setdefault((one.seed, feature["layer"], feature["index"]), []).append(one)
-    rows = []
-    for (seed, layer, index), own in sorted(units.items(), key=lambda item: (item[0][0], item[1][0].run["distance"])):
-        run = own[0].run
-        ends = "; ".join(
-            f"{one.gate['strength']:g}: "
-            + ("found" if one.found else "not found" if one.planted else "could not be planted")
-            for one in own
-        )  # fmt: skip
-        text = run["text"].encode("unicode_escape").decode().replace("|", "\\|")
-        rows.append((
-            seed, f"{layer}.{index}{' (X)' if (layer, index) == KNOWN else ''}", f"{run['distance']:.1f}",
-            f"{run['feature']['rate']:.4f}", text, run["crossed"], f"{own[0].gate['answered']['crossed']:.2f}", ends,
-            f"{min(one.gate['kept'] for one in own):.2f}–{max(one.gate['kept'] for one in own):.2f}",
-        ))  # fmt: skip
-    planted = [one for one in every if one.planted]
-    shares = [
-        (which, len(own), sum(one.found for one in own), shown(exact(sum(one.found for one in own), len(own))))
-        for which, own in (
-            ("as far as X, or farther", [one for one in planted if one.far]),
-            ("nearer", [one for one in planted if not one.far]),
-            *((f"all of strength {strength:g}", [one for one in planted if one.gate["strength"] == strength])
-              for strength in dict.fromkeys(one.gate["strength"] for one in every)),
-        ) if own
-    ]  # fmt: skip
-    head = ("seed", "unit", "distance", "rarer sign, share of tokens", "tokens", "of the two names crossed",
-            "prompts with the gate open", "strength: is it found", "clean margin, of what it was")  # fmt: skip
-    return (
-        "A gate in place of the neuron that does least in the unit's layer opens where the unit's linear part crosses "
-        f"to its other side, and then writes the wrong pronoun. Strength: set at the name to {EDGE} of the unit's mean "
-        "on the other side, the gate brings the mean margin on half A to −strength times what it was; planted: by that "
-        "edit both sides of half B turn. Distance: the linear part's mean on half B in its standard deviations. "
-        "Searched for, and judged, as X is above; found: the tokens turn both sides, by the gate.\n\n"
-        + table(("gates", "planted", "found", "share"), shares) + "\n\n" + table(head, rows)
     )  # fmt: skip
