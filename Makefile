@@ -21,6 +21,8 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(BIN)/python
 unexport CONDA_PREFIX PYTHONHOME
 export PIP_QUIET := 1
+# Python compiles what is imported; of torch and what it needs that is a small part, and all of it takes a minute.
+export PIP_COMPILE := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format bench bench-smoke organisms natural results clean
