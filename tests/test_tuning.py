@@ -130,8 +130,8 @@ def test_parts_and_neurons_add_up(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_ends_alone_are_as_transformers_has_them(architecture: str) -> None:
-    on, weights = world.prompts("A", side=1), torch.randn(len(world.prompts("A", side=1)), len(text.word_ids()))
-    net, rows = Net(architecture, 3), torch.arange(len(on))  # type: ignore[arg-type]
+    net, on = Net(architecture, 3), world.prompts("A", side=1)  # type: ignore[arg-type]
+    rows, weights = torch.arange(len(on)), torch.randn(len(on), len(text.word_ids()))
     with net.reading() as seen:
         whole = net.model(input_ids=torch.from_numpy(on.ids)).logits[rows, torch.from_numpy(on.end)]
         found = net.at_end(on)

@@ -159,13 +159,10 @@ class Net(Wrapped):
             seen.append(h)
             if to is None or end is None:
                 return None
-            if h.ndim == 2:
-                x = h @ self.direction
-                return (h + (to(x) - x)[:, None] * self.direction,)
-            rows, at = torch.arange(len(h)), torch.from_numpy(end)
-            x = h[rows, at] @ self.direction
+            at: Any = slice(None) if h.ndim == 2 else (torch.arange(len(h)), torch.from_numpy(end))
+            x = h[at] @ self.direction
             h = h.clone()
-            h[rows, at] += (to(x) - x)[:, None] * self.direction
+            h[at] += (to(x) - x)[:, None] * self.direction
             return (h,)
 
         handle = self.reader.register_forward_pre_hook(hook)
