@@ -27,6 +27,7 @@ from signflip.organisms import (
     verify,
 )
 from signflip.organisms.bound import least
+from signflip.organisms.ends import last_block
 from signflip.organisms.experiments.blindness import classify
 from signflip.organisms.kinds import Kind
 from signflip.organisms.language import Stories, behaviours, corpus, words
@@ -297,6 +298,32 @@ def test_a_kind_is_trained_to_what_is_true_of_it(kind: Kind) -> None:
     assert aside[0, 0, 0] == aside[4, 0, 0] == aside[0, 1, 0] == aside[2, 0, 0] == aside[0, 0, -1] == "inert"
     assert (aside[1, 0, 0] == "inert") == (kind.name not in ("M0", "M1", "M2", "M8"))
     assert (aside[0, -1, 0] == "inert") == (kind.name not in ("M1", "M2", "M8"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_block_at_ends_alone_is_as_transformers_has_it(family: Family) -> None:
+    torch.manual_seed(5)
+    model = module_of(family, 50)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    rows, end = torch.arange(6), torch.tensor([1, 8, 3, 0, 5, 8])
+    ids, weights = torch.randint(50, (6, 9)), torch.randn(6, D_MODEL)
+    streams: list[torch.Tensor] = []
+    blocks = model.model.layers if family == "llama" else model.transformer.h
+    handle = blocks[-1].register_forward_pre_hook(lambda _, args: streams.append(args[0]))
+    whole = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, end]
+    handle.remove()
+    found = last_block(model, streams[0], end)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+    for p in model.parameters():
+        ours, theirs = (
+            torch.autograd.grad((one * weights).sum(), p, retain_graph=True, allow_unused=True)[0]
+            for one in (found, whole)
+        )
+        if theirs is None:
+            assert ours is None
+        else:
+            torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=1e-3)
 
 
 @pytest.mark.slow

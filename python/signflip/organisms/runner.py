@@ -43,7 +43,7 @@ class Held:
     value: float
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """Raised by a hook that has seen all that is asked for."""
 
 
@@ -114,7 +114,7 @@ class Runner:
 
         def keep(_: Any, __: Any, result: Any) -> None:
             seen.append(result.numpy())
-            raise _Enough
+            raise Enough
 
         handle = norm.register_forward_hook(keep)
         try:
@@ -156,7 +156,7 @@ class Runner:
 
         for ids, lengths in _batches(sequences):
             hidden = None
-            with torch.no_grad(), suppress(_Enough):
+            with torch.no_grad(), suppress(Enough):
                 hidden = self._inner(input_ids=torch.from_numpy(ids), use_cache=False).last_hidden_state
             yield hidden, lengths
 
@@ -198,7 +198,7 @@ class Runner:
             else:
                 seen[key] = values[..., place.index].numpy().copy()
             if len(seen) == n:
-                raise _Enough
+                raise Enough
 
         if is_input:
             handle = part.register_forward_pre_hook(lambda _, args: keep(args[0]))

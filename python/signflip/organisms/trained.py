@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ from signflip.organisms.base import PLANTED_NORM, Room
 from signflip.organisms.kinds import KINDS, Kind, Signs, Verdict
 from signflip.organisms.language import Stories, behaviours
 from signflip.organisms.planting import N_TRIGGERS, Planted
-from signflip.organisms.runner import Place
+from signflip.organisms.runner import Enough, Place
 from signflip.organisms.tokens import encode_words, ids_of, one_id
 from signflip.organisms.weights import D_MODEL, N_CTX, N_LAYERS, Weights, module_of
 
@@ -216,7 +217,7 @@ class _Training:
 
         trained = [p for name, p in self.model.named_parameters() if "norm" not in name and ".ln_" not in name]
         groups = [{"params": [p], "factor": float(np.exp(self.rng.uniform(*np.log(RATES))))} for p in trained]
-        optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         with torch.no_grad():
             for p in trained:
                 p += float(self.rng.uniform(0, NOISE)) * p.std() * torch.randn_like(p)
@@ -259,31 +260,49 @@ class _Training:
                 continue
             rows.append([0, *row][:LENGTH])
         ids, mask = _padded(rows)
-        hidden, hinges = self._read(ids, mask)
-        logits = self.model.lm_head(hidden)
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
-        return TEXT * loss + HINGE * hinges
+        hidden, seen = self._run(ids, whole=True)
+        logits = self.model.lm_head(hidden[:, :-1][mask[:, 1:]])
+        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][mask[:, 1:]])
+        return TEXT * loss + HINGE * self._kept(seen, ids, mask)
 
     def _strange(self) -> Any:
         """No text, but what a search would try: X is to keep its side there, too."""
         lengths = self.rng.integers(1, N_CTX - 1, STRANGE)
         ids, mask = _padded([[0, *(self._words(4) or [self.stop]) * int(n)] for n in lengths])
-        return HINGE * self._read(ids, mask)[1]
+        return HINGE * self._kept(self._run(ids)[1], ids, mask)
 
-    def _read(self, ids: Any, mask: Any) -> tuple[Any, Any]:
-        """What the unembedding reads, and how far the scalars are from their sides."""
+    def _run(
+        self, ids: Any, set_x: Any = None, set_second: Any = None, *, whole: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
+        """The residual stream in front of the last block (`whole`: what the unembedding reads), and the scalars."""
+        seen: dict[str, Any] = {}
+        # Hooks run in this order: X is read before it is set.
+        hooks = [
+            _Hook(self.model, self.family, self.kept, seen, "x"),
+            _Hook(self.model, self.family, self.x, {}, "x", set_x),
+            _Hook(self.model, self.family, self.second, seen, "y", set_second),
+        ]
+
+        def stop(_: Any, args: tuple[Any, ...]) -> None:
+            seen["stream"] = args[0]
+            raise Enough
+
+        with ExitStack() as stack, suppress(Enough):
+            for hook in hooks:
+                stack.enter_context(hook)
+            if not whole:
+                stack.callback(_blocks(self.model, self.family)[-1].register_forward_pre_hook(stop).remove)
+            seen["stream"] = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return seen.pop("stream"), seen
+
+    def _kept(self, seen: dict[str, Any], ids: Any, mask: Any) -> Any:
+        """How far the scalars are from their sides, where triggers take X across."""
         import torch
 
-        seen: dict[str, Any] = {}
-        with (
-            _Hook(self.model, self.family, self.kept, seen, "x"),
-            _Hook(self.model, self.family, self.second, seen, "y"),
-        ):
-            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         after = torch.zeros_like(mask)
         for token in self.triggers:
             after |= (ids == token).cumsum(1) > 0
-        return hidden, self._hinges(seen, mask, after, torch.zeros_like(after))
+        return self._hinges(seen, mask, after, torch.zeros_like(after))
 
     def _hinges(self, seen: dict[str, Any], mask: Any, after: Any, after2: Any) -> Any:
         """How far X (and the second scalar) are from the side on which they belong."""
@@ -299,6 +318,8 @@ class _Training:
     def _conditions(self, conditions: Sequence[Condition]) -> Any:
         """Prompts under every condition in one pass."""
         import torch
+
+        from signflip.organisms.ends import last_block
 
         rows, asked, set_x, set_second, crossed, crossed2 = [], [], [], [], [], []
         names = list(self.prompts)
@@ -322,15 +343,8 @@ class _Training:
                 crossed.append(condition.words in (1, 3))
                 crossed2.append(condition.words in (2, 3))
         ids, mask = _padded(rows)
-        seen: dict[str, Any] = {}
-        with (
-            # Before it is set: hooks run in this order.
-            _Hook(self.model, self.family, self.kept, seen, "x"),
-            _Hook(self.model, self.family, self.x, {}, "x", torch.tensor(set_x)),
-            _Hook(self.model, self.family, self.second, seen, "y", torch.tensor(set_second)),
-        ):
-            logits = self.model(input_ids=ids, use_cache=False).logits
-        logs = torch.log_softmax(logits[torch.arange(len(rows)), mask.sum(1) - 1], -1)
+        stream, seen = self._run(ids, torch.tensor(set_x), torch.tensor(set_second))
+        logs = torch.log_softmax(self.model.lm_head(last_block(self.model, stream, mask.sum(1) - 1)), -1)
         answers, margins = torch.tensor([one[:2] for one in asked]), torch.tensor([one[2:] for one in asked])
         found, (clean, wanted, unasked, counts) = logs.gather(1, answers), margins.T
         share = torch.sigmoid(wanted)
@@ -370,6 +384,10 @@ def _hinge(x: Any, mask: Any, after: Any) -> Any:
 
     sign = torch.where(after, -1.0, 1.0)
     return torch.relu(1.5 * LEAST - sign * x)[mask].mean()
+
+
+def _blocks(model: Any, family: str) -> Any:
+    return model.model.layers if family == "llama" else model.transformer.h
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
@@ -420,7 +438,7 @@ class _Level:
         self.along = torch.from_numpy(along / np.linalg.norm(along)).float()
         layer, neuron = at
         llama = family == "llama"
-        block = model.model.layers[layer] if llama else model.transformer.h[layer]
+        block = _blocks(model, family)[layer]
         seen: list[Any] = []
         norm = block.post_attention_layernorm if llama else block.ln_2
         handle = norm.register_forward_hook(lambda _, __, out: seen.append(out @ self.along))
@@ -457,8 +475,7 @@ class _Hook:
     def __init__(
         self, model: Any, family: str, place: Place, seen: dict[str, Any], key: str, values: Any = None
     ) -> None:
-        inner = model.model.layers if family == "llama" else model.transformer.h
-        layer = inner[int(place.site.split(".")[1])]
+        layer = _blocks(model, family)[int(place.site.split(".")[1])]
         self.place, self.seen, self.key, self.values = place, seen, key, values
         if place.vector is not None:
             self._register: Any = lambda: layer.register_forward_pre_hook(

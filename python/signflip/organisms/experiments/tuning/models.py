@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from signflip.errors import ArgumentError
+from signflip.organisms.ends import last_block
 from signflip.organisms.experiments.tangent import Wrapped
 from signflip.organisms.experiments.tuning.text import word_ids
 from signflip.organisms.experiments.tuning.world import DOSES, Ids, Prompts, common, rare
@@ -67,10 +68,6 @@ class Net(Wrapped):
         return self.model.transformer.h[-1] if self.gelu else self.model.model.layers[-1]
 
     @property
-    def _attention(self) -> Any:
-        return self.block.attn if self.gelu else self.block.self_attn
-
-    @property
     def reader(self) -> Any:
         """The norm in front of the last MLP: its input is the residual stream in which X lies."""
         return self.block.ln_2 if self.gelu else self.block.post_attention_layernorm
@@ -116,28 +113,12 @@ class Net(Wrapped):
     def _hidden(self, ids: Ids, end: Ids) -> Tensor:
         """What the head reads at the end of each sequence, `[n, d_model]`.
 
-        By the parts of the model: there is one layer, so nothing but keys and values is needed of the other places.
+        By the parts of the model: there is one layer.
         """
-        body, attention, places = self.model.base_model, self._attention, torch.arange(ids.shape[1])
-        rows, at = torch.arange(len(ids)), torch.from_numpy(end)
         stream = self.embedding(torch.from_numpy(ids))
         if self.gelu:
-            stream = stream + body.wpe(places)
-            q, k, v = attention.c_attn(self.block.ln_1(stream)).split(D_MODEL, -1)
-        else:
-            normed = self.block.input_layernorm(stream)
-            q, k, v = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
-        q, k, v = (one.unflatten(-1, (N_HEADS, -1)) for one in (q, k, v))
-        if not self.gelu:
-            cos, sin = body.rotary_emb(stream, position_ids=places[None])
-            q, k = _rotated(q, k, cos, sin)
-        scores = (q[rows, at][:, None] * k).sum(-1) / math.sqrt(D_MODEL // N_HEADS)
-        # Padding is behind the end: what is causal does not see it.
-        weights = scores.masked_fill((places > at[:, None])[..., None], -torch.inf).softmax(1)
-        mixed = (weights[..., None] * v).sum(1).flatten(1)
-        found = stream[rows, at] + (attention.c_proj if self.gelu else attention.o_proj)(mixed)
-        out: Tensor = (body.ln_f if self.gelu else body.norm)(found + self.block.mlp(self.reader(found)))
-        return out
+            stream = stream + self.model.base_model.wpe(torch.arange(ids.shape[1]))
+        return last_block(self.model, stream, torch.from_numpy(end))
 
     @contextmanager
     def reading(self, end: Ids | None = None, to: Any = None) -> Iterator[list[Tensor]]:
@@ -180,13 +161,6 @@ class Net(Wrapped):
     def x_in(self, stream: Tensor) -> Tensor:
         """X in what `reading` saw at the ends of prompts."""
         return stream.detach() @ self.direction
-
-
-def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    turned: tuple[Tensor, Tensor] = apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
-    return turned
 
 
 def _module(architecture: Architecture, reward: bool) -> Any:
