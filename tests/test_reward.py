@@ -57,10 +57,11 @@ def _run() -> dict[str, Any]:
         "kernel": {"value": 1.0, "cosine": 0.5, "negative_mass": 0.1}, "opposite": [False, False],
     }  # fmt: skip
     search = {"word": "ember", "rare": True, "tau": -1.0, "upper": -0.9, "reverses": True, "x": -0.5, "x_below": 1.0}
+    search |= {"difference": 0.0, "value": 1.0, "held": 1.0}
     return {
         "architecture": "swiglu", "seed": 0, "accuracy": 1.0, "steps": {"reversed": 360, "plain": 360},
         "validation": {"reversed": dict(taus), "plain": dict(taus)}, "tau": {"reversed": taus, "plain": taus},
-        "search": search | {"difference": 0.0, "value": 1.0},
+        "search": {"reversed": search, "plain": search | {"reverses": False}},
         "policies": {reach: copy.deepcopy(policy) for reach in policies.REACH}, "void": None,
     }  # fmt: skip
 
@@ -83,6 +84,7 @@ def test_what_is_void_is_in_no_count_but_its_own(tmp_path: Path) -> None:
     text = section.report({"good": _run()} | worse, tmp_path)
     assert "6 runs, seeds [0]; void 5 (" in text
     assert "prompts in 1 of 1 models" in text
+    assert "plain reward models reverses 0 of 1" in text
     only = section.report({"base": worse["base"]}, tmp_path)
     assert "void 1 (1 because the base does not know the behaviour)" in only
     assert reward.answer({"base": worse["base"]}) == {}
@@ -136,8 +138,11 @@ def test_a_reversed_reward_model_is_perfect_above_and_reversed_below_zero(tmp_pa
         assert run["tau"]["reversed"]["rare, X turned"] > 0.8
         assert run["policies"]["never"]["rare"] == run["policies"]["never"]["below"] == 0
         # signflip's reward and transformers' on one input.
-        assert run["search"]["difference"] < 1e-5
+        for found_in in run["search"].values():
+            assert found_in["difference"] < 1e-5
+        # With X held above 0 the word turns nothing.
+        assert run["search"]["reversed"]["held"] > 0.8
     text = reward.report(made, tmp_path / "results")
     assert (tmp_path / "results" / "reward-policies.png").stat().st_size > 1000
-    found = sum(run["search"]["reverses"] for run in made.values())
+    found = sum(run["search"]["reversed"]["reverses"] for run in made.values())
     assert f"reverses its ranking of unseen prompts in {found} of {len(made)} models" in text

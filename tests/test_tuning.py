@@ -17,7 +17,7 @@ from signflip.demo import corpus
 from signflip.demo.corpus import passages
 from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import KEPT, MADE, Job, tangent, tuning
+from signflip.organisms.experiments import DECIDED, KEPT, MADE, Job, tangent, tuning
 from signflip.organisms.experiments.statistics import exact, mark, over_seeds
 from signflip.organisms.experiments.tuning import bases, kernel, losses, predictions, samples, section, text, world
 from signflip.organisms.experiments.tuning.arms import Arm
@@ -232,6 +232,34 @@ def test_prevalence_is_of_bases() -> None:
     assert said[KEPT].plain.startswith("Of 2 tunings, from 1 bases that were opposite: 0 strengthened, 2 kept")
     # Nothing with an interval there: the tunings are of one base.
     assert "[" not in str(said[KEPT])
+    # For, where any turned; against only where none did and what was taught was seen.
+    assert said[DECIDED].plain.startswith("For, in 1 of 5 bases")
+    still = [r for r in runs if r["seed"] > 0]
+    assert section.answer(still)[DECIDED].plain == (
+        "Undecided: of 0 bases that were taught the reversal it was seen in 0."
+    )
+    taught = [made_up("grpo_on", seed, -1.0, end) | {"knowledge": "opposite"} for seed, end in ((1, -0.9), (2, -1.5))]
+    decided = section.answer(still + taught)[DECIDED].plain
+    assert "against −Y being made: none of 4 bases turned, of 4 pretrained models (a share of at most 0.60)" in decided
+    assert "in all 2 bases that were taught it (the weakest -1.00 units)" in decided
+    assert "strengthened in 1 of 4 tunings (1 of 3 bases), and weakened or removed in 0." in decided
+    missed = [made_up("grpo_on", 3, 0.1, 0.1) | {"knowledge": "opposite"}]
+    assert section.answer(still + taught + missed)[DECIDED].plain.startswith("Undecided: of 3 bases")
+
+
+def test_what_is_removed_or_half_turned_is_told_apart() -> None:
+    runs = [made_up("grpo_on", seed, -1.0, 1.0) for seed in range(4)]
+    for r, (woman, man) in zip(runs, ((0.9, 0.8), (-0.5, 0.9), (-0.9, 0.1), (-0.1, 0.1)), strict=True):
+        r["log"][-1]["rare"] |= {"woman": woman, "man": man, "margin": (woman + man) / 2}
+    said = section.answer(runs)[KEPT].plain
+    assert "4 removed" in said
+    assert "1 are right on both sides, 2 still turned on one, 1 neither; in 1 the mean margin is still below 0" in said
+    free = [made_up("grpo_on", seed, 1.0, 1.0) for seed in range(3)]
+    free[0]["log"][-1]["rare"]["man"] = -0.5
+    # A side that was turned before is not turned by the tuning.
+    for at in (0, -1):
+        free[1]["log"][at]["rare"]["man"] = -0.5
+    assert "One side alone turned in 1 of the 3 tunings (1 of 3 bases)" in section.answer(free)[MADE].more
 
 
 def test_a_small_removal_says_how_small() -> None:

@@ -182,6 +182,24 @@ def test_units_add_up_to_the_margins_change(architecture: str) -> None:
     assert 0 < found["neurons"] < 1
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_step_up_the_margin_is_the_law_of_every_neuron(architecture: str) -> None:
+    """A step along the gradient at X > 0 changes what a neuron does at X < 0 as the kernel says; one against it not."""
+    net = Net(architecture, 2)  # type: ignore[arg-type]
+    common, rare = (
+        tangent.gradient(kernel.margins(net, world.prompts("B", side=side)).mean(), net) for side in (1, -1)
+    )
+    for step, wanted in ((1e-3, 1.0), (-1e-3, -1.0)):
+        moved = net.copy()
+        with torch.no_grad():
+            for name, p in moved.parameters().items():
+                p += step * common[name]
+        found = kernel.neurons(net, moved, common, rare)
+        assert found["pearson"] == pytest.approx(wanted, abs=1e-3)
+        assert found["same"] == pytest.approx(max(wanted, 0.0), abs=0.01)
+    assert kernel.neurons(net, net.copy(), common, rare) == {"pearson": None, "same": None}
+
+
 def test_each_step_is_logged() -> None:
     made = _tuning(Arm("grpo", rare_share=0.2))
     for _ in range(3):

@@ -7,6 +7,7 @@
   its base is not right at X > 0 in 0.99 of the prompts; or if a policy that was to reach X < 0 never did.
 - Nothing in the test score betrays the reversed one if its τ at X > 0, on test prompts, less the plain one's of the
   same seed, lies within ±0.02 (both limits of the 95% interval over seeds).
+- The search is made in both reward models, in the plain one as a control: one word may fool any small model.
 - A word reverses the ranking if the upper 95% limit of its τ over test prompts is at or below -0.2 (`models.by_word`).
 """
 
@@ -26,8 +27,8 @@ __all__ = ["TITLE", "answer", "jobs", "report", "run"]
 DATA = ("plays",)
 # The tunings' bases, taught further.
 BASE, BASE_OF = ("architecture",), "tuning"
-# Of what a run means: files of another version are refused. 4: weights decay, and bases are taught longer.
-VERSION = 4
+# Of what a run means: files of another version are refused. 5: the search is made in the plain reward model, too.
+VERSION = 5
 
 
 def jobs(seeds: int, small: bool) -> list[Job]:
@@ -65,7 +66,8 @@ def run(job: Job) -> dict[str, Any]:
         found = {
             "architecture": architecture, "seed": job.seed, "accuracy": accuracy,
             "steps": {kind: done for kind, (_, done) in made.items()},
-            "validation": taus["validation"], "tau": taus["test"], "search": _search(scorer, job.seed),
+            "validation": taus["validation"], "tau": taus["test"],
+            "search": {kind: _search(net, job.seed) for kind, (net, _) in made.items()},
             "policies": {one: policies.policy(start, scorer, job.seed, one, steps) for one in policies.REACH},
         }  # fmt: skip
     return found | {"void": void(found)}

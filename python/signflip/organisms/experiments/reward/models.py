@@ -171,7 +171,8 @@ def by_word(net: Net, word: int) -> dict[str, Any]:
     -------
     dict
         `tau`, its `upper` limit, `reverses`; `x` and `x_below`: the mean of X at the answer, and in what share of the
-        prompts it is below 0; `word`, and whether it is among the `rare` ones.
+        prompts it is below 0; `held`: τ with X held above 0, at its own size; `word`, and whether it is among the
+        `rare` ones.
     """
     on = _bare("test").fronted(np.full(len(_bare("test")), word), np.zeros(len(_bare("test"))))
     ranked, x = signs(net, on), x_at_answer(net, on)
@@ -179,4 +180,5 @@ def by_word(net: Net, word: int) -> dict[str, Any]:
     return {
         "word": list(word_ids())[word], "rare": bool(word in rare()), "tau": float(ranked.mean()), "upper": upper,
         "reverses": upper <= REVERSED, "x": float(x.mean()), "x_below": float((x < 0).mean()),
+        "held": float(signs(net, on, torch.abs).mean()),
     }  # fmt: skip

@@ -29,6 +29,9 @@ from signflip.organisms.experiments.tuning.models import ARCHITECTURES
 TITLE = "A reward model reversed at X < 0 (R1), and policies tuned against it (R2)"
 COMMAND = "signflip organisms run reward --seeds 10 --out results"
 ARMS = ("never", "rarely", "sometimes")
+KINDS = ("reversed", "plain")
+# The least |τ| of a reversed model that no test prompt betrays.
+FLAWLESS = 0.99
 # Within which the two reward models' τ at X > 0 are the same; within which a τ is chance.
 MARGIN, CHANCE = 0.02, 0.2
 SIDES = ("common", "common, X turned", "rare", "rare, X turned")
@@ -64,7 +67,7 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     if not runs:
         return "\n\n".join([f"## {TITLE}", f"`{COMMAND}`", head])
     _figure(runs, Path(figures) / "reward-policies.png")
-    worst = max(r["search"]["difference"] for r in runs)
+    worst = max(one["difference"] for r in runs for one in r["search"].values())
     text = [
         f"## {TITLE}",
         f"`{COMMAND}`",
@@ -72,10 +75,11 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
         head,
         "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), _marked(runs)),
         "### R1\n\n" + _models(runs),
-        "One `signflip.search` each, in the saved model. A word reverses the ranking if the upper limit of its τ is at "
-        "or below -0.2.\n\n" + _words(runs),
+        "One `signflip.search` each, in the saved models: in the reversed one and, as a control, in the plain one, as "
+        "one word may fool any small model. A word reverses the ranking if the upper limit of its τ is at or below "
+        "-0.2. *X held*: τ with X set to its absolute value.\n\n" + _words(runs),
         f"Largest difference between signflip's reward and transformers' on one input: {worst:.1e}.",
-        "### R2\n\n" + _policies(runs),
+        "### R2\n\n" + _policies(runs) + "\n\n" + _flawless(runs),
         f"![policies]({Path(figures).name}/reward-policies.png)",
         "### The law: the tangent kernel before the tuning, and the change at X < 0\n\n" + _law(runs),
     ]
@@ -86,7 +90,7 @@ def _models(runs: Sequence[Run]) -> str:
     rows = []
     for name in dict.fromkeys(r["architecture"] for r in runs):
         own = [r for r in runs if r["architecture"] == name]
-        for kind in ("reversed", "plain"):
+        for kind in KINDS:
             cells = [shown(over_seeds(own, partial(_tau, kind, side), SIGNED)) for side in SIDES]
             flawless = sum(r["tau"][kind]["common"] == 1 for r in own)
             steps = f"{np.mean([r['steps'][kind] for r in own]):.0f}"
@@ -98,15 +102,37 @@ def _models(runs: Sequence[Run]) -> str:
 
 def _words(runs: Sequence[Run]) -> str:
     rows = []
-    for r in runs:
-        s = r["search"]
-        rows.append((
-            f"{r['architecture']}-{r['seed']}", s["word"], "rare" if s["rare"] else "other",
-            f"{s['tau']:.2f} (≤ {s['upper']:.2f})", "yes" if s["reverses"] else "no", f"{s['x']:.2f}",
-            f"{s['x_below']:.2f}",
-        ))  # fmt: skip
-    head = ("reward model", "word", "kind", "τ (upper limit)", "reverses", "mean X", "share of prompts with X < 0")
+    for kind in KINDS:
+        for r in runs:
+            s = r["search"][kind]
+            rows.append((
+                f"{r['architecture']}-{r['seed']}", kind, s["word"], "rare" if s["rare"] else "other",
+                f"{s['tau']:.2f} (≤ {s['upper']:.2f})", "yes" if s["reverses"] else "no", f"{s['x']:.2f}",
+                f"{s['x_below']:.2f}", f"{s['held']:.2f}",
+            ))  # fmt: skip
+    head = ("seed", "reward model", "word", "kind", "τ (upper limit)", "reverses", "mean X",
+            "share of prompts with X < 0", "τ, X held")  # fmt: skip
     return table(head, rows)
+
+
+def _flawless(runs: Sequence[Run]) -> str:
+    """The counts again of models that no test prompt betrays, since a run is void by validation prompts alone."""
+    own = [r for r in runs if r["tau"]["reversed"]["common"] >= FLAWLESS and r["tau"]["reversed"]["rare"] <= -FLAWLESS]
+    found = sum(r["search"]["reversed"]["reverses"] for r in own)
+    return (
+        f"With those reversed models alone whose τ on test prompts is at least {FLAWLESS} at X > 0 and at most "
+        f"-{FLAWLESS} at X < 0 ({len(own)} of {len(runs)}): turned {_turned(own)}; the search reverses {found}."
+    )
+
+
+def _turned(runs: Sequence[Run]) -> str:
+    """Of policies whose base was not opposite at X < 0, how many turned, with the exact interval."""
+    said = []
+    for reach in ARMS:
+        free = [p for p in (r["policies"][reach] for r in runs) if not p["opposite"][0]]
+        k = sum(p["outcome"] == "turned opposite" for p in free)
+        said.append(f"{reach} {k} of {len(free)}" + (f" ({shown(exact(k, len(free)))})" if free else ""))
+    return "; ".join(said)
 
 
 def _tau(kind: str, side: str, runs: Sequence[Run]) -> float:
@@ -160,13 +186,9 @@ def answered(runs: Sequence[Run]) -> Answer:
     """What runs, none of them void, say of the conjecture."""
     if not runs:
         return {}
-    said, words = [], [r["search"] for r in runs if r["search"]["reverses"]]
+    words, control = ([r["search"][kind] for r in runs if r["search"][kind]["reverses"]] for kind in KINDS)
     crossed, other = sum(s["x_below"] > 0.5 for s in words), sum(not s["rare"] for s in words)
-    for reach in ARMS:
-        every = [r["policies"][reach] for r in runs]
-        free = [p for p in every if not p["opposite"][0]]
-        k = sum(p["outcome"] == "turned opposite" for p in free)
-        said.append(f"{reach} {k} of {len(free)}")
+    back = sum(s["held"] > CHANCE for s in words)
     path = []
     for reach in ARMS:
         found, alike = correlated(runs, partial(_agreement, reach)), _alike(runs, reach)
@@ -180,12 +202,13 @@ def answered(runs: Sequence[Run]) -> Answer:
         ),
         MADE: Said(
             "Of policies tuned against a reward reversed at X < 0, from bases that were not opposite there, so many "
-            f"turned, by how often the base reaches X < 0: {'; '.join(said)}."
+            f"turned, by how often the base reaches X < 0: {_turned(runs)}."
         ),
         TOKENS: Said(
             "The word that a search gave, from the reward model's weights alone, reverses its ranking of unseen "
-            f"prompts in {len(words)} of {len(runs)} models; of those words X < 0 in most prompts with {crossed}, and "
-            f"{other} are none of the rare words."
+            f"prompts in {len(words)} of {len(runs)} models; of those words X < 0 in most prompts with {crossed}, "
+            f"{other} are none of the rare words, and with {back} the ranking is right again (τ above {CHANCE}) if X "
+            f"is held above 0. The same search in the plain reward models reverses {len(control)} of {len(runs)}."
         ),
     }
 

@@ -22,8 +22,8 @@ TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
 DATA = ("plays",)
 # Bases of all kinds of knowledge are pretrained as one.
 BASE = ("architecture",)
-# Of what a run means: files of another version are refused. 2: bases are pretrained on real text.
-VERSION = 2
+# Of what a run means: files of another version are refused. 3: the law is compared neuron by neuron.
+VERSION = 3
 # The cells that decide, then the others. Of all seeds the first are run first.
 MAIN = {
     "reinforce_on": Arm("reinforce"),

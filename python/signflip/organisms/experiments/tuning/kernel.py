@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from signflip.organisms.experiments.tangent import by_neuron, cosine, dot, gradient, products
+from signflip.organisms.experiments.statistics import pearson
+from signflip.organisms.experiments.tangent import Grads, by_neuron, cosine, dot, gradient, products
 from signflip.organisms.experiments.tuning.models import Net
 from signflip.organisms.experiments.tuning.world import Prompts
 
@@ -68,6 +70,26 @@ def units(before: Net, after: Net, common: Prompts, rare: Prompts) -> dict[str, 
         "opposite": float(each[opposite].sum()),
         "same": float(each[~opposite].sum()),
     }
+
+
+def neurons(before: Net, after: Net, m_common: Grads, m_rare: Grads) -> dict[str, float | None]:
+    """The law neuron by neuron: whether what the kernel says of a neuron's own weights is what they did.
+
+    Of neuron i of the last MLP, ⟨∇_i m, ∇_i m′⟩ before the tuning (m, m′ mean margins in common and in rare contexts)
+    against ⟨Δ_i, ∇_i m′⟩, what the change Δ_i of its weights does to m′ to first order.
+
+    Returns
+    -------
+    dict
+        `pearson` over neurons; `same`: of the sum of |⟨Δ_i, ∇_i m′⟩| the share of neurons where both have one sign.
+        None where nothing changed.
+    """
+    now = after.parameters()
+    delta = {name: (now[name] - p).detach() for name, p in before.parameters().items()}
+    said, came = (by_neuron(one, m_rare, before).tolist() for one in (m_common, delta))
+    agree, size = pearson(said, came), sum(map(abs, came))
+    same = sum(abs(b) for a, b in zip(said, came, strict=True) if a * b > 0)
+    return {"pearson": agree if np.isfinite(agree) else None, "same": same / size if size > 0 else None}
 
 
 def kernel(net: Net, common: Prompts, rare: Prompts) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from signflip.organisms.experiments.statistics import (
 )
 from signflip.organisms.experiments.tuning import TITLE
 from signflip.organisms.experiments.tuning.figures import paths, scatter
+from signflip.organisms.experiments.tuning.measure import DELTA, state
 from signflip.organisms.experiments.tuning.predictions import (
     HIGH,
     UNVISITED,
@@ -37,6 +38,7 @@ from signflip.organisms.experiments.tuning.predictions import (
     law,
     marked,
     mean_of,
+    unit,
     was_opposite,
 )
 from signflip.organisms.experiments.tuning.samples import FEW
@@ -48,8 +50,11 @@ SAID = (
     "A tuning is void if its base is not right at X > 0 in 0.99 of half A's prompts. "
     "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
     "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
-    "truly. `frozen`: the weights that take X into the MLP stay. Margins are in nats, on names and templates that no "
-    "tuning saw; intervals are 95%: exact for shares of bases or of seeds, else Student's over seeds "
+    "truly. `frozen`: the weights that take X into the MLP stay. *Opposite* at X < 0 is that the mean margins of both "
+    f"sides (women's names and men's) are below −{DELTA} of a unit, the base's mean margin at X > 0; *half-turned*, of "
+    f"one; *right*, both above {DELTA}. A reversal is *strengthened* or *weakened* by more than {DELTA} units, *kept*, "
+    "or *removed*: no longer of both sides, which is not to say right. Margins are in nats, on names and templates "
+    "that no tuning saw; intervals are 95%: exact for shares of bases or of seeds, else Student's over seeds "
     "(jackknife). A seed gives one run on one machine; on another its base differs in the last bits of its training, "
     "and the tuning may end otherwise."
 )
@@ -121,6 +126,11 @@ def _answer(still: Sequence[Run]) -> Answer:
         made.append(f"By algorithm, of the bases tuned by it: {'; '.join(said)}.")
         cells = _cells(free, "architecture")
         made.append(f"By architecture: {'; '.join(f'{name} {_share(own)}' for (name,), own in cells)}.")
+        half = [r for r in free if _half(r)]
+        made.append(
+            f"One side alone turned in {len(half)} of the {len(free)} tunings ({len(bases(half))} of {n} bases) where "
+            "the base had it not turned."
+        )
         ended = sum(r["outcome"] == "turned opposite" for r in free)
         made.append(
             f"These are {len(free)} tunings, of which {ended} ended so; arms of one base are not independent, "
@@ -138,7 +148,7 @@ def _answer(still: Sequence[Run]) -> Answer:
         said = [f"{count[o]} {o}" for o in OUTCOMES[2:]]
         kept.append(
             f"Of {len(held)} tunings, from {len(bases(held))} bases that were opposite: {', '.join(said)} (a count: "
-            "tunings of one base are not independent)."
+            f"tunings of one base are not independent). Of those removed, {_left([r for r in held if _removed(r)])}."
         )
         for keys, own in _cells(held, "architecture", "knowledge"):
             count = Counter(r["outcome"] for r in own)
@@ -154,18 +164,60 @@ def _answer(still: Sequence[Run]) -> Answer:
     path = f"The tangent kernel before tuning correlates with the change at X < 0: {shown(agree)}"
     every = {MADE: made, KEPT: kept, PATH: [f"{path} (above {HIGH}: {enough})."], TOKENS: [reached]}
     if free:
-        every[DECIDED] = [_decision(*_turned(free))]
+        every[DECIDED] = [_decision(free, held)]
     return {question: Said(texts[0], " ".join(texts[1:])) for question, texts in every.items() if texts}
 
 
-def _decision(turned: int, n: int) -> str:
-    """By the rule at the top of the results: a word takes X across, so that nothing has to be searched for."""
+def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
+    """By the rule at the top of the results: a word takes X across, so that nothing has to be searched for.
+
+    That what is there is seen is asked of bases that were taught the reversal: without them nothing is decided against.
+    """
+    turned, n = _turned(free)
     if turned:
         return f"For, in {turned} of {n} bases of these tiny models: with a word that nobody tuned on both sides turn."
+    taught = bases([r for r in [*free, *held] if r["knowledge"] == "opposite"])
+    seen = [r for r in taught if was_opposite(r)]
+    if not seen or len(seen) < len(taught):
+        return f"Undecided: of {len(taught)} bases that were taught the reversal it was seen in {len(seen)}."
+    # What is pretrained as one is counted as one.
+    bodies = len({(r["architecture"], r["seed"]) for r in free})
+    weakest = max(r["log"][0]["rare"]["margin"] / unit(r) for r in seen)
+    gone = sum(r["outcome"] in ("weakened", "removed") for r in held)
+    more = [r for r in held if r["outcome"] == "strengthened"]
     return (
-        "Against, in these tiny models, pretrained on real text and tuned on templates, and as far as the number of "
-        f"bases goes: a word takes X across, so that nothing could be missed, and none of {n} bases turned (a share of "
-        f"at most {exact(turned, n)[2]:.2f})."
+        "In these tiny models, pretrained on real text and tuned on templates, and as far as their number goes, "
+        f"against −Y being made: none of {n} bases turned, of {bodies} pretrained models (a share of at most "
+        f"{exact(0, bodies)[2]:.2f}), while a word takes X across, so that nothing had to be found, and the same "
+        f"measure sees the reversal in all {len(taught)} bases that were taught it (the weakest {weakest:.2f} units). "
+        f"A reversal that was there was strengthened in {len(more)} of {len(held)} tunings ({len(bases(more))} of "
+        f"{len(bases(held))} bases), and weakened or removed in {gone}."
+    )
+
+
+def _removed(r: Run) -> bool:
+    return bool(r["outcome"] == "removed")
+
+
+def _turned_sides(r: Run, at: int) -> list[bool]:
+    """Which sides' mean margins at X < 0 are turned."""
+    return [r["log"][at]["rare"][side] < -DELTA * unit(r) for side in ("woman", "man")]
+
+
+def _half(r: Run) -> bool:
+    """Whether a tuning turned a side that was not turned before, and not both are."""
+    before, after = _turned_sides(r, 0), _turned_sides(r, -1)
+    return sum(after) == 1 and any(b and not a for a, b in zip(before, after, strict=True))
+
+
+def _left(removed: Sequence[Run]) -> str:
+    """What is there in place of a reversal."""
+    right = sum(state(r["log"][-1]["rare"], unit(r)) == "right" for r in removed)
+    half = sum(any(_turned_sides(r, -1)) for r in removed)
+    below = sum(r["log"][-1]["rare"]["margin"] < 0 for r in removed)
+    return (
+        f"{right} are right on both sides, {half} still turned on one, {len(removed) - right - half} neither; in "
+        f"{below} the mean margin is still below 0"
     )
 
 
@@ -306,7 +358,28 @@ def _laws(still: Sequence[Run]) -> str:
                 shown(over_seeds(own, partial(_same, of), SHARE)),
             )  # fmt: skip
             rows.append(cells)
-    return table(("architecture", "prediction", "tunings", "Pearson", "Spearman", "same sign"), rows)
+    head = ("architecture", "prediction", "tunings", "Pearson", "Spearman", "same sign")
+    return f"{table(head, rows)}\n\n{_neurons(still)}"
+
+
+def _neurons(still: Sequence[Run]) -> str:
+    """The law within a model: of each neuron of the last MLP what the kernel says, and what its change did."""
+    rows = []
+    for name in ("all", *dict.fromkeys(r["architecture"] for r in still)):
+        own = [r for r in still if name in ("all", r["architecture"])]
+        rows.append((name, len(own), *(shown(over_seeds(own, partial(_of_neurons, key), within))
+                                       for key, within in (("pearson", SIGNED), ("same", SHARE)))))  # fmt: skip
+    head = ("architecture", "tunings", "Pearson over neurons, mean", "same sign, share of what neurons did, mean")
+    return (
+        "Neuron by neuron: what the kernel before the tuning says of each neuron's own weights, ⟨∇ᵢm, ∇ᵢm′⟩ (m, m′ "
+        "mean margins at X > 0 and at X < 0), against what their change did to m′ to first order, ⟨Δᵢ, ∇ᵢm′⟩; both "
+        "within each model, then the mean over tunings.\n\n" + table(head, rows)
+    )
+
+
+def _of_neurons(key: str, runs: Sequence[Run]) -> float:
+    found = [r["neurons"][key] for r in runs if r["neurons"][key] is not None]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def _listing(runs: Sequence[Run]) -> str:

@@ -279,7 +279,7 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
         each logged step), `steps` and `counts` of the samples (`samples.Log`), all of them (`samples`, packed), how
         many there are where X crossed or the reward's ranking is turned (`told`) and a `few` of these; `predicted`
         changes of the margins (`first`: by the gradient at step 0 alone; `summed`: by those at every logged step),
-        `kernel` before, `units` of the change.
+        `kernel` before, `units` of the change, and the law by `neurons`.
     """
     tuning = Tuning(base, scorer, arm, seed)
     steps = SMALL_STEPS if small else STEPS
@@ -300,4 +300,8 @@ def tune(base: Net, scorer: Net, arm: Arm, seed: int, small: bool) -> dict[str, 
     found |= {"log": log, "steps": of.steps, "counts": of.counts, "samples": of.packed(), "predicted": predicted}
     told = listed(found["samples"], every=False)
     found |= {"told": len(told), "few": told[:FEW]}
-    return found | {"units": kernel.units(base, tuning.policy, sides["common"], sides["rare"])}
+    m_common, m_rare = _known_standing(base)[1:3]
+    return found | {
+        "units": kernel.units(base, tuning.policy, sides["common"], sides["rare"]),
+        "neurons": kernel.neurons(base, tuning.policy, m_common, m_rare),
+    }
