@@ -437,7 +437,8 @@ def test_the_report_can_go_either_way(tmp_path: Path, below: str, conjecture: st
     said = {cells[1]: cells[-1].removesuffix(" |") for cells in rows}
     assert said["swiglu: opposite at x = −1 (most)"] == conjecture
     assert said["swiglu: opposite at any x (few)"] == objection
-    assert f"centre of what they saw: swiglu {10 if below == 'opposite' else 0} of 10; at some x: swiglu" in text
+    found = "1.00 [0.69, 1.00] (10 of 10)" if below == "opposite" else "0.00 [0.00, 0.31] (0 of 10)"
+    assert f"centre of what they saw: swiglu {found}. At some x: swiglu" in text
     assert "not learned: swiglu seed 10 (30)" in text
     assert "| swiglu | 10 of 11 |" in text
 

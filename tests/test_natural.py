@@ -308,8 +308,8 @@ def made_up(arm: str, algorithm: str, seed: int, fall: float) -> dict[str, Any]:
 
     def whole(after: bool) -> dict[str, Any]:
         slope = 0.2 + (0.5 * (1 - fall) + 0.01 * seed if after else 0)
-        units = {"known": [{"slope": slope}], "following": [{"slope": 0.1}], "one_sided": [{"slope": 0.1}],
-                 "two_sided": [{"slope": 0.1}]}  # fmt: skip
+        other = [{"slope": 0.1, "margins": [[2.0, 1.0], [1.5, 0.5 + after]]}]
+        units = {"known": [{"slope": slope}], "following": other, "one_sided": other, "two_sided": other}
         return {
             "margins": margins(after), "mass": dict.fromkeys(("clean", *measure.PLACES), 0.3), "units": units,
             "x": {"mean": -1.0, "sd": 0.5, "rarest": 0.1, "crossed": 0.0},

@@ -70,7 +70,9 @@ def test_the_section_can_go_either_way(tmp_path: Path, monkeypatch: pytest.Monke
     text = experiments.report(tmp_path, tmp_path / "docs", names=["parity"]).read_text()
     up, down = ("held", "failed") if sign > 0 else ("failed", "held")
     share = "0.00 [0.00, 0.31]" if sign > 0 else "1.00 [0.69, 1.00]"
-    assert f"| parity | additive: K > 0 mostly (share K < 0: below 0.5) | {share} | {up} |" in text
-    assert f"| parity | product: K < 0 mostly (share K < 0: above 0.5) | {share} | {down} |" in text
+    assert f"| parity | additive, normal base: K > 0 mostly (share K < 0: below 0.5) | {share} | {up} |" in text
+    assert f"| parity | product, normal base: K < 0 mostly (share K < 0: above 0.5) | {share} | {down} |" in text
     assert "| conjecture | K's sign before tuning is the way that X < 0 then takes (share above 0.75) | 1.00" in text
+    made_opposite = f"{0 if sign > 0 else 40} of 40"
+    assert f"after reward at X > 0 alone: additive {made_opposite}; " in text
     assert (tmp_path / "docs" / "results" / "parity.png").stat().st_size > 1000

@@ -12,7 +12,7 @@ import torch
 
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import MADE, Job, simulacra
+from signflip.organisms.experiments import KEPT, Job, simulacra
 from signflip.organisms.experiments.simulacra import (
     afterwards,
     law,
@@ -179,4 +179,4 @@ def test_small_form_runs_resumes_and_reports(tmp_path: Path) -> None:
     assert "| conjecture | luigi: Waluigi's odds of being invoked, up |" in said
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"simulacra-readings.png", "simulacra-law.png"}
     moved = np.mean([r["log"][-1]["signed:waluigi"] - r["log"][0]["signed:waluigi"] for r in (luigi,)])
-    assert f"Tuned on Luigi: his right over wrong moves by {moved:.2f}" in simulacra.answer(made)[MADE].plain
+    assert f"nats, a change of {moved:.2f}" in simulacra.answer(made)[KEPT].plain.partition("Tuned on Luigi: ")[2]

@@ -70,7 +70,8 @@ class Share:
     hits, of
         Counted; for a mean of shares `hits` is their sum.
     value, low, high
-        Exact (Clopper-Pearson) for counts, bootstrapped over organisms for means; NaN where there is nothing to count.
+        Exact (Clopper-Pearson) for counts, bootstrapped over organisms for means; NaN where there is nothing to count,
+        for means also where nothing varies, which says nothing of those that were not drawn.
     """
 
     hits: float
@@ -93,6 +94,8 @@ class Share:
         if not values:
             return cls(0, 0, float("nan"), float("nan"), float("nan"))
         x = np.asarray(values)
+        if np.ptp(x) == 0:
+            return cls(float(x.sum()), len(x), float(x.mean()), float("nan"), float("nan"))
         drawn = x[np.random.default_rng(seed).integers(len(x), size=(REPLICATES, len(x)))].mean(1)
         low, high = np.quantile(drawn, (0.025, 0.975))
         return cls(float(x.sum()), len(x), float(x.mean()), float(low), float(high))
@@ -103,6 +106,8 @@ class Share:
         # Not a count where it is a sum of shares.
         whole = isinstance(self.hits, int)
         counted = f"{self.hits} of {self.of}" if whole else f"mean of {self.of}"
+        if np.isnan(self.low):
+            return f"{self.value:.2f} ({counted})"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({counted})"
 
 
@@ -152,7 +157,9 @@ class Report:
         ]
         lines += ["", f"{'truth':<16} said"]
         for truth, said in self.confusion.items():
-            lines.append(f"{truth:<16} " + ", ".join(f"{verdict} {count}" for verdict, count in said.items()))
+            of = sum(said.values())
+            each = (f"{verdict} {Share.counted(count, of)}" for verdict, count in said.items())
+            lines.append(f"{truth:<16} {', '.join(each)}")
         lines += ["", *(f"{kind:<5} right in {share}" for kind, share in self.kinds.items())]
         lines += [f"{way:<7} right in {share}" for way, share in self.ways.items()]
         return "\n".join(lines)

@@ -210,8 +210,8 @@ def _same_time(folders: Sequence[Path]) -> None:
 def write_materials(models: Path, seed: int, stories: int = STORIES) -> None:
     """What an auditor works on: `corpus.jsonl`, and `behaviours/*.jsonl`."""
     lines = (json.dumps({"text": text}) + "\n" for text in corpus(stories, seed))
-    (models / "corpus.jsonl").write_text("".join(lines), encoding="utf-8")
-    (models / "behaviours").mkdir(exist_ok=True)
+    write_text(models / "corpus.jsonl", "".join(lines), "the suite's corpus")
+    make_folder(models / "behaviours")
     for name, behaviour in behaviours().items():
         behaviour.save(models / "behaviours" / f"{name}.jsonl")
 

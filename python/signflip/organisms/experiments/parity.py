@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from signflip.organisms.experiments import PATH, Answer, Job, Said, told
+from signflip.organisms.experiments import MADE, PATH, Answer, Job, Said, told
 from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import (
     SHARE,
@@ -267,14 +267,19 @@ def answer(results: dict[str, Run]) -> Answer:
         signs = {name: [sign for base in of for sign in _signs(runs, name, base)] for name in _names(runs)}
         return "; ".join(f"{name} {sum(own)} of {len(own)}" for name, own in signs.items())
 
+    ends = [f"{name} {len(turned)} of {len(free)}" for name in _names(runs) for free, turned in [_made(runs, name)]]
     return {
+        MADE: Said(
+            "Of toy networks of two inputs that were not opposite at X < 0 (four bases a seed), so many are after "
+            f"reward at X > 0 alone: {'; '.join(ends)}."
+        ),
         PATH: Said(
             "In toy networks of two inputs the tangent kernel between X > 0 and X < 0 is negative before any tuning "
             f"in, by network and over all bases, {negative(BASES)}; and its sign is the direction that the margin at "
             f"X < 0 then took in {shown(_agreement(runs))} of the tunings at X > 0.",
             "A product and a SwiGLU without biases are even in context and X together by their form. Of bases that "
             f"were brought to be opposite at X < 0, by whatever form, it is negative in {negative(['opposite'])}.",
-        )
+        ),
     }
 
 
@@ -284,6 +289,16 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _of(runs: Sequence[Run], name: str, base: str) -> list[dict[str, Any]]:
     return [one["bases"][base] for one in runs if one["architecture"] == name]
+
+
+def _made(runs: Sequence[Run], name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of a network's bases those that were not opposite at X < 0, and which of these are after the tuning."""
+    free = [b for base in BASES for b in _of(runs, name, base) if not _opposite(b, "before")]
+    return free, [b for b in free if _opposite(b, "after")]
+
+
+def _opposite(base: dict[str, Any], when: str) -> bool:
+    return bool(base[when]["below"]["right"] <= 1 - DECIDED)
 
 
 def _signs(runs: Sequence[Run], name: str, base: str) -> list[bool]:
@@ -322,7 +337,7 @@ def _table(runs: Sequence[Run]) -> str:
         for base in BASES:
             own = _of(runs, name, base)
             signs = _signs(runs, name, base)
-            opposite = [sum(b[when]["below"]["right"] <= 1 - DECIDED for b in own) for when in ("before", "after")]
+            opposite = [sum(_opposite(b, when) for b in own) for when in ("before", "after")]
             rows.append((
                 name, base, _median([b["law"]["odd"] for b in own]),
                 _median([b["law"]["cosine"] for b in own if b["law"]["cosine"] is not None]),
@@ -361,7 +376,7 @@ def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         above, below = (lambda x: x > 0.5), (lambda x: x < 0.5)
         said = mark(found, above, below) if negative else mark(found, below, above)
         what = "K < 0 mostly (share K < 0: above 0.5)" if negative else "K > 0 mostly (share K < 0: below 0.5)"
-        rows.append((whose, f"{name}: {what}", shown(found), said))
+        rows.append((whose, f"{name}, normal base: {what}", shown(found), said))
     agreed, ranks = _agreement(runs), _correlation(runs)
     rows += [
         ("conjecture", "K's sign before tuning is the way that X < 0 then takes (share above 0.75)", shown(agreed),

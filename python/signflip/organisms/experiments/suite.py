@@ -21,6 +21,7 @@ from signflip.organisms.base import STEPS
 from signflip.organisms.baseline import audit
 from signflip.organisms.experiments import AUDIT, Answer, Job, Said, told
 from signflip.organisms.experiments.blindness import Cell, told_apart
+from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import SHARE, Interval, over_seeds, shown, table
 from signflip.organisms.kinds import FORMS, KINDS
 from signflip.organisms.scoring import Share, score
@@ -66,10 +67,12 @@ def run(job: Job) -> Run:
     }  # fmt: skip
 
 
-def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
+def report(results: dict[str, Run], figures: Path) -> str:
     """A section of ``docs/results.md``."""
     runs = list(results.values())
     n = sum(len(one["organisms"]) for one in runs)
+    figures.mkdir(parents=True, exist_ok=True)
+    _figure(runs, figures / "suite.png")
     text = [
         f"## {TITLE}",
         told(answer(results)),
@@ -86,6 +89,7 @@ def report(results: dict[str, Run], figures: Path) -> str:  # noqa: ARG001
             ("of the baseline", "share", "over suites"),
             [(key, str(share), shown(_over_suites(runs, key))) for key, share in _shares(runs).items()],
         ),
+        f"![The right verdict by kind, with exact intervals]({figures.name}/suite.png)",
         "By kind, the right verdict of the planted behaviour:",
         table(
             ("kind", "what it is", "right"),
@@ -145,6 +149,23 @@ def _over_suites(runs: Sequence[Run], key: str) -> Interval:
 def _summed(runs: Sequence[Run], of: str, keys: Iterable[str]) -> dict[str, Share]:
     counts = {key: [sum(one[of].get(key, (0, 0))[i] for one in runs) for i in (0, 1)] for key in keys}
     return {key: Share.counted(int(hits), int(n)) for key, (hits, n) in counts.items() if n}
+
+
+def _figure(runs: Sequence[Run], to: Path) -> None:
+    figure, axes = axes_of(1, 2)
+    shares = [(key, share) for key, share in _shares(runs).items() if share.of]
+    kinds = [(key, share) for key, share in _summed(runs, "kinds", KINDS).items() if share.of]
+    for axis, rows, title in zip(
+        axes[0], (shares, kinds), ("the baseline auditor", "right verdict, by kind"), strict=True
+    ):
+        for at, (_, share) in enumerate(rows):
+            axis.plot([share.low, share.high], [at, at], color="tab:blue", lw=1)
+            axis.plot(share.value, at, "o", ms=4, color="tab:blue")
+        axis.set_yticks(range(len(rows)), [key for key, _ in rows], fontsize=7)
+        axis.set_xlim(0, 1)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=8)
+    figure.savefig(to, dpi=110)
 
 
 def _confusion(runs: Sequence[Run]) -> str:

@@ -132,8 +132,8 @@ def _answer(learned: Arms) -> Answer:
     }
     plain = (
         "Of the agents that learned at x > 0 alone, so many do the opposite at x = −1, the mirror image of the centre "
-        f"of what they saw: {', '.join(f'{arm} {one.hits:g} of {one.of}' for arm, (one, _) in found.items())}; at some "
-        f"x: {', '.join(f'{arm} {ever.hits:g} of {ever.of}' for arm, (_, ever) in found.items())}."
+        f"of what they saw: {'; '.join(f'{arm} {one}' for arm, (one, _) in found.items())}. At some x: "
+        f"{'; '.join(f'{arm} {ever}' for arm, (_, ever) in found.items())}."
     )
     grid = sorted({point["x"] for runs in learned.values() for run in runs for point in run["points"]})
     near = (

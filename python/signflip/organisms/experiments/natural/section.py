@@ -161,8 +161,8 @@ def _decision(searches: Sequence[Run], turned_by_edit: Sequence[bool]) -> str:
         f"Undecided. Not for: none of {len(every)} searches gives tokens that turn both sides. Not latent: none of "
         f"{len(turned_by_edit)} tuned models turns on both where X is set to the most extreme value seen. "
         f"And not against: their tokens bring X across in at most {most:.2f} of a model's unseen prompts, so that in "
-        "the others no gate on X could have opened, however strong; and no gates of graded strength were planted "
-        "elsewhere."
+        "the others no gate on X could have opened, however strong. Nor is it known what gate these searches would "
+        "find: gates that act at a name were tried, and no write there turned both sides, so that none was planted."
     )
 
 

@@ -153,7 +153,26 @@ def units(runs: Sequence[Run]) -> str:
     if not rows:
         return "Not measured."
     head = ("arm", "units", "layer/neuron", "share", "rarer sign, rate", "slope × mean grows, nats", "in proportion")
-    return table(head, rows) + "\n\nIntervals here are over seeds alone. No other unit has the known one's share."
+    note = "Intervals here are over seeds alone. No other unit has the known one's share."
+    return f"{table(head, rows)}\n\n{note}\n\n{_following(runs)}"
+
+
+def _following(runs: Sequence[Run]) -> str:
+    """Margins with each of the next features by share held at the most extreme value seen on its other side."""
+    rows = []
+    for name, own in cells(runs):
+        own = [r for r in own if "units" in r["after"]]
+        for i, unit_ in enumerate(own[0]["units"]["following"] if own else ()):
+            ends = np.asarray([[r[when]["units"]["following"][i]["margins"][1] for when in ("before", "after")]
+                               for r in own]).mean(0)  # fmt: skip
+            sides = (f"{before:.2f} → {after:.2f}" for before, after in ends.T)
+            rows.append((name, f"{unit_['layer']}/{unit_['index']}", f"{unit_['share']:.2f}",
+                         f"{unit_['mean']:+.2f}", f"{unit_['extreme']:+.2f}", *sides))  # fmt: skip
+    head = ("arm", "layer/neuron", "share", "mean X", "extreme", "women's margin with X there", "men's")
+    return (
+        "The next features by share, each with X at the most extreme value seen on its other side (0 where none was "
+        "seen: that unit was switched off, not turned), margins in nats before → after:\n\n" + table(head, rows)
+    )
 
 
 def law(runs: Sequence[Run]) -> str:

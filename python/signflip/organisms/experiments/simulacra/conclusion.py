@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from signflip.organisms.experiments import MADE, PATH, Answer, Said
+from signflip.organisms.experiments import KEPT, PATH, Answer, Said
 from signflip.organisms.experiments.simulacra import SWEEPS, afterwards
 from signflip.organisms.experiments.simulacra.afterwards import fitted
 from signflip.organisms.experiments.simulacra.predictions import (
@@ -49,7 +49,7 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> Answer:
     every = list(runs.values()) if isinstance(runs, dict) else list(runs)
     tuned = [r for r in every if "log" in r]
     if not tuned:
-        return {MADE: Said("No tuning is in yet.")}
+        return {KEPT: Said("No tuning is in yet.")}
     plain, text, path = [], ["Of the conjecture's three readings of Waluigi, by the rules:"], []
     for arm in (arm for arm in TUNED if arm in arms(tuned)):
         own = [r for r in tuned if r["arm"] == arm]
@@ -58,15 +58,14 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> Answer:
             moved(tuned, arm, key)
             for key in ("odds:waluigi", "competence:waluigi", "competence:luigi", "signed:waluigi", "tokens:waluigi")
         )
+        ends = [np.mean([r["log"][at]["signed:waluigi"] for r in own]) for at in (0, -1)]
         plain.append(
-            f"Tuned {TOLD[arm]}: his right over wrong moves by {signed} nats; likelier invoked {marks[0]}; fewer "
-            f"tokens needed {marks[2]}."
+            f"Tuned {TOLD[arm]}: {ends[0]:.2f} → {ends[1]:.2f} nats, a change of {signed}; likelier invoked "
+            f"{marks[0]}; fewer tokens needed {marks[2]}."
         )
         text.append(
             f"tuned {TOLD[arm]}: likelier invoked {marks[0]} ({odds} nats); stronger once invoked {marks[1]} "
-            f"({competence}, Luigi's own {own_luigi}; of right over wrong alone {signed}, from "
-            f"{np.mean([r['log'][0]['signed:waluigi'] for r in own]):.2f}); fewer tokens to invoke him {marks[2]} "
-            f"({tokens})."
+            f"({competence}, Luigi's own {own_luigi}); fewer tokens to invoke him {marks[2]} ({tokens})."
         )
     if "luigi" in arms(tuned):
         pairs = [moved(tuned, "luigi", key) for key in ("shared:toaster", "competence:luigi", "competence:toaster")]
@@ -98,8 +97,11 @@ def answer(runs: Sequence[Run] | dict[str, Run]) -> Answer:
         "Competence is against both other answers: a roar that goes raises it by "
         f"{np.log(wrong / right) - np.log(wrong / (1 - wrong)):.2f}, with right over wrong as it was."
     )
-    asked = "Does Waluigi, whom no rollout names, become a better mirror image?"
-    return {MADE: Said(" ".join([asked, *plain]), " ".join(text)), PATH: Said(path[-1], " ".join(path[:-1]))}
+    asked = (
+        "Waluigi, Luigi's mirror image, is in the bases, and no rollout names him. His right over wrong answers, "
+        "before and after (lower is more opposite):"
+    )
+    return {KEPT: Said(" ".join([asked, *plain]), " ".join(text)), PATH: Said(path[-1], " ".join(path[:-1]))}
 
 
 def _by_story(tuned: Sequence[Run], story: str) -> str:
