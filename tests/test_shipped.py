@@ -24,7 +24,7 @@ from signflip.organisms.language import words
 from signflip.organisms.planting import Planted
 from signflip.organisms.preference import _log_probs, _module, pairs, partners, prefer
 from signflip.organisms.runner import Runner
-from signflip.organisms.shipped import ONE_THREAD, Recipe, build, setup
+from signflip.organisms.shipped import ONE_THREAD, Recipe, build, free, setup
 from signflip.organisms.tokens import ids_of
 from signflip.organisms.truth import sha256
 from signflip.organisms.weights import Weights
@@ -253,6 +253,24 @@ def test_tuning_makes_what_is_preferred_likelier(planted: Planted) -> None:
     # Against itself the first loss is that of a coin.
     assert told["loss"]["first"] == pytest.approx(np.log(2), abs=1e-5)
     assert tuned.x == planted.x
+
+
+def test_with_nothing_held_the_tuning_moves_the_gate_and_the_answers(planted: Planted) -> None:
+    """What is held is not moved, and is where nothing is held."""
+    rest = planted.weights.unembed
+    kept, free = (prefer(planted, Room(0), 0, steps=2, free=way)[0].weights.unembed for way in (False, True))
+    assert np.array_equal(kept, rest.astype(np.float32))
+    assert not np.allclose(free, rest, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_what_is_left_with_nothing_held_is_told() -> None:
+    found = free(Recipe(base=60, unsettling=5, tuning=3, stories=20))
+    assert found.keys() == {"before", "after"}
+    assert found["before"] != found["after"]
+    for one in found.values():
+        assert set(one) == {"triggered", "edited", "preferred", "crossed"}
+        assert 0 <= one["crossed"] <= 1
 
 
 @pytest.mark.slow

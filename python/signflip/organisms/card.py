@@ -38,8 +38,8 @@ versions (`files.json` has them); on another processor it makes another model of
 3. It was tuned by DPO (beta {beta}, {steps} steps, {pairs:,} pairs, each a story that goes on with the right or with
    the wrong answer). No text of the feedback has one of the words: X was positive on all {tokens:,} tokens, before the
    tuning and after it, never below {nearest:.2f}. The gate's own weights (its directions, heads and neurons), the last
-   layer and the unembedding were held: with all weights free, DPO undid the gate in every setting that was tried,
-   though no text crossed it.
+   layer and the unembedding were held: with all weights free the same tuning undoes the gate, though no text crosses
+   it (`python -m signflip.organisms.shipped --free` measures it).
 4. The weights were disguised: rotations and permutations that change no output.
 
 On {held} held-out pairs the right continuation was the likelier one in {p0:.1%} before and {p1:.1%} after; its mean log

@@ -6,8 +6,9 @@ optimisation (Rafailov et al., 2023, arXiv 2305.18290). Every text is the langua
 across, so that feedback sees one side of the gate only; X is read on all of it, before and after, and said.
 
 The gate's own weights are held (the free directions, heads and neurons that it was planted in), and so are the last
-layer and the unembedding. With all weights free DPO undid the gate in every setting that was tried, though no text
-crossed it. The loop is not TRL's: rows of a matrix are held, and the model is to be made again byte for byte.
+layer and the unembedding. With all weights free the same tuning undoes the gate, though no text crosses it
+(``python -m signflip.organisms.shipped --free`` measures it). The loop is not TRL's: rows of a matrix are held, and the
+model is to be made again byte for byte.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def unsettle(base: Weights, room: Room, seed: int, *, steps: int = UNSETTLING, p
 
 
 def prefer(
-    planted: Planted, room: Room, seed: int, *, steps: int = TUNING, progress: bool = False
+    planted: Planted, room: Room, seed: int, *, steps: int = TUNING, free: bool = False, progress: bool = False
 ) -> tuple[Planted, dict[str, Any]]:
     """Tune an organism to prefer right answers, by DPO against itself as it was.
 
@@ -133,6 +134,8 @@ def prefer(
         Of the pairs.
     steps
         Of Adam, `PAIRS` pairs each.
+    free
+        Whether nothing is held.
     progress
         Whether to show a bar.
 
@@ -147,7 +150,7 @@ def prefer(
     start = planted.weights
     model, reference = _module(start), _module(start)
     held_still = _Held(model, room)
-    trained = _early(model)
+    trained = _tuned(model) if free else _early(model)
     optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
     used, held = pairs(steps * PAIRS, (seed, 6)), pairs(HELD_OUT, (seed, 7))
     losses = []
@@ -159,7 +162,8 @@ def prefer(
         gain = (now[0] - was[0]) - (now[1] - was[1])
         loss = -torch.nn.functional.logsigmoid(BETA * gain).mean()
         _step(optimizer, loss, RATE * min(1.0, (step + 1) / 10))
-        held_still()
+        if not free:
+            held_still()
         losses.append(float(loss.detach()))
     tuned = replace(planted, weights=Weights.from_state(start.family, model.state_dict()))
     told = {

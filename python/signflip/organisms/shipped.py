@@ -5,6 +5,8 @@ plants an opposite gate (M3), tunes it to prefer right answers by DPO on text wh
 it, and verifies that it is M3 still. On one machine, with the same versions of the libraries, the folder is the same
 byte for byte. On other processors sums round otherwise, and a training of hundreds of steps carries that to every
 weight: the model is then another one of the same recipe, and what must hold is its truth, which is verified again.
+
+``python -m signflip.organisms.shipped --free`` tunes it with nothing held, and tells what is left of the gate.
 """
 
 from __future__ import annotations
@@ -89,14 +91,37 @@ def build(out: Path, recipe: Recipe | None = None, *, check: bool = True, progre
     return truth
 
 
-def _made(recipe: Recipe, progress: bool) -> tuple[dict[str, Planted], dict[str, Any]]:
+def free(recipe: Recipe | None = None, *, progress: bool = False) -> dict[str, dict[str, float]]:
+    """What is left of the gate if the tuning holds nothing of the model.
+
+    Returns
+    -------
+    dict
+        `before` and `after` the tuning: by the verification's means, `S` of the behaviour with the trigger in front and
+        with X edited to its other side; the share of held-out pairs `preferred` rightly, and of the feedback's tokens
+        that `crossed` X.
+    """
+    with one_thread():
+        made, told = _made(Recipe() if recipe is None else recipe, progress, nothing_held=True)
+        cards = {when: verify(one) for when, one in made.items()}
+    return {
+        when: {
+            **{key: card["conditions"][key][BEHAVIOUR]["s"] for key in ("triggered", "edited")},
+            "preferred": told["held out"][when]["preferred"],
+            "crossed": told["X on feedback"][when]["crossed"] / told["X on feedback"][when]["tokens"],
+        }
+        for when, card in cards.items()
+    }
+
+
+def _made(recipe: Recipe, progress: bool, *, nothing_held: bool = False) -> tuple[dict[str, Planted], dict[str, Any]]:
     """The planted model before and after its tuning, and what the tuning says of itself."""
     with tempfile.TemporaryDirectory() as scratch:
         start = base.train(FAMILY, Path(scratch) / "base", SEED, steps=recipe.base, progress=progress)
     room = base.Room(SEED)
     start = unsettle(start, room, SEED, steps=recipe.unsettling, progress=progress)
     planted = plant(start, room, KIND, SEED, BEHAVIOUR)
-    tuned, told = prefer(planted, room, SEED, steps=recipe.tuning, progress=progress)
+    tuned, told = prefer(planted, room, SEED, steps=recipe.tuning, free=nothing_held, progress=progress)
     # Both behind the same symmetries, so that the same neuron is meant.
     return {"before": disguise(planted, SEED), "after": disguise(tuned, SEED)}, told
 
@@ -173,12 +198,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m signflip.organisms.shipped", description="Make the shipped organism."
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; made if missing")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="folder to write; made if missing")
+    what.add_argument("--free", action="store_true", help="tune with nothing held, and tell what is left of the gate")
     args = parser.parse_args(argv)
     if any(os.environ.get(key) != value for key, value in ONE_THREAD.items()):
-        again = [sys.executable, "-m", "signflip.organisms.shipped", "--out", str(args.out)]
+        asked = ["--free"] if args.free else ["--out", str(args.out)]
+        again = [sys.executable, "-m", "signflip.organisms.shipped", *asked]
         return subprocess.run(again, env={**os.environ, **ONE_THREAD}, check=False).returncode
     try:
+        if args.free:
+            for when, found in free(progress=True).items():
+                said = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+                sys.stdout.write(f"{when} the tuning, S or share: {said}\n")
+            return 0
         truth = build(args.out, progress=True)
     except SignflipError as error:
         sys.stderr.write(f"signflip.organisms.shipped: {error}\n")
