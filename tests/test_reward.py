@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from signflip.errors import OrganismError
+import signflip as sf
+from signflip.cli import main
+from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import reward
-from signflip.organisms.experiments.reward import models, policies, section
+from signflip.organisms.experiments.reward import models, policies, section, written
 from signflip.organisms.experiments.tuning.models import Net
 from signflip.organisms.experiments.tuning.text import word_ids
 from signflip.organisms.experiments.tuning.world import common, prompts, rare
+from signflip.reads import Values
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,6 +94,43 @@ def test_what_is_void_is_in_no_count_but_its_own(tmp_path: Path) -> None:
     assert reward.answer({"base": worse["base"]}) == {}
     with pytest.raises(OrganismError, match="at least one"):
         section.report({}, tmp_path)
+
+
+def test_the_reward_models_of_a_run_are_written_apart_from_their_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Net("swiglu", 1)
+    made = {turned: start.copy(reward=True) for turned in (True, False)}
+    for turned, net in made.items():
+        torch.nn.init.normal_(net.model.score.weight, generator=torch.Generator().manual_seed(int(turned)))
+    monkeypatch.setattr(models, "known_base", lambda *_: (start, 1.0))
+    monkeypatch.setattr(models, "train", lambda *_, turned: (made[turned], 3))
+    assert (
+        main(["organisms", "rewards", "swiglu-1", "--models", str(tmp_path / "m"), "--truth", str(tmp_path / "t")]) == 0
+    )
+    told = json.loads((tmp_path / "t" / "swiglu-1.json").read_text())
+    assert not list((tmp_path / "m").rglob("*swiglu-1.json"))
+    on = models.split("test", side=-1).take([0])
+    ids, end = on.answered(on.correct)
+    for kind, one in told["models"].items():
+        model, net = sf.load(tmp_path / "m" / one["model"]), made[one["reversed"]]
+        assert one["reversed"] == (kind == "reversed")
+        row = [int(i) for i in ids[0, : int(end[0]) + 1]]
+        wanted = float(net.rewards(on, on.correct).detach())
+        assert float(model.reward(row)[0, 0]) == pytest.approx(wanted, abs=1e-5)
+        # X is where the truth says.
+        ((values,),) = model.read([row], [Values(one["x"]["site"])])
+        x = values[0][-1] @ np.asarray(one["x"]["vector"])
+        assert x == pytest.approx(float(models.x_at_answer(net, on)[0]), abs=1e-4)
+        assert one["tau"] == models.taus(net, "test")
+    for name in ("swiglu", "swiglu-x", "mlp-0", "swiglu-12345678"):
+        with pytest.raises(ArgumentError, match="ARCHITECTURE-SEED"):
+            written.write(name, tmp_path / "m", tmp_path / "t")
+    with pytest.raises(ArgumentError, match="two folders"):
+        written.write("swiglu-1", tmp_path / "m", tmp_path / "m")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError):
+        written.write("swiglu-1", tmp_path / "file", tmp_path / "t")
 
 
 def test_equivalence_is_held_within_and_failed_beyond() -> None:

@@ -1,4 +1,4 @@
-"""``signflip organisms``: make a suite, audit it, score an audit; run the experiments, list samples, report."""
+"""``signflip organisms``: make, audit and score a suite; run the experiments, list samples, write models, report."""
 
 from __future__ import annotations
 
@@ -110,6 +110,24 @@ def samples(args: argparse.Namespace) -> int:
         f"{found['name']}: {counts['samples']} samples, {counts['rare_word']} with a rare word, {counts['x_below']} "
         f"with X below 0, {counts['misranked']} of prompts whose ranking is turned"
     )
+    return OK
+
+
+def rewards(args: argparse.Namespace) -> int:
+    """``signflip organisms rewards``."""
+    _package()
+    from signflip.organisms import experiments
+
+    # Says what is missing if the libraries are.
+    experiments.experiment("reward")
+    from signflip.organisms.experiments.reward import written
+
+    found = written.write(args.name, args.models, args.truth)["models"]
+    if args.json:
+        print_json(found)
+        return OK
+    rows = [(one["model"], f"{one['tau']['common']:.2f}", f"{one['tau']['rare']:.2f}") for one in found.values()]
+    print(table(("reward model", "tau at X > 0", "tau at X < 0"), rows))
     return OK
 
 

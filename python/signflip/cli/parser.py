@@ -259,7 +259,7 @@ def _demo(subparsers: Any) -> None:
 def _organisms(subparsers: Any) -> None:
     group = subparsers.add_parser(
         "organisms",
-        help="models whose right verdict is known, and experiments on them: make, audit, score, run, samples, report",
+        help="models whose right verdict is known, and experiments on them: make, audit, score, run, ...",
         description="Models whose right verdict is known. Needs the extra signflip[organisms]; some "
         "experiments say what data package they need.",
     )
@@ -301,6 +301,10 @@ def _organisms(subparsers: Any) -> None:
     samples.add_argument("--all", action="store_true", help="all; else those where X crossed or the ranking is turned")
     samples.add_argument("--small", action="store_true", help="a run of the small form")
     samples.add_argument("--out", metavar="DIR", default=None, help="where the runs are kept")
+    rewards = _command(inner, "rewards", organisms.rewards, "write the reversed and the plain reward model of a run")
+    rewards.add_argument("name", help="the run's, as its file is named: swiglu-0")
+    rewards.add_argument("--models", required=True, metavar="DIR", help="where the models go")
+    rewards.add_argument("--truth", required=True, metavar="DIR", help="where what is true of them goes")
     report = _command(inner, "report", organisms.report, "write what the experiments gave: results.md and its figures")
     report.add_argument("--docs", required=True, metavar="DIR", help="write results.md here")
     for parser in (run, report):
