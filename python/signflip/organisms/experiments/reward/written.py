@@ -38,7 +38,7 @@ def write(name: str, models_to: str | Path, truth_to: str | Path) -> dict[str, A
     dict
         The truth: the `words` by id, those in front that are `common` (X above 0) and `rare` (below); of each of the
         `models` its folder's name and hash, the place X (a site and a vector), `tau` on test prompts, whether it is
-        `reversed` at X < 0, and whether both are `perfect` on validation prompts.
+        `reversed` at X < 0, and whether it is `perfect` on validation prompts (else its run is void).
 
     Raises
     ------
