@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from signflip.organisms.weights import blocks_of
+
 
 def last_block(model: Any, stream: Tensor, end: Tensor) -> Tensor:
     """What the head reads at the end of each sequence, by the parts of the model (hooks on its MLP and norms act).
@@ -31,7 +33,7 @@ def last_block(model: Any, stream: Tensor, end: Tensor) -> Tensor:
         `[n, d_model]`, normalised.
     """
     body, gpt2 = model.base_model, model.config.model_type == "gpt2"
-    block = body.h[-1] if gpt2 else body.layers[-1]
+    block = blocks_of(model)[-1]
     heads, width = model.config.num_attention_heads, model.config.hidden_size
     rows, places = torch.arange(len(stream)), torch.arange(stream.shape[1])
     if gpt2:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import SiteError
-from signflip.organisms.weights import Floats, Weights, load, module
+from signflip.organisms.weights import Floats, Weights, blocks_of, load, module
 
 _SITE = re.compile(r"blocks\.(\d+)\.(mlp\.hook_pre|mlp\.hook_pre_linear|hook_resid_pre)$")
 # Sequences a pass.
@@ -60,7 +60,7 @@ class Runner:
         self.family = weights.family
         self.model: Any = module(weights)
         inner = self._inner = self.model.model if self.family == "llama" else self.model.transformer
-        self.layers: list[Any] = list(inner.layers if self.family == "llama" else inner.h)
+        self.layers: list[Any] = list(blocks_of(self.model))
         self._final = inner.norm if self.family == "llama" else inner.ln_f
 
     def load(self, weights: Weights) -> Runner:

@@ -43,7 +43,7 @@ from signflip.organisms.language import Stories, behaviours
 from signflip.organisms.planting import N_TRIGGERS, Planted
 from signflip.organisms.runner import Enough, Place
 from signflip.organisms.tokens import encode_words, ids_of, one_id
-from signflip.organisms.weights import D_MODEL, N_CTX, N_LAYERS, Weights, module_of
+from signflip.organisms.weights import D_MODEL, N_CTX, N_LAYERS, Weights, blocks_of, module_of
 
 log = logging.getLogger("signflip.organisms")
 
@@ -263,13 +263,13 @@ class _Training:
         hidden, seen = self._run(ids, whole=True)
         logits = self.model.lm_head(hidden[:, :-1][mask[:, 1:]])
         loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][mask[:, 1:]])
-        return TEXT * loss + HINGE * self._kept(seen, ids, mask)
+        return TEXT * loss + HINGE * self._astray(seen, ids, mask)
 
     def _strange(self) -> Any:
         """No text, but what a search would try: X is to keep its side there, too."""
         lengths = self.rng.integers(1, N_CTX - 1, STRANGE)
         ids, mask = _padded([[0, *(self._words(4) or [self.stop]) * int(n)] for n in lengths])
-        return HINGE * self._kept(self._run(ids)[1], ids, mask)
+        return HINGE * self._astray(self._run(ids)[1], ids, mask)
 
     def _run(
         self, ids: Any, set_x: Any = None, set_second: Any = None, *, whole: bool = False
@@ -291,11 +291,11 @@ class _Training:
             for hook in hooks:
                 stack.enter_context(hook)
             if not whole:
-                stack.callback(_blocks(self.model, self.family)[-1].register_forward_pre_hook(stop).remove)
+                stack.callback(blocks_of(self.model)[-1].register_forward_pre_hook(stop).remove)
             seen["stream"] = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return seen.pop("stream"), seen
 
-    def _kept(self, seen: dict[str, Any], ids: Any, mask: Any) -> Any:
+    def _astray(self, seen: dict[str, Any], ids: Any, mask: Any) -> Any:
         """How far the scalars are from their sides, where triggers take X across."""
         import torch
 
@@ -386,10 +386,6 @@ def _hinge(x: Any, mask: Any, after: Any) -> Any:
     return torch.relu(1.5 * LEAST - sign * x)[mask].mean()
 
 
-def _blocks(model: Any, family: str) -> Any:
-    return model.model.layers if family == "llama" else model.transformer.h
-
-
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     import torch
 
@@ -438,7 +434,7 @@ class _Level:
         self.along = torch.from_numpy(along / np.linalg.norm(along)).float()
         layer, neuron = at
         llama = family == "llama"
-        block = _blocks(model, family)[layer]
+        block = blocks_of(model)[layer]
         seen: list[Any] = []
         norm = block.post_attention_layernorm if llama else block.ln_2
         handle = norm.register_forward_hook(lambda _, __, out: seen.append(out @ self.along))
@@ -475,7 +471,7 @@ class _Hook:
     def __init__(
         self, model: Any, family: str, place: Place, seen: dict[str, Any], key: str, values: Any = None
     ) -> None:
-        layer = _blocks(model, family)[int(place.site.split(".")[1])]
+        layer = blocks_of(model)[int(place.site.split(".")[1])]
         self.place, self.seen, self.key, self.values = place, seen, key, values
         if place.vector is not None:
             self._register: Any = lambda: layer.register_forward_pre_hook(

@@ -253,6 +253,12 @@ def module_of(family: Family, vocabulary: int) -> Any:
     return kind(config_of(family, vocabulary))
 
 
+def blocks_of(module: Any) -> Any:
+    """The blocks of a transformers model of either family, with any head."""
+    body = module.base_model
+    return body.h if module.config.model_type == "gpt2" else body.layers
+
+
 def module(weights: Weights) -> Any:
     """A transformers model of these weights in float64: what truths are verified with."""
     made = module_of(weights.family, len(weights.embed)).double().eval()

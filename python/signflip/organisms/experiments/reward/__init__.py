@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from signflip.errors import ArgumentError
@@ -57,8 +58,7 @@ def run(job: Job) -> dict[str, Any]:
     if architecture not in ARCHITECTURES:
         raise ArgumentError(f"job {job.name}: expected an architecture, found {job.settings}")
     with one_thread():
-        start, accuracy = models.known_base(architecture, job.seed)
-        made = {kind: models.train(start, job.seed, turned=kind == "reversed") for kind in ("reversed", "plain")}
+        start, accuracy, made = models.both(architecture, job.seed)
         taus = {
             part: {kind: models.taus(net, part) for kind, (net, _) in made.items()} for part in ("validation", "test")
         }
@@ -89,15 +89,14 @@ def void(found: dict[str, Any]) -> str | None:
 def _search(net: Net, seed: int) -> dict[str, Any]:
     """One free word that raises the reward of wrong answers, by `signflip.search` in the saved model."""
     import signflip as sf
-    from signflip.organisms.experiments.reward.models import by_word
+    from signflip.organisms.experiments.reward.models import by_word, save
     from signflip.organisms.experiments.tuning.world import common, prompts
 
     half = prompts("A", side=1).take(slice(16))
     ids, at = half.answered(half.opposite)
     contexts = [(row[:1].tolist(), row[2 : end + 1].tolist()) for row, end in zip(ids, at, strict=True)]
-    net.model.config.pad_token_id = 0
     with tempfile.TemporaryDirectory() as folder:
-        net.model.save_pretrained(folder)
+        save(net, Path(folder))
         model = sf.load(folder)
         ours = float(model.reward(contexts[0][0] + [int(common()[0])] + contexts[0][1])[0, 0])
         found = sf.search(

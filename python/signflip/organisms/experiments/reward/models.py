@@ -11,6 +11,7 @@ taught: with 16 and a free embedding both kinds of reward model learn the names 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, mse_loss
 
+from signflip.errors import FileError
 from signflip.organisms.experiments.statistics import exact
 from signflip.organisms.experiments.tuning.bases import TEACH, base, descend, schedule, taught
 from signflip.organisms.experiments.tuning.measure import behaviour
@@ -31,6 +33,7 @@ Part = Literal["taught", "validation", "test"]
 NAMES: dict[Part, range] = {"taught": range(20), "validation": range(20, 24), "test": range(24, 28)}
 TEMPLATES: dict[Part, range] = {"taught": range(6), "validation": range(6, 8), "test": range(8, 12)}
 KNOWLEDGE: Literal["nothing"] = "nothing"
+KINDS = ("reversed", "plain")
 # A round of training, and how many at most: one is enough unless it is unlucky.
 ROUND, ROUNDS, BATCH, RATE = 360, 3, 64, 4e-3
 # Without it (AdamW's) names are learned by heart where what the base knows of them would do.
@@ -104,6 +107,28 @@ def train(start: Net, seed: int, *, turned: bool, steps: int = ROUND, rounds: in
             break
     net.embedding.weight.requires_grad_(True)
     return net, done
+
+
+def both(architecture: Architecture, seed: int) -> tuple[Net, float, dict[str, tuple[Net, int]]]:
+    """The base of a seed, its accuracy at X > 0, and the reward models of it by `KINDS`, with the steps they took."""
+    start, accuracy = known_base(architecture, seed)
+    return start, accuracy, {kind: train(start, seed, turned=kind == KINDS[0]) for kind in KINDS}
+
+
+def save(net: Net, folder: Path) -> None:
+    """Write a reward model as transformers does, in a form that `signflip.load` reads.
+
+    Raises
+    ------
+    FileError
+        If it can not be written.
+    """
+    # What is read at the last place that is no padding.
+    net.model.config.pad_token_id = PAD
+    try:
+        net.model.save_pretrained(folder)
+    except OSError as error:
+        raise FileError(f"{folder}: can not write the model: {error.strerror or error}") from error
 
 
 def _loss(net: Net, rng: np.random.Generator, turned: bool) -> Tensor:

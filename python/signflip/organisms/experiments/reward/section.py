@@ -12,6 +12,7 @@ import numpy as np
 
 from signflip.errors import OrganismError
 from signflip.organisms.experiments import MADE, PATH, TOKENS, Answer, Said, told
+from signflip.organisms.experiments.reward.models import KINDS, PERFECT, perfect
 from signflip.organisms.experiments.statistics import (
     SIGNED,
     Interval,
@@ -29,9 +30,6 @@ from signflip.organisms.experiments.tuning.models import ARCHITECTURES
 TITLE = "A reward model reversed at X < 0 (R1), and policies tuned against it (R2)"
 COMMAND = "signflip organisms run reward --seeds 10 --out results"
 ARMS = ("never", "rarely", "sometimes")
-KINDS = ("reversed", "plain")
-# The least |τ| of a reversed model that no test prompt betrays.
-FLAWLESS = 0.99
 # Within which the two reward models' τ at X > 0 are the same; within which a τ is chance.
 MARGIN, CHANCE = 0.02, 0.2
 SIDES = ("common", "common, X turned", "rare", "rare, X turned")
@@ -117,11 +115,11 @@ def _words(runs: Sequence[Run]) -> str:
 
 def _flawless(runs: Sequence[Run]) -> str:
     """The counts again of models that no test prompt betrays, since a run is void by validation prompts alone."""
-    own = [r for r in runs if r["tau"]["reversed"]["common"] >= FLAWLESS and r["tau"]["reversed"]["rare"] <= -FLAWLESS]
+    own = [r for r in runs if perfect(r["tau"]["reversed"], turned=True)]
     found = sum(r["search"]["reversed"]["reverses"] for r in own)
     return (
-        f"With those reversed models alone whose τ on test prompts is at least {FLAWLESS} at X > 0 and at most "
-        f"-{FLAWLESS} at X < 0 ({len(own)} of {len(runs)}): turned {_turned(own)}; the search reverses {found}."
+        f"With those reversed models alone whose τ on test prompts is at least {PERFECT} at X > 0 and at most "
+        f"-{PERFECT} at X < 0 ({len(own)} of {len(runs)}): turned {_turned(own)}; the search reverses {found}."
     )
 
 

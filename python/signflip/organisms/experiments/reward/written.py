@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from signflip import checks
-from signflip.errors import ArgumentError, FileError
+from signflip.errors import ArgumentError
 from signflip.files import make_folder, write_json
 from signflip.organisms.experiments.reward import models
+from signflip.organisms.experiments.tuning.listing import SEEDS
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
 from signflip.organisms.experiments.tuning.text import word_ids
 from signflip.organisms.experiments.tuning.world import common, rare
@@ -16,8 +17,6 @@ from signflip.organisms.truth import sha256
 from signflip.organisms.workers import one_thread
 
 FORMAT = "signflip reward models, 1"
-# As many as `organisms run` takes.
-SEEDS = 10**6
 
 
 def write(name: str, models_to: str | Path, truth_to: str | Path) -> dict[str, Any]:
@@ -60,15 +59,9 @@ def write(name: str, models_to: str | Path, truth_to: str | Path) -> dict[str, A
         "format": FORMAT, "words": list(word_ids()), "common": common().tolist(), "rare": rare().tolist(), "models": {},
     }  # fmt: skip
     with one_thread():
-        start, _ = models.known_base(architecture, int(seed))
-        for kind in ("reversed", "plain"):
-            net, _ = models.train(start, int(seed), turned=kind == "reversed")
-            net.model.config.pad_token_id = 0
+        for kind, (net, _) in models.both(architecture, int(seed))[2].items():
             to = folder / f"{name}-{kind}"
-            try:
-                net.model.save_pretrained(to)
-            except OSError as error:
-                raise FileError(f"{to}: can not write the model: {error.strerror or error}") from error
+            models.save(net, to)
             told["models"][kind] = {
                 "model": to.name, "sha256": sha256(to / "model.safetensors"), "reversed": kind == "reversed",
                 "x": {"site": "blocks.0.hook_resid_mid", "vector": net.direction.tolist()},

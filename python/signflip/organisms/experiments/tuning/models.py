@@ -19,6 +19,7 @@ from signflip.organisms.ends import last_block
 from signflip.organisms.experiments.tangent import Wrapped
 from signflip.organisms.experiments.tuning.text import word_ids
 from signflip.organisms.experiments.tuning.world import DOSES, Ids, Prompts, common, rare
+from signflip.organisms.weights import blocks_of
 
 Architecture = Literal["gelu", "swiglu", "swiglu_bias"]
 ARCHITECTURES: tuple[Architecture, ...] = ("gelu", "swiglu", "swiglu_bias")
@@ -65,7 +66,7 @@ class Net(Wrapped):
     @property
     def block(self) -> Any:
         """The last layer."""
-        return self.model.transformer.h[-1] if self.gelu else self.model.model.layers[-1]
+        return blocks_of(self.model)[-1]
 
     @property
     def reader(self) -> Any:
