@@ -75,8 +75,11 @@ fn gemm(c: &mut Criterion) {
             group.throughput(Throughput::Elements((rows * inputs * outputs) as u64));
             group.bench_function(BenchmarkId::new(format!("{inputs}x{outputs}"), rows), |b| {
                 b.iter(|| {
-                    cpu.gemm(&mut [Gemm { x: &x, rows, weight: &weight, bias: None, panels: None, out: &mut out }])
-                        .unwrap();
+                    cpu.gemm(
+                        &mut [Gemm { x: &x, rows, weight: &weight, bias: None, panels: None, out: &mut out }],
+                        None,
+                    )
+                    .unwrap();
                 });
             });
         }
@@ -117,7 +120,7 @@ fn attention(c: &mut Criterion) {
             group.throughput(Throughput::Elements((2 * seen * n_heads * 64) as u64));
             let id = format!("{n}x{len}+{prefix}");
             group.bench_function(BenchmarkId::new(name, &id), |b| {
-                b.iter(|| cpu.attention(&plan, shape, &chunks, Pass::Whole { q: &q, z: &mut z }).unwrap());
+                b.iter(|| cpu.attention(&plan, shape, &chunks, Pass::Whole { q: &q, z: &mut z }, None).unwrap());
             });
             if n <= 64 {
                 let (mut dk, mut dv) = (make(rows, n_kv_heads), make(rows, n_kv_heads));
@@ -125,7 +128,7 @@ fn attention(c: &mut Criterion) {
                     b.iter(|| {
                         let gradients =
                             AttentionGradients { dz: &dz, d_pattern: None, dq: &mut z, dk: &mut dk, dv: &mut dv };
-                        cpu.attention_backward(&plan, shape, &chunks, &q, gradients).unwrap();
+                        cpu.attention_backward(&plan, shape, &chunks, &q, gradients, None).unwrap();
                     });
                 });
             }

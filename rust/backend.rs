@@ -7,6 +7,9 @@ use crate::engine::request::EditOp;
 use crate::error::Result;
 use crate::model::spec::{Activation, NormKind};
 
+/// How to learn that the caller wants the work to end: called on the calling thread, between tasks; an error ends it.
+pub type Check<'a> = Option<&'a dyn Fn() -> Result<()>>;
+
 /// A matrix on the host, `[outputs, inputs]` in the sense of `y = x Wᵀ`, by strides (in elements).
 #[derive(Clone, Copy)]
 pub struct MatrixView<'a> {
@@ -220,7 +223,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Several matrix products in one parallel region. Each output is summed over inputs by fused multiply-adds in
     /// order, in blocks of 192 whose sums are added in order; then the bias.
-    fn gemm(&self, jobs: &mut [Gemm<'_, Self>]) -> Result<()>;
+    fn gemm(&self, jobs: &mut [Gemm<'_, Self>], check: Check<'_>) -> Result<()>;
 
     /// Rotates the leading `2 * table_width` dimensions of each head, half split, by tables `[n_ctx, table_width]` of
     /// cosine and sine at the row's position. `inverse` rotates back (the backward). `out` may not alias `x`.
@@ -244,6 +247,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         shape: AttentionShape,
         chunks: &[KeyValues<'_, Self>],
         pass: Pass<'_, Self>,
+        check: Check<'_>,
     ) -> Result<()>;
     /// Gradients of attention, summed over queries in the plan's order; keys of chunks other than 0 are constants.
     fn attention_backward(
@@ -253,6 +257,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         chunks: &[KeyValues<'_, Self>],
         q: &Self::Buffer,
         gradients: AttentionGradients<'_, Self>,
+        check: Check<'_>,
     ) -> Result<()>;
 
     /// `out = act(pre)`, or `act(pre) * linear` where a linear part is given.

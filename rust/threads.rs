@@ -1,5 +1,6 @@
 //! The pools of worker threads that a device can switch between while models live.
 
+use std::convert::Infallible;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -51,22 +52,38 @@ impl Threads {
 /// Calls `f` for 0 to `n`, each once. The calling thread works too, at once: it need not wait for a worker to wake, nor
 /// sleep until the last one is done.
 pub(crate) fn each(pool: &ThreadPool, n: usize, f: impl Fn(usize) + Send + Sync) {
+    match try_each(pool, n, || Ok::<(), Infallible>(()), f) {
+        Ok(()) => {}
+        Err(never) => match never {},
+    }
+}
+
+/// As [`each`]; the calling thread asks `check` before each of its calls, and an error keeps all threads from more of them.
+pub(crate) fn try_each<E>(
+    pool: &ThreadPool,
+    n: usize,
+    check: impl Fn() -> Result<(), E>,
+    f: impl Fn(usize) + Send + Sync,
+) -> Result<(), E> {
     let next = AtomicUsize::new(0);
-    let work = || {
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= n {
-                break;
+    let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < n);
+    pool.in_place_scope(|scope| {
+        for _ in 1..pool.current_num_threads().min(n) {
+            scope.spawn(|_| {
+                while let Some(task) = take() {
+                    f(task);
+                }
+            });
+        }
+        while let Some(task) = take() {
+            if let Err(error) = check() {
+                next.store(n, Ordering::Relaxed);
+                return Err(error);
             }
             f(task);
         }
-    };
-    pool.in_place_scope(|scope| {
-        for _ in 1..pool.current_num_threads().min(n) {
-            scope.spawn(|_| work());
-        }
-        work();
-    });
+        Ok(())
+    })
 }
 
 /// What `f` gives for 0 to `n`, in order; computed as by [`each`].

@@ -6,7 +6,7 @@ use super::kernel::{Tile, for_tiles, tile};
 use super::level::Level;
 use super::pack::{BLOCK, Weight};
 use super::parallel::Shared;
-use crate::backend::{Gemm, PANEL};
+use crate::backend::{Check, Gemm, PANEL};
 use crate::error::{Error, Result};
 
 /// Rows of a task: their part of `x` (a block of inputs wide) stays in the second-level cache.
@@ -148,7 +148,7 @@ struct Task {
 }
 
 impl Cpu {
-    pub(super) fn gemm_jobs(&self, jobs: &mut [Gemm<'_, Self>]) -> Result<()> {
+    pub(super) fn gemm_jobs(&self, jobs: &mut [Gemm<'_, Self>], check: Check<'_>) -> Result<()> {
         let mut work = 0;
         for job in jobs.iter() {
             let (w, listed) = (job.weight, job.panels);
@@ -200,7 +200,7 @@ impl Cpu {
             })
             .collect();
         let level = self.level;
-        self.tasks(tasks.len(), work, |index| {
+        self.tasks_until(check, tasks.len(), work, |index| {
             let Task { job, rows, panels } = tasks[index];
             let side = &sides[job];
             let product = Product {
@@ -215,7 +215,6 @@ impl Cpu {
                 let out = side.out.pointer().add(rows.0 * side.width + panels.0 * PANEL);
                 product.compute(level, out, side.width, side.pad);
             }
-        });
-        Ok(())
+        })
     }
 }

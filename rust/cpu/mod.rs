@@ -21,7 +21,9 @@ use std::sync::Arc;
 pub use buffer::Buffer;
 pub use pack::Weight;
 
-use crate::backend::{AttentionGradients, AttentionPlan, AttentionShape, Backend, Gemm, KeyValues, MatrixView, Pass};
+use crate::backend::{
+    AttentionGradients, AttentionPlan, AttentionShape, Backend, Check, Gemm, KeyValues, MatrixView, Pass,
+};
 use crate::engine::request::EditOp;
 use crate::error::{Error, Result};
 use crate::model::spec::{Activation, NormKind};
@@ -213,8 +215,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn gemm(&self, jobs: &mut [Gemm<'_, Self>]) -> Result<()> {
-        self.gemm_jobs(jobs)
+    fn gemm(&self, jobs: &mut [Gemm<'_, Self>], check: Check<'_>) -> Result<()> {
+        self.gemm_jobs(jobs, check)
     }
 
     fn rotate(
@@ -244,8 +246,9 @@ impl Backend for Cpu {
         shape: AttentionShape,
         chunks: &[KeyValues<'_, Self>],
         pass: Pass<'_, Self>,
+        check: Check<'_>,
     ) -> Result<()> {
-        self.attend(plan, shape, chunks, pass)
+        self.attend(plan, shape, chunks, pass, check)
     }
 
     fn attention_backward(
@@ -255,8 +258,9 @@ impl Backend for Cpu {
         chunks: &[KeyValues<'_, Self>],
         q: &Buffer,
         gradients: AttentionGradients<'_, Self>,
+        check: Check<'_>,
     ) -> Result<()> {
-        self.attend_backward(plan, shape, chunks, q, gradients)
+        self.attend_backward(plan, shape, chunks, q, gradients, check)
     }
 
     fn activate(

@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Cpu;
+use crate::backend::Check;
+use crate::error::Result;
 use crate::threads;
 
 /// Work (in multiply-adds, or elements times [`ELEMENT`]) below which a region costs more than it saves.
@@ -36,6 +38,21 @@ impl Cpu {
         } else {
             threads::each(self.threads.pool(), n, f);
         }
+    }
+
+    /// Calls `f` for each task, or until the caller wants the work to end: then nothing may be made of what is there.
+    pub(super) fn tasks_until(
+        &self,
+        check: Check<'_>,
+        n: usize,
+        work: usize,
+        f: impl Fn(usize) + Send + Sync,
+    ) -> Result<()> {
+        let Some(check) = check.filter(|_| n > 1 && work >= self.at_least(SERIAL)) else {
+            self.tasks(n, work, f);
+            return Ok(());
+        };
+        threads::try_each(self.threads.pool(), n, check, f)
     }
 
     /// Cuts `len` elements (a multiple of `unit`, kept whole) into ranges and calls `f` for each.

@@ -11,7 +11,7 @@ use super::request::{Columns, Context, Gradients, Output, Read, Request};
 use super::rows::{Rows, copy, gathered};
 use super::site::{Point, Site};
 use super::tape::{LayerTape, Tape};
-use crate::backend::{AttentionGradients, Backend, KeyValues};
+use crate::backend::{AttentionGradients, Backend, Check, KeyValues};
 use crate::error::{Error, Result};
 
 struct Sweep<'a, B: Backend> {
@@ -22,6 +22,7 @@ struct Sweep<'a, B: Backend> {
     chunks: &'a [Arc<Chunk<B>>],
     seeds: &'a [Vec<f32>],
     wrt: &'a [Site],
+    check: Check<'a>,
     found: BTreeMap<Site, Output>,
 }
 
@@ -37,8 +38,9 @@ pub(super) fn run<B: Backend>(
     context: &Context<'_>,
 ) -> Result<Gradients> {
     let chunks = Store::of(request)?;
-    let mut sweep = Sweep { model, plan, request, chunks: &chunks, seeds, wrt, found: BTreeMap::new() };
-    sweep.layers(tape, context)?;
+    let check = context.check;
+    let mut sweep = Sweep { model, plan, request, chunks: &chunks, seeds, wrt, check, found: BTreeMap::new() };
+    sweep.layers(tape)?;
     let mut gradients = Vec::with_capacity(wrt.len());
     for &site in wrt {
         let width = site.width(&model.spec, plan.n_keys);
@@ -108,7 +110,7 @@ impl<B: Backend> Sweep<'_, B> {
         self.record(site, gradient, rows)
     }
 
-    fn layers(&mut self, tape: &Tape<B>, context: &Context<'_>) -> Result<()> {
+    fn layers(&mut self, tape: &Tape<B>) -> Result<()> {
         let (model, plan) = (self.model, self.plan);
         let (backend, d) = (&model.backend, model.spec.d_model);
         let last = plan.last_layer(&model.spec);
@@ -119,7 +121,7 @@ impl<B: Backend> Sweep<'_, B> {
             None => backend.zeros(tail.len * d)?,
         };
         for layer in (0..=last).rev() {
-            if let Some(check) = context.check {
+            if let Some(check) = self.check {
                 check()?;
             }
             let site = |point| Site { layer, point };
@@ -149,7 +151,7 @@ impl<B: Backend> Sweep<'_, B> {
         if site(Point::MlpOut) <= self.plan.stop {
             let mut branch = copy(backend, dx, rows.len * d)?;
             self.visit(site(Point::MlpOut), &mut branch, rows)?;
-            block.out.backward(backend, &branch, rows.len, &mut dpost)?;
+            block.out.backward(backend, &branch, rows.len, &mut dpost, self.check)?;
         }
         self.visit(site(Point::Post), &mut dpost, rows)?;
         let mut dpre = backend.zeros(len)?;
@@ -162,13 +164,13 @@ impl<B: Backend> Sweep<'_, B> {
         if let Some(map) = block.linear.as_ref().filter(|_| taped.linear.is_some()) {
             self.visit(site(Point::PreLinear), &mut dlinear, rows)?;
             let mut part = backend.zeros(rows.len * d)?;
-            map.backward(backend, &dlinear, rows.len, &mut part)?;
+            map.backward(backend, &dlinear, rows.len, &mut part, self.check)?;
             self.visit(site(Point::Pre), &mut dpre, rows)?;
-            block.input.backward(backend, &dpre, rows.len, &mut dnormed)?;
+            block.input.backward(backend, &dpre, rows.len, &mut dnormed, self.check)?;
             backend.add_assign(&mut dnormed, &part, rows.len * d)?;
         } else {
             self.visit(site(Point::Pre), &mut dpre, rows)?;
-            block.input.backward(backend, &dpre, rows.len, &mut dnormed)?;
+            block.input.backward(backend, &dpre, rows.len, &mut dnormed, self.check)?;
         }
         let gain = Some(&block.mlp_norm.gain);
         backend.norm_backward(spec.norm, spec.norm_eps, mid, rows.len, d, gain, &dnormed, dx)
@@ -198,7 +200,7 @@ impl<B: Backend> Sweep<'_, B> {
             if site(Point::AttnOut) <= plan.stop {
                 let mut branch = copy(backend, &dx, rows.len * d)?;
                 self.visit(site(Point::AttnOut), &mut branch, rows)?;
-                block.o.backward(backend, &branch, rows.len, &mut dz)?;
+                block.o.backward(backend, &branch, rows.len, &mut dz, self.check)?;
             }
             self.visit(site(Point::Z), &mut dz, rows)?;
             let mut dpattern =
@@ -211,7 +213,7 @@ impl<B: Backend> Sweep<'_, B> {
             let shape = model.attention_shape(layer);
             let d_pattern = dpattern.as_mut();
             let gradients = AttentionGradients { dz: &dz, d_pattern, dq: &mut dq, dk: &mut dk, dv: &mut dv };
-            backend.attention_backward(who, shape, &sources, q, gradients)?;
+            backend.attention_backward(who, shape, &sources, q, gradients, self.check)?;
             if let Some(dpattern) = &dpattern {
                 self.record(site(Point::Pattern), dpattern, rows)?;
             }
@@ -234,11 +236,11 @@ impl<B: Backend> Sweep<'_, B> {
 
         let mut dnormed = backend.zeros(full.len * d)?;
         let mut part = backend.zeros(full.len * d)?;
-        block.k.backward(backend, &dk, full.len, &mut dnormed)?;
-        block.v.backward(backend, &dv, full.len, &mut part)?;
+        block.k.backward(backend, &dk, full.len, &mut dnormed, self.check)?;
+        block.v.backward(backend, &dv, full.len, &mut part, self.check)?;
         backend.add_assign(&mut dnormed, &part, full.len * d)?;
         let mut queries = backend.zeros(rows.len * d)?;
-        block.q.backward(backend, &dq, rows.len, &mut queries)?;
+        block.q.backward(backend, &dq, rows.len, &mut queries, self.check)?;
         let mut below = dx;
         if rows.is_tail() {
             let at: Vec<u32> = rows.iter().collect();
@@ -267,7 +269,7 @@ impl<B: Backend> Sweep<'_, B> {
             let mut part = backend.zeros(n * d)?;
             match read {
                 Read::Logits { columns: Columns::All, .. } => {
-                    head.backward(backend, &backend.upload(seed)?, n, &mut part)?;
+                    head.backward(backend, &backend.upload(seed)?, n, &mut part, self.check)?;
                 }
                 Read::Logits { columns: Columns::Some(columns), .. } => {
                     let weights = columns

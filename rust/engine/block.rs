@@ -76,7 +76,8 @@ impl<B: Backend> Sweep<'_, '_, B> {
             return Ok(false);
         }
         self.visitor.check()?;
-        at.block.o.forward(backend, &self.scratch.z, at.tail.len, &mut self.scratch.branch)?;
+        let check = self.visitor.stop();
+        at.block.o.forward(backend, &self.scratch.z, at.tail.len, &mut self.scratch.branch, check)?;
         self.visitor.visit(at.site(Point::AttnOut), &mut self.scratch.branch, at.tail, None)?;
         if !self.visitor.reaches(at.site(Point::ResidMid)) {
             return Ok(false);
@@ -132,7 +133,7 @@ impl<B: Backend> Sweep<'_, '_, B> {
         if queries {
             jobs.push(block.q.job(compacted.as_ref().unwrap_or(normed), at.tail.len, None, q));
         }
-        backend.gemm(&mut jobs)?;
+        backend.gemm(&mut jobs, visitor.stop())?;
         visitor.check()?;
         if queries {
             visitor.visit(at.site(Point::Q), q, at.tail, None)?;
@@ -170,12 +171,12 @@ impl<B: Backend> Sweep<'_, '_, B> {
         let shape = model.attention_shape(at.index);
         let sources = sources(KeyValues { k, v }, chunks, at.index);
         if !plan.patterns[at.index] {
-            return backend.attention(who, shape, &sources, Pass::Whole { q, z });
+            return backend.attention(who, shape, &sources, Pass::Whole { q, z }, visitor.stop());
         }
         let mut pattern = backend.zeros(at.tail.len * model.spec.n_heads * plan.n_keys)?;
-        backend.attention(who, shape, &sources, Pass::Pattern { q, pattern: &mut pattern })?;
+        backend.attention(who, shape, &sources, Pass::Pattern { q, pattern: &mut pattern }, visitor.stop())?;
         visitor.visit(at.site(Point::Pattern), &mut pattern, at.tail, None)?;
-        backend.attention(who, shape, &sources, Pass::Mix { pattern: &pattern, z })
+        backend.attention(who, shape, &sources, Pass::Mix { pattern: &pattern, z }, visitor.stop())
     }
 
     /// From the middle residual to the block's output, in place.
@@ -191,7 +192,7 @@ impl<B: Backend> Sweep<'_, '_, B> {
         if let Some(map) = gate {
             jobs.push(map.job(normed, rows.len, panels, linear));
         }
-        backend.gemm(&mut jobs)?;
+        backend.gemm(&mut jobs, visitor.stop())?;
         visitor.check()?;
         visitor.visit(at.site(Point::Pre), pre, rows, panels)?;
         if gate.is_some() {
@@ -211,7 +212,7 @@ impl<B: Backend> Sweep<'_, '_, B> {
             return Ok(false);
         }
         visitor.check()?;
-        block.out.forward(backend, post, rows.len, branch)?;
+        block.out.forward(backend, post, rows.len, branch, visitor.stop())?;
         visitor.check()?;
         visitor.visit(at.site(Point::MlpOut), branch, rows, None)?;
         if !visitor.reaches(at.site(Point::ResidPost)) {

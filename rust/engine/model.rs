@@ -8,7 +8,7 @@ use super::request::{
 };
 use super::site::Site;
 use super::{backward, forward};
-use crate::backend::{AttentionShape, Backend, Gemm, MatrixView};
+use crate::backend::{AttentionShape, Backend, Check, Gemm, MatrixView};
 use crate::error::{Error, Result};
 use crate::model::spec::{Head, ModelSpec, Positions};
 use crate::model::weights::{Checkpoint, HostLinear, HostNorm};
@@ -47,14 +47,28 @@ impl<B: Backend> Linear<B> {
     }
 
     /// `out = x Wᵀ + bias`.
-    pub fn forward(&self, backend: &B, x: &B::Buffer, rows: usize, out: &mut B::Buffer) -> Result<()> {
-        backend.gemm(&mut [self.job(x, rows, None, out)])
+    pub fn forward(
+        &self,
+        backend: &B,
+        x: &B::Buffer,
+        rows: usize,
+        out: &mut B::Buffer,
+        check: Check<'_>,
+    ) -> Result<()> {
+        backend.gemm(&mut [self.job(x, rows, None, out)], check)
     }
 
     /// `dx = dy W`.
-    pub fn backward(&self, backend: &B, dy: &B::Buffer, rows: usize, dx: &mut B::Buffer) -> Result<()> {
+    pub fn backward(
+        &self,
+        backend: &B,
+        dy: &B::Buffer,
+        rows: usize,
+        dx: &mut B::Buffer,
+        check: Check<'_>,
+    ) -> Result<()> {
         let weight = self.transposed(backend)?;
-        backend.gemm(&mut [Gemm { x: dy, rows, weight, bias: None, panels: None, out: dx }])
+        backend.gemm(&mut [Gemm { x: dy, rows, weight, bias: None, panels: None, out: dx }], check)
     }
 }
 

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use super::site::Site;
+use crate::backend::Check;
 use crate::error::{Error, Result};
 use crate::model::spec::ModelSpec;
 
@@ -238,8 +239,8 @@ pub trait Host {
 /// What a call brings along: how to learn that the caller wants to stop, and host steps.
 #[derive(Default)]
 pub struct Context<'a> {
-    /// Called on the calling thread at least once a layer; an error ends the work.
-    pub check: Option<&'a dyn Fn() -> Result<()>>,
+    /// Asked at least once a layer, and between the tasks of what takes long.
+    pub check: Check<'a>,
     /// Host steps.
     pub host: Option<&'a mut dyn Host>,
 }

@@ -6,7 +6,7 @@ use super::plan::{Plan, PlannedEdit};
 use super::request::{Columns, Context, EditOp, HostRows, Output, Read, Request};
 use super::rows::{Rows, gathered};
 use super::site::Site;
-use crate::backend::{Backend, PANEL};
+use crate::backend::{Backend, Check, PANEL};
 use crate::error::{Error, Result};
 
 /// One sweep's edits, host steps and reads, with the answers so far.
@@ -30,9 +30,14 @@ impl<'a, 'c, B: Backend> Visitor<'a, 'c, B> {
         self.outputs.into_iter().map(reached).collect()
     }
 
+    /// What long work asks whether it shall end.
+    pub fn stop(&self) -> Check<'c> {
+        self.context.check
+    }
+
     /// Fails if the caller wants the work to end.
     pub fn check(&self) -> Result<()> {
-        self.context.check.map_or(Ok(()), |check| check())
+        self.stop().map_or(Ok(()), |check| check())
     }
 
     /// Whether the sweep computes a site.
@@ -84,7 +89,7 @@ impl<'a, 'c, B: Backend> Visitor<'a, 'c, B> {
             if !matches!(read, Read::Logits { .. } | Read::LogProb { .. }) {
                 continue;
             }
-            self.check()?;
+            let check = self.stop();
             let at = rows.locate(&plan.read_rows[i])?;
             let read_rows = gathered(backend, h, model.spec.d_model, &at, at.len())?;
             self.outputs[i] = Some(match read {
@@ -93,7 +98,7 @@ impl<'a, 'c, B: Backend> Visitor<'a, 'c, B> {
                     let data = backend.log_prob(&read_rows, at.len(), &model.head.weight, targets)?.0;
                     Output { n_rows: at.len(), n_cols: 1, data }
                 }
-                Read::Logits { columns, .. } => logits(backend, &model.head, &read_rows, at.len(), columns)?,
+                Read::Logits { columns, .. } => logits(backend, &model.head, (&read_rows, at.len()), columns, check)?,
                 _ => return Err(Error::Internal("a site read behind the sites".to_owned())),
             });
         }
@@ -122,7 +127,13 @@ fn apply<B: Backend>(
 }
 
 /// The logits of `rows` rows of the final norm's output; only the panels that hold the columns are computed.
-fn logits<B: Backend>(backend: &B, head: &Linear<B>, h: &B::Buffer, rows: usize, columns: &Columns) -> Result<Output> {
+fn logits<B: Backend>(
+    backend: &B,
+    head: &Linear<B>,
+    (h, rows): (&B::Buffer, usize),
+    columns: &Columns,
+    check: Check<'_>,
+) -> Result<Output> {
     let panels = match columns {
         Columns::All => None,
         Columns::Some(columns) => {
@@ -137,7 +148,7 @@ fn logits<B: Backend>(backend: &B, head: &Linear<B>, h: &B::Buffer, rows: usize,
     };
     let width = panels.as_ref().map_or(head.outputs, |panels| panels.len() * PANEL);
     let mut out = backend.zeros(rows * width)?;
-    backend.gemm(&mut [head.job(h, rows, panels.as_deref(), &mut out)])?;
+    backend.gemm(&mut [head.job(h, rows, panels.as_deref(), &mut out)], check)?;
     if panels.is_none() {
         return Ok(Output { n_rows: rows, n_cols: width, data: backend.take(out)? });
     }

@@ -9,7 +9,7 @@ use super::super::{Buffer, Cpu};
 use super::forward::softmax;
 use super::panels::{ByDimension, ByPosition, for_vectors, panel_len};
 use super::plan::{Task, check, runs, shared_keys, work};
-use crate::backend::{AttentionGradients, AttentionPlan, AttentionShape, KeyValues, PANEL};
+use crate::backend::{AttentionGradients, AttentionPlan, AttentionShape, Check, KeyValues, PANEL};
 use crate::error::{Error, Result};
 
 /// Query positions whose gradients are summed together.
@@ -103,6 +103,7 @@ impl Cpu {
         chunks: &[KeyValues<'_, Self>],
         q: &Buffer,
         gradients: AttentionGradients<'_, Self>,
+        stop: Check<'_>,
     ) -> Result<()> {
         let AttentionGradients { dz, d_pattern, dq, dk, dv } = gradients;
         check(plan, shape, &[q, dz, dq], d_pattern.as_deref(), chunks)?;
@@ -121,11 +122,10 @@ impl Cpu {
         };
         let groups = independent(plan);
         let heads = shape.n_kv_heads;
-        self.tasks(groups.len() * heads, 3 * work(plan, shape), |index| {
+        self.tasks_until(stop, groups.len() * heads, 3 * work(plan, shape), |index| {
             let task = Task { level: self.level, plan, shape, chunks, kv_head: index % heads };
             backward_task(&task, &ends, &groups[index / heads]);
-        });
-        Ok(())
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use super::super::math::{divide, exponentials};
 use super::super::parallel::Shared;
 use super::panels::{ByDimension, ByPosition, for_vectors, panel_len};
 use super::plan::{Piece, Task, check, runs, shared_keys, tasks, work};
-use crate::backend::{AttentionPlan, AttentionShape, KeyValues, PANEL, Pass};
+use crate::backend::{AttentionPlan, AttentionShape, Check, KeyValues, PANEL, Pass};
 use crate::error::Result;
 
 /// Floats of the products that a task holds at a time: they stay in the second-level cache.
@@ -40,6 +40,7 @@ impl Cpu {
         shape: AttentionShape,
         chunks: &[KeyValues<'_, Self>],
         pass: Pass<'_, Self>,
+        stop: Check<'_>,
     ) -> Result<()> {
         let ends = match pass {
             Pass::Pattern { q, pattern } => {
@@ -61,11 +62,10 @@ impl Cpu {
         let target = (work / parts).max(self.at_least(TASK_WORK));
         let tasks = tasks(plan, 2 * group * shape.d_head, target, self.at_least(FEWEST));
         let heads = shape.n_kv_heads;
-        self.tasks(tasks.len() * heads, work, |index| {
+        self.tasks_until(stop, tasks.len() * heads, work, |index| {
             let task = Task { level: self.level, plan, shape, chunks, kv_head: index % heads };
             attend_task(&task, &ends, &tasks[index / heads]);
-        });
-        Ok(())
+        })
     }
 }
 

@@ -135,9 +135,9 @@ impl Forest {
         let (mut z, mut mixed) = (unwritten(rows * width), unwritten(rows * width));
         let mut pattern = unwritten(rows * heads * layout.plan.n_keys);
         for pass in [Pass::Whole { q: &q, z: &mut z }, Pass::Pattern { q: &q, pattern: &mut pattern }] {
-            cpu.attention(&layout.plan, self.shape, &keys, pass).unwrap();
+            cpu.attention(&layout.plan, self.shape, &keys, pass, None).unwrap();
         }
-        cpu.attention(&layout.plan, self.shape, &keys, Pass::Mix { pattern: &pattern, z: &mut mixed }).unwrap();
+        cpu.attention(&layout.plan, self.shape, &keys, Pass::Mix { pattern: &pattern, z: &mut mixed }, None).unwrap();
         [z.to_vec(), mixed.to_vec(), pattern.to_vec()]
     }
 
@@ -165,7 +165,7 @@ impl Forest {
         let mut d_pattern = Buffer::from_slice(given.unwrap_or(&[]));
         let given = given.map(|_| &mut d_pattern);
         let gradients = AttentionGradients { dz: &dz, d_pattern: given, dq: &mut dq, dk: &mut dk, dv: &mut dv };
-        cpu.attention_backward(&layout.plan, self.shape, &keys, &q, gradients).unwrap();
+        cpu.attention_backward(&layout.plan, self.shape, &keys, &q, gradients, None).unwrap();
         [dq.to_vec(), dk.to_vec(), dv.to_vec(), d_pattern.to_vec()]
     }
 }
@@ -360,7 +360,7 @@ fn plans_that_contradict_themselves_are_errors() {
         let mut plan = good.plan.clone();
         change(&mut plan);
         let mut z = unwritten(q.len());
-        cpus()[0].attention(&plan, forest.shape, &Forest::keys(&buffers), Pass::Whole { q: &q, z: &mut z })
+        cpus()[0].attention(&plan, forest.shape, &Forest::keys(&buffers), Pass::Whole { q: &q, z: &mut z }, None)
     };
     assert!(spoil(|_| ()).is_ok());
     assert!(spoil(|plan| plan.spans.truncate(1)).is_err());

@@ -1,7 +1,10 @@
+use std::cell::Cell;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::backend::{Gemm, PANEL};
+use crate::error::Error;
 use crate::ops::linear;
 
 struct Case {
@@ -27,7 +30,7 @@ impl Case {
         let width = panels.map_or(self.outputs, |list| list.len() * PANEL);
         let mut out = unwritten(rows.len() * width);
         let job = Gemm { x: &x, rows: rows.len(), weight: &weight, bias: bias.then_some(&b), panels, out: &mut out };
-        cpu.gemm(&mut [job]).unwrap();
+        cpu.gemm(&mut [job], None).unwrap();
         out.to_vec()
     }
 }
@@ -119,14 +122,37 @@ fn jobs_of_one_region_do_not_touch_each_other() {
         let (wa, wb) = (pack(&a), pack(&b));
         let (xa, xb) = (Buffer::from_slice(&a.x), Buffer::from_slice(&b.x));
         let (mut oa, mut ob, mut oc) = (unwritten(13 * 35), unwritten(5 * 20), unwritten(1));
-        cpu.gemm(&mut [
-            Gemm { x: &xa, rows: 13, weight: &wa, bias: None, panels: None, out: &mut oa },
-            Gemm { x: &xb, rows: 5, weight: &wb, bias: None, panels: None, out: &mut ob },
-            Gemm { x: &xb, rows: 0, weight: &wb, bias: None, panels: None, out: &mut oc },
-        ])
+        cpu.gemm(
+            &mut [
+                Gemm { x: &xa, rows: 13, weight: &wa, bias: None, panels: None, out: &mut oa },
+                Gemm { x: &xb, rows: 5, weight: &wb, bias: None, panels: None, out: &mut ob },
+                Gemm { x: &xb, rows: 0, weight: &wb, bias: None, panels: None, out: &mut oc },
+            ],
+            None,
+        )
         .unwrap();
         assert_eq!(bits(&oa), bits(&a.run(&cpus()[0], 0..13, false, None)));
         assert_eq!(bits(&ob), bits(&b.run(&cpus()[0], 0..5, false, None)));
         assert!(oc[0].is_nan());
+    }
+}
+
+#[test]
+fn a_long_product_ends_between_its_tasks_when_the_caller_wants_it() {
+    let case = Case::new(7, 4000, 64, 64);
+    let (x, weight) = (Buffer::from_slice(&case.x), cpus()[0].pack(matrix(&case.w, 64, 64)).unwrap());
+    // On one thread, where no other can have taken the tasks before the third question.
+    for cpu in cpus().iter().filter(|cpu| cpu.threads() == 1) {
+        let mut out = unwritten(4000 * 64);
+        let asked = Cell::new(0);
+        let check = || {
+            asked.set(asked.get() + 1);
+            if asked.get() == 3 { Err(Error::Interrupted) } else { Ok(()) }
+        };
+        let job = Gemm { x: &x, rows: 4000, weight: &weight, bias: None, panels: None, out: &mut out };
+        let found = cpu.gemm(&mut [job], Some(&check));
+        assert!(matches!(found, Err(Error::Interrupted)), "{found:?}");
+        assert_eq!(asked.get(), 3);
+        assert!(out.iter().any(|value| value.is_nan()), "the rest was computed all the same");
     }
 }
