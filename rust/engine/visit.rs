@@ -89,7 +89,7 @@ impl<'a, 'c, B: Backend> Visitor<'a, 'c, B> {
             if !matches!(read, Read::Logits { .. } | Read::LogProb { .. }) {
                 continue;
             }
-            let check = self.stop();
+            self.check()?;
             let at = rows.locate(&plan.read_rows[i])?;
             let read_rows = gathered(backend, h, model.spec.d_model, &at, at.len())?;
             self.outputs[i] = Some(match read {
@@ -98,7 +98,9 @@ impl<'a, 'c, B: Backend> Visitor<'a, 'c, B> {
                     let data = backend.log_prob(&read_rows, at.len(), &model.head.weight, targets)?.0;
                     Output { n_rows: at.len(), n_cols: 1, data }
                 }
-                Read::Logits { columns, .. } => logits(backend, &model.head, (&read_rows, at.len()), columns, check)?,
+                Read::Logits { columns, .. } => {
+                    logits(backend, &model.head, (&read_rows, at.len()), columns, self.stop())?
+                }
                 _ => return Err(Error::Internal("a site read behind the sites".to_owned())),
             });
         }

@@ -6,6 +6,7 @@
 //! ends are attained by `u` along `±w∘g`. Before anything mixes tokens, a feature of a model without learned positions
 //! is a function of one token, and the vocabulary is finite: its ends are found by trying all of it.
 
+use crate::backend::Check;
 use crate::engine::request::{Columns, Context, Engine, Parent, Read, Request, RowRef, Segment, WeightKind};
 use crate::engine::site::{Point, Site};
 use crate::error::Result;
@@ -17,7 +18,7 @@ const VOCABULARY_BATCH: usize = 1024;
 /// Bounds of an engine's features. What sites share is computed once.
 pub struct Reach<'a> {
     engine: &'a dyn Engine,
-    check: Option<&'a dyn Fn() -> Result<()>>,
+    check: Check<'a>,
     /// The last layer asked about, and the bounds of its linear maps (the input map, the linear part's).
     linear: (usize, [Option<Vec<Interval>>; 2]),
 }
@@ -27,7 +28,7 @@ pub type Interval = (f64, f64);
 
 impl<'a> Reach<'a> {
     /// Of this engine's model; `check` may end the work.
-    pub fn new(engine: &'a dyn Engine, check: Option<&'a dyn Fn() -> Result<()>>) -> Self {
+    pub fn new(engine: &'a dyn Engine, check: Check<'a>) -> Self {
         Self { engine, check, linear: (0, [None, None]) }
     }
 
@@ -78,7 +79,7 @@ fn one_token(site: Site, spec: &ModelSpec) -> bool {
         || (site.layer == 0 && !learned && matches!(site.point, Point::ResidPre | Point::Q | Point::K | Point::V))
 }
 
-fn vocabulary(engine: &dyn Engine, site: Site, check: Option<&dyn Fn() -> Result<()>>) -> Result<Vec<(f64, f64)>> {
+fn vocabulary(engine: &dyn Engine, site: Site, check: Check<'_>) -> Result<Vec<(f64, f64)>> {
     let spec = engine.spec();
     let mut range = vec![(f64::INFINITY, f64::NEG_INFINITY); site.width(spec, 0)];
     let ids: Vec<u32> = (0..spec.d_vocab as u32).collect();

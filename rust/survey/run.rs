@@ -7,6 +7,7 @@ use super::document::{Document, DocumentHash};
 use super::observe::{Observer, Unit};
 use super::settings::{Corpus, MAX_DOCUMENTS, Progress, Settings};
 use super::store::{self, Survey};
+use crate::backend::Check;
 use crate::engine::request::{Context, Engine, Parent, Request, Segment};
 use crate::engine::site::{Point, Site};
 use crate::error::{Error, Result};
@@ -81,7 +82,7 @@ pub fn run(
     options: &Options,
     source: &mut Source<'_>,
     progress: &mut dyn FnMut(u64) -> Result<()>,
-    check: Option<&dyn Fn() -> Result<()>>,
+    check: Check<'_>,
 ) -> Result<Survey> {
     let piece = piece_length(settings, engine)?;
     let sites = settings.sites.iter().map(|name| Site::parse(name, engine.spec())).collect::<Result<Vec<_>>>()?;

@@ -16,6 +16,7 @@ use super::settings::{Corpus, FORMAT, Progress, Settings, canonical, to_value};
 use super::stats::{Feature, SiteStats, Tally};
 use super::topk::{End, Occurrence};
 use super::validate;
+use crate::backend::Check;
 use crate::engine::request::Engine;
 use crate::engine::site::{Point, Site};
 use crate::error::{Error, Result};
@@ -43,7 +44,7 @@ impl Survey {
         sites: &[Site],
         settings: Settings,
         model_name: &str,
-        check: Option<&dyn Fn() -> Result<()>>,
+        check: Check<'_>,
     ) -> Result<Self> {
         let mut reach = Reach::new(engine, check);
         let mut stats = Vec::with_capacity(sites.len());
