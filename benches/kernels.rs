@@ -172,11 +172,11 @@ fn vocabulary(c: &mut Criterion) {
         let h = Buffer::from_slice(&values(rows * inputs));
         let targets: Vec<u32> = (0..rows as u32).map(|r| r * 700).collect();
         let ones = vec![1.0; rows];
-        let (_, lse) = cpu.log_prob(&h, rows, &weight, &targets).unwrap();
+        let (_, lse) = cpu.log_prob(&h, rows, &weight, &targets, None).unwrap();
         let mut dh = cpu.zeros(rows * inputs).unwrap();
         group.throughput(Throughput::Elements((rows * inputs * outputs) as u64));
         group.bench_function(BenchmarkId::new("log_prob", rows), |b| {
-            b.iter(|| cpu.log_prob(&h, rows, &weight, &targets).unwrap());
+            b.iter(|| cpu.log_prob(&h, rows, &weight, &targets, None).unwrap());
         });
         group.bench_function(BenchmarkId::new("top 256", rows), |b| {
             b.iter(|| cpu.top_outputs(&[(&h, &weight, &ones)], rows, &allowed, 256).unwrap());
@@ -184,7 +184,7 @@ fn vocabulary(c: &mut Criterion) {
         group.throughput(Throughput::Elements(2 * (rows * inputs * outputs) as u64));
         group.bench_function(BenchmarkId::new("log_prob backward", rows), |b| {
             b.iter(|| {
-                cpu.log_prob_backward(&h, rows, &weight, &transposed, &targets, &lse, &ones, &mut dh).unwrap();
+                cpu.log_prob_backward(&h, rows, &weight, &transposed, &targets, &lse, &ones, &mut dh, None).unwrap();
             });
         });
     }

@@ -302,6 +302,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         rows: usize,
         weight: &Self::Weight,
         targets: &[u32],
+        check: Check<'_>,
     ) -> Result<(Vec<f32>, Vec<f32>)>;
     /// `dh += Σ_r weights[r] · ∂ log_prob(r) / ∂h`; `transposed` is the packed transpose of `weight`, `lse` what
     /// [`Backend::log_prob`] gave.
@@ -315,6 +316,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         lse: &[f32],
         weights: &[f32],
         dh: &mut Self::Buffer,
+        check: Check<'_>,
     ) -> Result<()>;
 
     /// For each row the `k` best outputs of `Σ_t scale_t[row] · (x_t[row] · W_t[output])` among the allowed ones:

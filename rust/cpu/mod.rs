@@ -331,10 +331,17 @@ impl Backend for Cpu {
         Ok(self.project_rows(x, width, rows, &vector[..width]))
     }
 
-    fn log_prob(&self, h: &Buffer, rows: usize, weight: &Weight, targets: &[u32]) -> Result<(Vec<f32>, Vec<f32>)> {
+    fn log_prob(
+        &self,
+        h: &Buffer,
+        rows: usize,
+        weight: &Weight,
+        targets: &[u32],
+        check: Check<'_>,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
         need("log_prob", h.len(), rows * weight.inputs())?;
         vocab::check_targets(targets, rows, weight)?;
-        Ok(self.log_probs(h, rows, weight, targets))
+        self.log_probs((h, rows), weight, targets, check)
     }
 
     fn log_prob_backward(
@@ -347,6 +354,7 @@ impl Backend for Cpu {
         lse: &[f32],
         weights: &[f32],
         dh: &mut Buffer,
+        check: Check<'_>,
     ) -> Result<()> {
         need("log_prob_backward", h.len().min(dh.len()), rows * weight.inputs())?;
         need("log_prob_backward's rows", lse.len().min(weights.len()), rows)?;
@@ -356,8 +364,7 @@ impl Backend for Cpu {
                 "log_prob_backward: the second weight is not the first one's transpose".into(),
             ));
         }
-        self.log_probs_backward((h, rows), (weight, transposed), targets, lse, weights, dh);
-        Ok(())
+        self.log_probs_backward((h, rows), (weight, transposed), targets, lse, weights, dh, check)
     }
 
     fn top_outputs(

@@ -10,7 +10,7 @@ use super::level::Level;
 use super::math::exponentials;
 use super::pack::Weight;
 use super::parallel::Shared;
-use crate::backend::PANEL;
+use crate::backend::{Check, PANEL};
 use crate::error::{Error, Result};
 
 /// Outputs of a block: whole panels, and whole blocks of the transposed weight's inputs.
@@ -51,13 +51,19 @@ struct Partial {
 }
 
 impl Cpu {
-    pub(super) fn log_probs(&self, h: &[f32], rows: usize, weight: &Weight, targets: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    pub(super) fn log_probs(
+        &self,
+        (h, rows): (&[f32], usize),
+        weight: &Weight,
+        targets: &[u32],
+        check: Check<'_>,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
         let level = self.level;
         let blocks = weight.outputs().div_ceil(COLUMNS);
         let row_blocks = rows.div_ceil(ROWS);
         let mut partial = vec![0.0_f32; 3 * rows * blocks];
         let shared = Shared::new(&mut partial);
-        self.tasks(blocks * row_blocks, rows * weight.outputs() * weight.inputs(), |task| {
+        self.tasks_until(check, blocks * row_blocks, rows * weight.outputs() * weight.inputs(), |task| {
             // Row blocks within a block of outputs, so that its weights are still near for the next.
             let (block, row_block) = (task / row_blocks, task % row_blocks);
             let range = (rows * row_block / row_blocks, rows * (row_block + 1) / row_blocks);
@@ -72,7 +78,7 @@ impl Cpu {
                     unsafe { shared.part(at..at + 3) }.copy_from_slice(&[max, sum, target]);
                 }
             });
-        });
+        })?;
         let mut log_probs = Vec::with_capacity(rows);
         let mut lse = Vec::with_capacity(rows);
         for (row, parts) in partial.chunks_exact(3 * blocks).enumerate() {
@@ -84,7 +90,7 @@ impl Cpu {
             log_probs.push((f64::from(target) - total) as f32);
             lse.push(total as f32);
         }
-        (log_probs, lse)
+        Ok((log_probs, lse))
     }
 
     pub(super) fn log_probs_backward(
@@ -95,7 +101,8 @@ impl Cpu {
         lse: &[f32],
         weights: &[f32],
         dh: &mut [f32],
-    ) {
+        check: Check<'_>,
+    ) -> Result<()> {
         let (level, width) = (self.level, weight.inputs());
         let blocks = weight.outputs().div_ceil(COLUMNS);
         // Blocks whose gradients are held at a time: enough to share among the threads.
@@ -109,7 +116,7 @@ impl Cpu {
                 let count = wave.min(blocks - first);
                 let shared = Shared::new(&mut d_logits);
                 let work = n_rows * count * COLUMNS * width;
-                self.tasks(count, work, |index| {
+                self.tasks_until(check, count, work, |index| {
                     let size = n_rows * COLUMNS;
                     // SAFETY: one part a block.
                     let d = unsafe { shared.part(index * size..(index + 1) * size) };
@@ -122,12 +129,12 @@ impl Cpu {
                             d[target] += weights[row];
                         }
                     }
-                });
+                })?;
                 let d_logits = &d_logits;
                 let shared = Shared::new(&mut sums);
                 let panels = width.div_ceil(PANEL);
                 let pieces = (2 * self.threads()).min(panels);
-                self.tasks(pieces, work, |piece| {
+                self.tasks_until(check, pieces, work, |piece| {
                     let (from, to) = (panels * piece / pieces, panels * (piece + 1) / pieces);
                     for index in 0..count {
                         let block = first + index;
@@ -138,11 +145,12 @@ impl Cpu {
                             accumulate(level, d, n_rows, transposed, block, (from, to), out, width);
                         }
                     }
-                });
+                })?;
             }
             let dh = &mut dh[range.0 * width..range.1 * width];
             self.add_assign_all(dh, &sums[..n_rows * width]);
         }
+        Ok(())
     }
 
     pub(super) fn best_outputs(

@@ -286,7 +286,7 @@ impl<B: Backend> Sweep<'_, B> {
                 Read::LogProb { targets, .. } => {
                     let at = rows.locate(&plan.read_rows[i])?;
                     let read_rows = gathered(backend, h, d, &at, n)?;
-                    let (_, lse) = backend.log_prob(&read_rows, n, &head.weight, targets)?;
+                    let (_, lse) = backend.log_prob(&read_rows, n, &head.weight, targets, self.check)?;
                     let transposed = head.transposed(backend)?;
                     backend.log_prob_backward(
                         &read_rows,
@@ -297,6 +297,7 @@ impl<B: Backend> Sweep<'_, B> {
                         &lse,
                         seed,
                         &mut part,
+                        self.check,
                     )?;
                 }
                 Read::Values { .. } | Read::Project { .. } => continue,

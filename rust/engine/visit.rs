@@ -95,7 +95,7 @@ impl<'a, 'c, B: Backend> Visitor<'a, 'c, B> {
             self.outputs[i] = Some(match read {
                 Read::LogProb { targets, .. } => {
                     model.needs_unembedding()?;
-                    let data = backend.log_prob(&read_rows, at.len(), &model.head.weight, targets)?.0;
+                    let data = backend.log_prob(&read_rows, at.len(), &model.head.weight, targets, self.stop())?.0;
                     Output { n_rows: at.len(), n_cols: 1, data }
                 }
                 Read::Logits { columns, .. } => {

@@ -118,7 +118,7 @@ fn buffers_that_are_too_small_are_errors() {
     assert!(cpu.edit(&mut out, 3, &[0], Some(&[3]), EditOp::Set, &[0.0]).is_err());
     assert!(cpu.edit(&mut out, 3, &[0], None, EditOp::Set, &[0.0, 1.0]).is_err());
     assert!(cpu.project(&large, 10, &[0], &small).is_err());
-    assert!(cpu.log_prob(&large, 1, &weight, &[10]).is_err());
-    assert!(cpu.log_prob(&small, 1, &weight, &[0]).is_err());
+    assert!(cpu.log_prob(&large, 1, &weight, &[10], None).is_err());
+    assert!(cpu.log_prob(&small, 1, &weight, &[0], None).is_err());
     assert!(cpu.top_outputs(&[(&large, &weight, &[1.0])], 1, &[true; 9], 1).is_err());
 }

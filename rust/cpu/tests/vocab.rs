@@ -17,9 +17,9 @@ proptest! {
             let transposed = cpu.pack_transposed(&weight).unwrap();
             let x = Buffer::from_slice(&h[from * inputs..to * inputs]);
             let n = to - from;
-            let (log_probs, lse) = cpu.log_prob(&x, n, &weight, &targets[from..to]).unwrap();
+            let (log_probs, lse) = cpu.log_prob(&x, n, &weight, &targets[from..to], None).unwrap();
             let mut dh = Buffer::from_slice(&vec![0.5; n * inputs]);
-            cpu.log_prob_backward(&x, n, &weight, &transposed, &targets[from..to], &lse, &weights[from..to], &mut dh).unwrap();
+            cpu.log_prob_backward(&x, n, &weight, &transposed, &targets[from..to], &lse, &weights[from..to], &mut dh, None).unwrap();
             (log_probs, lse, dh.to_vec())
         };
         let (log_probs, lse, dh) = run(&cpus()[0], 0, rows);
