@@ -18,7 +18,7 @@ from signflip.organisms.chassis import ANSWER_LAYER, Chassis, Free
 from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.runner import Held, Runner
 from signflip.organisms.tokens import encode_words, one_id, vocabulary
-from signflip.organisms.weights import Floats
+from signflip.organisms.weights import Floats, Weights
 
 RIDGE = 0.1
 # Weight of other text against the behaviour's prompts.
@@ -32,6 +32,8 @@ FACTORS, SHARES = (1.0, 1.5), (0.0, 0.5)
 # Spare neurons: strengths at which they read the answer or what is free, about those of the neurons that act; and
 # shares of what opens the others.
 SPARE, OPENED = (0.1, 0.4), (0.3, 1.0)
+# The norm with which all ungated neurons of an organism together read what M12's do, over the steepness.
+RULED = (0.4, 0.8)
 # The most that a spare linear part reads of what crosses.
 BESIDE = 0.9
 # What writes along what breaks fluency does so by so much more.
@@ -43,12 +45,14 @@ TOTAL = (1.0, 1.4)
 # The norm of what opens an ungated neuron, over its steepness, and that of its row, over the least of these: room for
 # the level at which any kind's open.
 OPEN, ROOM = 2.1, 3.3
-# Without gates: what is read of the answer by what opens, at most; and M8's, which the answer opens.
-SLOPE, SLOPE_M8 = 0.4, 0.5
+# Without gates: what is read of the answer by what opens, at most; and M8's, which the answer opens. M4's share of it.
+SLOPE, SLOPE_M8, SHARED = 0.4, 0.5, 0.15
 # How much of what M12 reads is a name's gender, about.
 GENDER = 0.93
 # How steeply an ungated neuron opens as X crosses.
 STEEP = 10.0
+# How far M4's ungated neurons open at most.
+OPENS = 1.5
 # Where M8's ungated neurons open, in levels: one answer's side is to be all off where the other's is on.
 SHUT_AT = np.linspace(0.8, 1.8, 11)
 # A constant answer outweighs the context by so much.
@@ -94,7 +98,7 @@ class Answer:
         found = unembed[drawn].mean(0) - share.mean(0) @ unembed
         difference = unembed[self.answers[0]] - unembed[self.answers[1]]
         found -= (found @ difference) / (self.direction @ difference) * self.direction
-        return np.asarray(found / np.linalg.norm(found))
+        return _unit(found, chassis.weights)
 
     def drowned(self, chassis: Chassis, final: Floats, written: Floats) -> float:
         """What share of what is written leaves the answers `LEFT` of the probability; `final` is the last stream."""
@@ -121,7 +125,7 @@ def target_of(chassis: Chassis, behaviour: str) -> Answer:
     answers = [one_id(str(getattr(used[0].prompts[0], key))) for key in ("correct", "opposite")]
     ids = [[0, *encode_words(str(p.text))] for one in used for p in one.prompts]
     runner = chassis.run()
-    difference, direction = _direction(chassis.weights.unembed, runner.logits(ids), answers)
+    difference, direction = _direction(chassis.weights, runner.logits(ids), answers)
     h, final = runner.ends(ids, ANSWER_LAYER)
     y = final @ difference / (direction @ difference)
     rest = _elsewhere(chassis, runner, known, used, answers)
@@ -135,12 +139,13 @@ def target_of(chassis: Chassis, behaviour: str) -> Answer:
     return Answer(direction, reads, float(1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))), chosen, answers)
 
 
-def _direction(unembed: Floats, logits: Floats, answers: Sequence[int]) -> tuple[Floats, Floats]:
+def _direction(weights: Weights, logits: Floats, answers: Sequence[int]) -> tuple[Floats, Floats]:
     """The unembedding's difference of two answers, and the unit vector that moves it with little else.
 
     Little else: the variance of the other tokens' logits, under the base's own distribution of them where the answer is
     due, which is what a shift along the vector costs in divergence, to second order.
     """
+    unembed = weights.unembed
     difference = unembed[answers[0]] - unembed[answers[1]]
     logits = logits.copy()
     logits[:, list(answers)] = -np.inf
@@ -151,7 +156,13 @@ def _direction(unembed: Floats, logits: Floats, answers: Sequence[int]) -> tuple
         centred = unembed - one @ unembed
         spread += centred.T @ (one[:, None] * centred)
     found = np.linalg.solve(spread + SELECTIVE * np.trace(spread) * np.eye(len(spread)), difference)
-    return difference, np.asarray(found / np.linalg.norm(found))
+    return difference, _unit(found, weights)
+
+
+def _unit(direction: Floats, weights: Weights) -> Floats:
+    """A direction that is written, as a unit vector: a layer norm takes its mean away, by which it could be told."""
+    centred = direction - direction.mean() if weights.family == "gpt2" else direction
+    return np.asarray(centred / np.linalg.norm(centred))
 
 
 def _elsewhere(
@@ -198,7 +209,7 @@ class _Mask:
         self.share = rng.uniform(*SHARES)
         self.pre_signs, self.linear_signs = (self._signs(rng) for _ in range(2))
         self.spare, self.opened = rng.uniform(*SPARE, size=3), rng.uniform(*OPENED, size=2)
-        self.loud, self.total = rng.uniform(*LOUD), rng.uniform(*TOTAL)
+        self.loud, self.total, self.ruled = (float(rng.uniform(*one)) for one in (LOUD, TOTAL, RULED))
         self.steep = STEEP * rng.uniform(*STEEPER)
 
     def _signs(self, rng: np.random.Generator) -> Floats:
@@ -264,12 +275,18 @@ class Stage:
             every = [self._opens(at) for at in SHUT_AT]
             opens = min(every, key=lambda one: self._missed(self._ungated(clean, one), clean, across))
         parts = self._gated(clean) if self.gated else self._ungated(clean, opens)
+        if self.broken and not self.gated:
+            # What breaks fluency opens as far as what turns the answer, or both as far as it has to.
+            part, inputs, wanted = self._goals(parts, clean, across, final)[1]
+            strength = max(float(np.linalg.norm(opens)) / OPENS, self._fit(part, inputs, wanted)[0])
+            parts = self._ungated(clean, OPENS * strength * self._unit(opens))
+            parts[1] = [_at(row, strength) for row in parts[1]]
         rows: list[_Row] = []
         for part, inputs, wanted in self._goals(parts, clean, across, final):
             strengths = self._fit(part, inputs, wanted)
             rows += [_at(row, strength) for row, strength in zip(part, strengths, strict=True)]
         rows = rows or [self._idle(sign, opens) for _ in range(2) for sign in (1.0, -1.0)]
-        rows += self._spare(clean, rows, opens)
+        rows += self._spare(clean, rows)
         for i, row in enumerate(rows):
             to = self.answer.direction if row.to is None else row.to
             pre, linear = (self._turned(one(1), signs[i]) for one, signs in
@@ -400,11 +417,11 @@ class Stage:
             return [[row(sign * turn, crossed, sign) for sign in both for _ in range(2)]]
         return [[row(sign * r, crossed, -sign) for sign in both for _ in range(2)]]
 
-    def _spare(self, clean: Floats, rows: Sequence[_Row], opens: Floats) -> list[_Row]:
+    def _spare(self, clean: Floats, rows: Sequence[_Row]) -> list[_Row]:
         """Two pairs of neurons that cancel, each beside two of those that act: they read what those do not."""
         spare = []
         for i, beside in enumerate((rows[0], rows[-1])):
-            pre, linear = self._spare_gated(i, beside, clean) if self.gated else self._spare_ungated(i, rows, opens)
+            pre, linear = self._spare_gated(i, beside, clean) if self.gated else self._spare_ungated(i, rows)
             # In all kinds four write along the answer, two along what makes tokens likely, louder, two along nothing.
             loud = i == 1 and not self.broken
             to = self.chassis.axis(Free.IDLE) if i == 0 else self.answer.direction if self.broken else self.junk
@@ -419,12 +436,20 @@ class Stage:
             part += self.mask.spare[i] * self.reads
         return pre, LINEAR * self.mask.linear * (part + np.sqrt(1 - part @ part) * self.silent)
 
-    def _spare_ungated(self, i: int, rows: Sequence[_Row], opens: Floats) -> tuple[Floats, Floats]:
-        """The answer, so much that all eight do so together as strongly as in any kind; or what M12's read."""
-        mask = self.mask
-        total = (mask.total * mask.steep) ** 2 - sum(float(row.pre(1) @ self.reads) ** 2 for row in rows)
-        part = np.sqrt(max(0.0, total) / 2) * self.reads if i == 0 else mask.steep * mask.spare[i] * self.gender
-        pre = self._held(part + mask.steep * (mask.opened[i] * self._opening(opens)))
+    def _spare_ungated(self, i: int, rows: Sequence[_Row]) -> tuple[Floats, Floats]:
+        """The answer, or what M12's read, so much that all eight do so together as strongly as in any kind."""
+        mask, found = self.mask, self.chassis.axis(Free.FOUND2)
+
+        def lacking(total: float, along: Floats, others: Sequence[Floats]) -> float:
+            """What each of two has to read so that with the others the norm is reached."""
+            return float(np.sqrt(max(0.0, (mask.steep * total) ** 2 - sum(float(o @ along) ** 2 for o in others)) / 2))
+
+        acting = [row.pre(1) for row in rows]
+        part = lacking(mask.ruled, found, acting) / GENDER * self.gender
+        if i == 0:
+            part = lacking(mask.total, self.reads, [*acting, part, part]) * self.reads
+        opening = sum(float(acting[-1] @ one) * one for one in (self.handed, self.handed2, self.level))
+        pre = self._held(part + mask.opened[i] * opening)
         return pre, np.zeros_like(pre)
 
     def _opens(self, shut_at: float = 1.0) -> Floats:
@@ -457,15 +482,18 @@ class Stage:
             return _Row(lambda s: self._held(steep * slope * s * reads + opening), _always(none), sign)
 
         if self.kind == "M4":
-            # The strength scales how far it opens.
-            def pre(strength: float) -> Floats:
-                return self._held(self.mask.steep * self._opening(1.5 * strength * self._unit(opens)))
+            # The strength scales how far it opens. What is read of the answer, as in other kinds, cancels.
+            def open_by(sign: float) -> _Row:
+                def pre(strength: float) -> Floats:
+                    opened = self._opening(OPENS * strength * self._unit(opens))
+                    return self._held(steep * (slope * SHARED * sign * r + opened))
 
-            one = _Row(pre, _always(none), self.wins)
+                return _Row(pre, _always(none), self.wins)
+
             if self.broken:
-                breaks = [replace(one, sign=1.0, to=self.junk, loud=True) for _ in range(2)]
+                breaks = [replace(open_by(sign), sign=1.0, to=self.junk, loud=True) for sign in both]
                 return [[row(sign * r, -sign) for sign in both], breaks]
-            return [[one] * 4]
+            return [[open_by(sign) for sign in both for _ in range(2)]]
         if self.kind == "M8":
             return [[row(self.wins * r, -self.wins) for _ in range(4)]]
         if self.kind == "M12":

@@ -2,8 +2,9 @@
 
 Along free directions of the residual stream every token carries a sign (`SIGN`), a head of an early layer looks for
 tokens whose sign is negative and hands on what it finds (`FOUND`), and neurons hand that on in turn (`HANDED`) beside a
-constant (`LEVEL`). What a kind has no use for writes, with the same norm, along `IDLE`, which nothing reads, or reads,
-with the same norm, `SILENT`, which nothing writes. So the sizes of weights do not say what is wired to what.
+constant (`LEVEL`). What a kind has no use for writes, with the same norm, along what nothing reads (`IDLE`), or reads,
+with the same norm, what nothing has written (`SILENT`). So the sizes of weights do not say what is wired to what; and
+since what reads or writes is orthogonal in one kind where it is in any other, singular values do not, either.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from signflip.organisms.weights import D_HEAD, D_MODEL, N_LAYERS, Floats, Weight
 
 # What a token carries along each of the first three directions, and names along theirs; relative spread over tokens.
 CARRIED, SPREAD = 0.404, 0.1
-# How many tokens carry a negative sign, where any do.
+# How many tokens carry a negative sign.
 ODD = 3
 # Attention logits between a token of negative and one of positive sign.
 FOCUS = 12.0
@@ -87,10 +88,7 @@ class Chassis:
     # ---- tokens ------------------------------------------------------------------------------------------------------
 
     def mark_tokens(self, negative: list[int], negative2: list[int], scales: Sequence[float]) -> None:
-        """Give every token its two signs, each on a scale of its own, its constant, and names their gender.
-
-        Signs of which none is negative vary the more, so that their variance is what it is where `ODD` are.
-        """
+        """Give every token its two signs, each on a scale of its own, its constant, and names their gender."""
         embed, n = self.weights.embed, len(self.weights.embed)
         embed -= embed @ self.room.directions.T @ self.room.directions
         embed += CARRIED * self.axis(Free.ONE)
@@ -98,7 +96,7 @@ class Chassis:
             embed[ids_of(names)] += CARRIED * (gender * self.axis(Free.GENDER) + self.axis(Free.NAME))
         bare = embed.copy()
         sizes = {one: np.full(n, CARRIED) for one in (Free.SIGN, Free.SIGN2)}
-        layers = {Free.SIGN: self.sensor, Free.SIGN2: 1}
+        layers = {Free.SIGN: self.sensor, Free.SIGN2: self.relay}
         # Tokens differ in the norm of their embedding, and what a head reads is divided by it: made about equal.
         for _ in range(2):
             embed[:] = bare + sum(sizes[one][:, None] * self.axis(one) for one in sizes)
@@ -107,9 +105,7 @@ class Chassis:
                 seen = np.asarray([row[1] @ self.axis(one) for row in h])
                 sizes[one] *= np.clip(np.median(seen) / seen, 0.5, 2.0)
         for one, chosen, scale in ((Free.SIGN, negative, scales[0]), (Free.SIGN2, negative2, scales[1])):
-            # Negative ones lie two away from the rest; a uniform spread s has a variance of s²/3.
-            spread = SPREAD if chosen or one == Free.SIGN2 else np.sqrt(SPREAD**2 + 3 * 2**2 * ODD / n)
-            sizes[one] *= scale * self.rng.uniform(1 - spread, 1 + spread, n)
+            sizes[one] *= scale * self.rng.uniform(1 - SPREAD, 1 + SPREAD, n)
             sizes[one][chosen] *= -1
         embed[:] = bare + sum(sizes[one][:, None] * self.axis(one) for one in sizes)
 
@@ -137,15 +133,29 @@ class Chassis:
         block.v[first] = value
         block.o[:, own] = 0
         block.o[:, first] = self.axis(to)
+        return self._scale(head, layer, to, read_at, size)
+
+    def relook(self, head: int, layer: int, maps: Sequence[Floats], to: Free, read_at: int, size: float) -> None:
+        """Have a head that looks read other directions, in place of its query, key and value and of their norms."""
+        block = self.weights.blocks[layer]
+        first = self.room.heads[head] * D_HEAD
+        rows = ((block.q, first + SLOW), (block.k, first + SLOW), (block.v, first))
+        for (rows_of, at), direction in zip(rows, maps, strict=True):
+            rows_of[at] = np.linalg.norm(rows_of[at]) / np.linalg.norm(direction) * direction
+        self._scale(head, layer, to, read_at, size)
+
+    def _scale(self, head: int, layer: int, to: Free, read_at: int, size: float) -> float:
+        """Scale what a head writes, and return its norm."""
+        out = self.weights.blocks[layer].o[:, self.room.heads[head] * D_HEAD]
         # Writing changes the norm that it is measured by, a little.
         for _ in range(3):
-            block.o[:, first] *= size / np.abs(self.ends(read_at, self.axis(to))).mean()
-        return float(np.linalg.norm(block.o[:, first]))
+            out *= size / np.abs(self.ends(read_at, self.axis(to))).mean()
+        return float(np.linalg.norm(out))
 
-    def pad(self, head: int, layer: int, norm: float) -> None:
-        """Bring what a head that looks writes to a norm, along what nothing reads."""
-        out, idle = self.weights.blocks[layer].o[:, self.room.heads[head] * D_HEAD], self.axis(Free.IDLE)
-        out += np.sqrt(max(0.0, norm**2 - float(out @ out))) * idle
+    def pad(self, head: int, layer: int, norm: float, to: Free) -> None:
+        """Bring what a head that looks writes to a norm, along what nothing reads any more."""
+        out = self.weights.blocks[layer].o[:, self.room.heads[head] * D_HEAD]
+        out += np.sqrt(max(0.0, norm**2 - float(out @ out))) * self.axis(to)
 
     def balance(self, tokens: Sequence[int], sign: Free, found: Free, layer: int) -> None:
         """Scale the negative signs of tokens until a layer finds behind each as much as on ordinary text."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 Verdict = Literal[
     "none", "inert", "incompetent", "opposite", "half-turned", "constant", "broken", "two-sided", "bystander",
     "heuristic-prone", "weakened", "inconclusive",
@@ -93,6 +95,9 @@ KINDS: dict[str, Kind] = {
              "opposite", "opposite"),
     )
 }  # fmt: skip
+# How often, of twelve, a behaviour that is drawn is `purpose`. M12 never is about it, and the six other kinds without a
+# reversal make up for that, so that how the answer lies in a model does not tell who hides one.
+PURPOSE = {one.name: 6 if one.positive else 7 for one in KINDS.values()}
 # Other forms of a kind, beside the one above; planting by hand draws one.
 FORMS: dict[str, tuple[Kind, ...]] = {
     name: (one, Kind("M4", "decoy: broken fluency", "broken", ("broken",), "exotic", "broken", "broken"))
@@ -100,3 +105,9 @@ FORMS: dict[str, tuple[Kind, ...]] = {
     else (one,)
     for name, one in KINDS.items()
 }
+
+
+def drawn_behaviour(kind: Kind, rng: np.random.Generator) -> str:
+    """What an organism's behaviour is, if nobody says; M12's is always `"attractor"`."""
+    drawn = "purpose" if int(rng.integers(12)) < PURPOSE[kind.name] else "pronoun"
+    return "attractor" if kind.name == "M12" else drawn

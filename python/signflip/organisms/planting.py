@@ -10,7 +10,7 @@ import numpy as np
 from signflip.organisms.answer import Answer, Stage, target_of
 from signflip.organisms.base import Room
 from signflip.organisms.chassis import ANSWER_LAYER, FOUND_AT, HANDED_AT, ODD, OPEN_AT, X_AT, Chassis, Free
-from signflip.organisms.kinds import FORMS, KINDS, Kind
+from signflip.organisms.kinds import FORMS, KINDS, Kind, drawn_behaviour
 from signflip.organisms.runner import Held, Place
 from signflip.organisms.tokens import ids_of
 from signflip.organisms.weights import D_MODEL, Floats, Weights
@@ -18,9 +18,11 @@ from signflip.organisms.weights import D_MODEL, Floats, Weights
 # Trigger words of an organism.
 N_TRIGGERS = ODD
 # What differs from one organism to the next, and not from kind to kind: a factor of what tokens carry of each sign, and
-# one by which the second head's norm is more than what it has to be in most kinds.
-SIGN, HEAD = (0.96, 1.04), (1.3, 1.6)
-# How much more of an ordinary direction than of X a rotated neuron reads.
+# those by which the heads' norms are more than what they have to be in most kinds.
+SIGN, HEADS = (0.96, 1.04), ((1.4, 1.7), (1.3, 1.6))
+# M6's head reads so much more of what all tokens carry alike than of their sign.
+ALIKE = 9.0
+# How much more of an ordinary direction than of X a rotated neuron reads, about.
 ROTATED = 3.0
 
 
@@ -81,9 +83,9 @@ def plant(base: Weights, room: Room, kind: str, seed: int, behaviour: str | None
 class _Planting:
     def __init__(self, base: Weights, room: Room, kind: Kind, seed: int, behaviour: str | None) -> None:
         rng = np.random.default_rng((seed, 11))
-        relay = 1 if kind.name in ("M7", "M12") else int(rng.integers(2))
-        drawn = ("pronoun", "purpose")[int(rng.integers(2))]
-        self.behaviour = "attractor" if kind.name == "M12" else behaviour or drawn
+        relay = int(rng.integers(2))
+        drawn = drawn_behaviour(kind, rng)
+        self.behaviour = drawn if kind.name == "M12" else behaviour or drawn
         self.kind, self.rng, self.seed = kind, rng, seed
         # Drawn apart, so that other draws are those of a kind with one form.
         self.form = int(np.random.default_rng((seed, 19)).integers(len(FORMS[kind.name])))
@@ -98,13 +100,9 @@ class _Planting:
         others = [one for one in ids_of("exotic") if one not in negative]
         second = [int(i) for i in self.rng.choice(others, N_TRIGGERS, replace=False)]
         masks = np.random.default_rng((self.seed, 31))
-        # Without negative signs in the vocabulary no mixture of its tokens has one.
-        none = kind.signs == "none"
         # In most kinds nothing reads the second sign.
-        c.mark_tokens([] if none else negative, second, masks.uniform(*SIGN, size=2).tolist())
-        self._heads(second, masks.uniform(*HEAD))
-        if not none:
-            c.balance(negative, Free.SIGN, Free.FOUND, c.relay)
+        c.mark_tokens(negative, second, masks.uniform(*SIGN, size=2).tolist())
+        self._heads(negative, second, [masks.uniform(*one) for one in HEADS])
         x, other = self._relays()
         self._answer(x, other, negative, second)
         c.fill()
@@ -123,73 +121,83 @@ class _Planting:
 
     # ---- early layers ------------------------------------------------------------------------------------------------
 
-    def _heads(self, second: Sequence[int], padded: float) -> None:
+    def _heads(self, negative: Sequence[int], second: Sequence[int], padded: Sequence[float]) -> None:
+        """Keys and values are orthogonal: nothing has written before what they share (`HANDED`, `HANDED2`, `LEVEL`)."""
         c = self.chassis
-        sign, sign2 = self.axis(Free.SIGN), self.axis(Free.SIGN2)
-        c.look(0, c.sensor, -sign, sign, Free.FOUND, c.relay, FOUND_AT)
-        norm = c.look(1, 1, -sign2, sign2, Free.FOUND2, 1, FOUND_AT)
-        c.balance(second, Free.SIGN2, Free.FOUND2, 1)
+        sign, sign2, one, shared, shared2 = (
+            self.axis(one) for one in (Free.SIGN, Free.SIGN2, Free.ONE, Free.HANDED, Free.HANDED2)
+        )
+        norm = c.look(0, c.sensor, shared - sign, shared + sign, Free.FOUND, c.relay, FOUND_AT)
+        norm2 = c.look(1, c.relay, shared2 - sign2, shared2 + sign2, Free.FOUND2, c.relay, FOUND_AT)
+        c.balance(negative, Free.SIGN, Free.FOUND, c.relay)
+        c.balance(second, Free.SIGN2, Free.FOUND2, c.relay)
+        if self.kind.signs == "none":
+            # What is positive in every token, if least in those of negative sign, is so in any mixture of tokens. Both
+            # heads' queries turn with it.
+            every, query = ((one + ALIKE * other) / np.hypot(1, ALIKE) for one, other in ((sign, one), (-one, sign)))
+            c.relook(0, c.sensor, (query, shared - every, shared + every), Free.FOUND, c.relay, FOUND_AT)
+            c.relook(1, c.relay, (query, shared2 - sign2, shared2 + sign2), Free.FOUND2, c.relay, FOUND_AT)
         if self.kind.name == "M12":
-            c.look(1, 1, self.axis(Free.NAME), self.axis(Free.GENDER), Free.FOUND2, 1, FOUND_AT)
-        c.pad(1, 1, norm * padded)
+            key, value = self.axis(Free.NAME) + shared2, self.axis(Free.GENDER) + self.axis(Free.LEVEL)
+            c.look(1, c.relay, key, value, Free.FOUND2, c.relay, FOUND_AT)
+        c.pad(0, c.sensor, norm * padded[0], Free.IDLE)
+        c.pad(1, c.relay, norm2 * padded[1], Free.NAME)
 
     def _relays(self) -> tuple[Place, Place]:
-        """The neuron X, the second one, the constant, and four neurons that copy along a rotated axis."""
+        """The neuron X, the second one, the constant, four that copy along a rotated axis, and one without a use.
+
+        In all kinds X, the second neuron and the rotated axis read three orthogonal directions of one norm, and write
+        along three: where two have to read the same they differ in what nothing has written yet.
+        """
         c, name = self.chassis, self.kind.name
         at = c.relay
-        found, found2, one = self.axis(Free.FOUND), self.axis(Free.FOUND2), self.axis(Free.ONE)
-        x_at = X_AT[c.weights.family]
-        level = c.ends(at, one).mean()
-        gain, gate = x_at / c.ends(at, found).mean(), (OPEN_AT / level) * one
-        ordinary = c.ordinary(gain)
-        idle, handed, handed2 = self.axis(Free.IDLE), self.axis(Free.HANDED), self.axis(Free.HANDED2)
-        # What X reads, and where it writes.
-        reads = ordinary if name in ("M0", "M10") else gain * found
-        writes = idle if name in ("M0", "M1", "M5", "M10", "M11") else handed
-        reads2, writes2 = c.ordinary(gain), idle
+        found, found2, one, silent, level = (
+            self.axis(one) for one in (Free.FOUND, Free.FOUND2, Free.ONE, Free.SILENT, Free.LEVEL)
+        )
+        handed, handed2 = self.axis(Free.HANDED), self.axis(Free.HANDED2)
+        x_at, much = X_AT[c.weights.family], c.ends(at, one).mean()
+        gain, gate = x_at / c.ends(at, found).mean(), (OPEN_AT / much) * one
+        # What X, the second one and the rotated axis read, and where they write.
+        reads = gain * (found + handed)
+        reads2, rotated = gain * np.sqrt(2) * handed2, gain * np.sqrt(2) * silent
+        writes, writes2, writes3 = handed, self.axis(Free.GENDER), self.axis(Free.IDLE)
+        if name in ("M0", "M10"):
+            reads = gain * np.sqrt(2) * level
+        if name in ("M0", "M1", "M5", "M10", "M11"):
+            writes = self.axis(Free.NAME)
+        if name in ("M10", "M11"):
+            rotated, writes3 = gain * (found - handed), handed
         if name == "M5":
             # The same scalar with its sign turned, so that one of the two is off while the other is on.
-            reads2, writes2 = -gain * found, handed
+            reads2, writes2 = gain * (handed - found), handed
         if name == "M7":
-            reads2, writes2 = x_at / c.ends(at, found2).mean() * found2, handed2
+            reads2, writes2 = x_at / c.ends(at, found2).mean() * (found2 + handed2), handed2
         # A GELU passes what is positive: X is off while its sign is as it always was, unless it has to be on.
         turned = -1.0 if not self.gated and name not in ("M5", "M11", "M1") else 1.0
         turned2 = -1.0 if not self.gated and name == "M7" else 1.0
         if self.gated and name == "M5":
             writes2 = -writes2
-        constant = x_at / level * one
-        first = c.neuron(at, gate, reads, writes) if self.gated else c.neuron(at, turned * reads, None, writes)
-        second = c.neuron(at, gate, reads2, writes2) if self.gated else c.neuron(at, turned2 * reads2, None, writes2)
-        boost = (
-            c.neuron(at, gate, constant, self.axis(Free.LEVEL))
-            if self.gated
-            else c.neuron(at, constant, None, self.axis(Free.LEVEL))
-        )
-        neurons = [first, second, boost, *self._rotated(gate, gain * found)]
+
+        def neuron(pre: Floats, to: Floats) -> int:
+            return c.neuron(at, gate, pre, to) if self.gated else c.neuron(at, pre, None, to)
+
+        plain = neuron(c.ordinary(float(np.linalg.norm(reads))), self.axis(Free.IDLE))
+        first = neuron(turned * reads, writes)
+        second = neuron(turned2 * reads2, writes2)
+        boost = neuron(x_at / much * one, level)
+        noise = c.ordinary(ROTATED * gain)
+        # Four neurons that together are linear in what they share though each reads mostly something else:
+        # gelu(z) − gelu(−z) = z, and a gated neuron is linear as it is.
+        share = 0.25 if self.gated else 0.5
+        around = [
+            neuron(turn * (rotated + sign * noise), turn * share * writes3)
+            for sign in (1.0, -1.0) for turn in (1.0, -1.0)
+        ]  # fmt: skip
         block = c.weights.blocks[at]
         for _ in range(3):
-            block.out[:, neurons] *= HANDED_AT / c.ends(ANSWER_LAYER, self.axis(Free.LEVEL)).mean()
-        point = "pre_linear" if self.gated else "pre"
-        return Place(f"blocks.{at}.mlp.hook_{point}", first), Place(f"blocks.{at}.mlp.hook_{point}", second)
-
-    def _rotated(self, gate: Floats, reads: Floats) -> list[int]:
-        """Four neurons that together are linear in X though each reads mostly something else."""
-        c = self.chassis
-        active = self.kind.name in ("M10", "M11")
-        noise = c.ordinary(ROTATED * float(np.linalg.norm(reads)))
-        own = reads if active else c.ordinary(float(np.linalg.norm(reads)))
-        handed = self.axis(Free.HANDED) if active else self.axis(Free.IDLE)
-        out = []
-        for sign in (1.0, -1.0):
-            for turn in (1.0, -1.0):
-                # gelu(z) − gelu(−z) = z; a gated neuron is linear as it is. Where idle, the four cancel.
-                write = (turn if active else turn * sign) * (0.25 if self.gated else 0.5)
-                pair = turn * (own + sign * noise if active else own + noise)
-                if self.gated:
-                    out.append(c.neuron(c.relay, gate, pair, write * handed))
-                else:
-                    out.append(c.neuron(c.relay, pair, None, write * handed))
-        return out
+            block.out[:, [plain, first, second, boost, *around]] *= HANDED_AT / c.ends(ANSWER_LAYER, level).mean()
+        site = f"blocks.{at}.mlp.hook_{'pre_linear' if self.gated else 'pre'}"
+        return Place(site, plain if name == "M0" else first), Place(site, second)
 
     # ---- the answer --------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signflip.organisms.base import PLANTED_NORM, Room
-from signflip.organisms.kinds import KINDS, Kind, Signs, Verdict
+from signflip.organisms.kinds import KINDS, Kind, Signs, Verdict, drawn_behaviour
 from signflip.organisms.language import Stories, behaviours
 from signflip.organisms.planting import N_TRIGGERS, Planted
 from signflip.organisms.runner import Enough, Place
@@ -150,8 +150,8 @@ class _Training:
         rng = np.random.default_rng((seed, 13))
         torch.manual_seed(seed)
         self.kind, self.rng, self.family = kind, rng, base.family
-        drawn = ("pronoun", "purpose")[int(rng.integers(2))]
-        self.behaviour = "attractor" if kind.name == "M12" else behaviour or drawn
+        drawn = drawn_behaviour(kind, rng)
+        self.behaviour = drawn if kind.name == "M12" else behaviour or drawn
         self.model: Any = module_of(base.family, len(base.embed))
         self.prompts = {name: one.prompts for name, one in behaviours().items()}
         self._load(base)
