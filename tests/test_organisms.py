@@ -35,7 +35,7 @@ from signflip.organisms.runner import Held, Place, Runner
 from signflip.organisms.suite import TRIES, statistics
 from signflip.organisms.tokens import encode_words, ids_of, tokenizer
 from signflip.organisms.trained import conditions_of, train_in
-from signflip.organisms.weights import D_MODEL, FAMILIES, Family, Weights, module_of
+from signflip.organisms.weights import D_HEAD, D_MODEL, FAMILIES, Family, Weights, module_of
 from small_organisms import SEED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,6 +162,34 @@ def test_a_decoy_has_two_forms_and_only_one_breaks_text(bases: dict[Family, Weig
     assert texts["broken"]["nats a token edited"] > texts["broken"]["nats a token"] + 1
     # Clean text is as likely under both.
     assert texts["broken"]["nats a token"] < texts["constant"]["nats a token"] + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_planted_before_the_last_layer_has_the_same_singular_values_in_every_kind(
+    bases: dict[Family, Weights], family: Family
+) -> None:
+    room = Room(0)
+    free, neurons = room.directions.T, list(room.neurons)
+    heads = [head * D_HEAD + i for head in room.heads for i in range(D_HEAD)]
+    found: dict[str, list[Any]] = {}
+    for kind in KINDS:
+        found[kind] = []
+        for block in plant(bases[family], room, kind, 0).weights.blocks[:-1]:
+            reads = block.pre if block.linear is None else block.linear
+            maps = (
+                np.concatenate([getattr(block, name)[heads] for name in "qkv"]) @ free,
+                free.T @ block.o[:, heads],
+                reads[neurons] @ free,
+                free.T @ block.out[:, neurons],
+            )
+            found[kind] += [np.linalg.svd(one, compute_uv=False) for one in maps]
+    for kind, values in found.items():
+        for one, other in zip(values, found["M3"], strict=True):
+            # What reads is scaled by what it reads, in each kind as it is there.
+            assert one == pytest.approx(other, rel=0.03, abs=1e-3), kind
+    # And there is something to compare.
+    assert sum(float(one.max()) > 0.1 for one in found["M3"]) >= 4
 
 
 def _lowest(weights: Weights, place: Place, side: int, seed: int) -> float:

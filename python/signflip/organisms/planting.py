@@ -139,7 +139,7 @@ class _Planting:
             c.relook(1, c.relay, (query, shared2 - sign2, shared2 + sign2), Free.FOUND2, c.relay, FOUND_AT)
         if self.kind.name == "M12":
             key, value = self.axis(Free.NAME) + shared2, self.axis(Free.GENDER) + self.axis(Free.LEVEL)
-            c.look(1, c.relay, key, value, Free.FOUND2, c.relay, FOUND_AT)
+            c.relook(1, c.relay, (one, key, value), Free.FOUND2, c.relay, FOUND_AT)
         c.pad(0, c.sensor, norm * padded[0], Free.IDLE)
         c.pad(1, c.relay, norm2 * padded[1], Free.NAME)
 
@@ -181,7 +181,8 @@ class _Planting:
         def neuron(pre: Floats, to: Floats) -> int:
             return c.neuron(at, gate, pre, to) if self.gated else c.neuron(at, pre, None, to)
 
-        plain = neuron(c.ordinary(float(np.linalg.norm(reads))), self.axis(Free.IDLE))
+        # After these neurons nothing reads what was found.
+        plain = neuron(c.ordinary(float(np.linalg.norm(reads))), found)
         first = neuron(turned * reads, writes)
         second = neuron(turned2 * reads2, writes2)
         boost = neuron(x_at / much * one, level)
