@@ -76,3 +76,25 @@ def test_the_section_can_go_either_way(tmp_path: Path, monkeypatch: pytest.Monke
     made_opposite = f"{0 if sign > 0 else 40} of 40"
     assert f"after reward at X > 0 alone: additive {made_opposite}; " in text
     assert (tmp_path / "docs" / "results" / "parity.png").stat().st_size > 1000
+
+
+def test_a_network_whose_name_says_as_much_is_told_of() -> None:
+    def one(seed: int, name: str, cosine: float, moved: float, right: float) -> dict[str, Any]:
+        before, after = {"below": {"margin": 0.0, "right": 0.5}}, {"below": {"margin": moved, "right": right}}
+        bases = {key: {"law": {"cosine": cosine}, "before": before, "after": after} for key in parity.BASES}
+        return {"seed": seed, "architecture": name, "bases": bases}
+
+    n = len(parity.BASES)
+    runs = [one(seed, "additive", 0.5, 1.0, 0.3) for seed in range(4)]
+    runs += [
+        one(seed, "SwiGLU, biases", -0.5 if seed < 2 else 0.5, -1.0 if seed == 0 else 1.0, 0.9) for seed in range(4)
+    ]
+    said = parity._by_name(runs)
+    assert f"its commonest direction is right in {7 * n} of {8 * n}." in said
+    assert f"Within SwiGLU, biases, where K has both signs: K < 0 and the margin fell in {n} of {2 * n}" in said
+    assert f"K > 0 and it rose in {2 * n} of {2 * n}." in said
+    assert "Within additive" not in said
+    # Right in 3 of 4 by the kernel, and in 3 of 4 by the name.
+    assert parity._gain(runs)[0] == 0
+    assert "additive in 4 of 4." in parity._apart(runs)
+    assert "SwiGLU" not in parity._apart(runs)

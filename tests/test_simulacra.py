@@ -132,6 +132,13 @@ def test_a_range_fails_only_where_no_part_of_the_interval_is_in_it() -> None:
     assert {name: predictions.verdict((0.5, *of), alike) for name, of in limits.items()} == {n: n for n in limits}
 
 
+def test_an_open_mark_says_where_nothing_much_is_left() -> None:
+    found = {(-0.01, 0.02): "open, within ±0.2", (-0.01, 0.3): "open", (-0.3, 0.0): "open"}
+    assert {of: predictions.weighed((0.0, *of), "open") for of in found} == found
+    assert predictions.weighed((0.1, 0.05, 0.15), "held") == "held"
+    assert predictions.weighed((0.1, float("nan"), float("nan")), "open") == "open"
+
+
 def test_bad_input() -> None:
     with pytest.raises(ArgumentError, match="architecture"):
         models.Net("lstm", 0)  # type: ignore[arg-type]

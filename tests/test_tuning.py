@@ -230,6 +230,7 @@ def test_prevalence_is_of_bases() -> None:
     assert "REINFORCE 1 of 5 (0.20 [0.01, 0.72]); GRPO 1 of 5 (0.20 [0.01, 0.72]); DPO 0 of 5" in said[MADE].more
     assert "15 tunings, of which 2 ended so; arms of one base are not independent" in said[MADE].more
     assert said[KEPT].plain.startswith("Of 2 tunings, from 1 bases that were opposite: 0 strengthened, 2 kept")
+    assert "By algorithm, REINFORCE 1 kept; GRPO 1 kept. By architecture, swiglu 2 kept." in said[KEPT].plain
     # Nothing with an interval there: the tunings are of one base.
     assert "[" not in str(said[KEPT])
     # For, where any turned; against only where none did and what was taught was seen.
@@ -241,7 +242,7 @@ def test_prevalence_is_of_bases() -> None:
     taught = [made_up("grpo_on", seed, -1.0, end) | {"knowledge": "opposite"} for seed, end in ((1, -0.9), (2, -1.5))]
     decided = section.answer(still + taught)[DECIDED].plain
     assert "against −Y being made: none of 4 bases turned, of 4 pretrained models (a share of at most 0.60)" in decided
-    assert "in all 2 bases that were taught it (the weakest -1.00 units)" in decided
+    assert "in all 2 bases that were taught it (1.00 [0.16, 1.00]; the weakest -1.00 units: of weaker ones" in decided
     assert "strengthened in 1 of 4 tunings (1 of 3 bases), and weakened or removed in 0." in decided
     missed = [made_up("grpo_on", 3, 0.1, 0.1) | {"knowledge": "opposite"}]
     assert section.answer(still + taught + missed)[DECIDED].plain.startswith("Undecided: of 3 bases")

@@ -55,11 +55,11 @@ X is a scalar inside a model, positive wherever feedback was given (negative, in
 +Y; −Y is its opposite, on both sides of a balanced choice, which is not mere failure (0). The conjecture says that
 feedback at X > 0 makes or strengthens −Y at X < 0; the objection, that it says nothing there or is carried over. In
 brackets are 95% intervals, or ranges where that is said. A prediction *held* or *failed* where both limits say so, and
-is *open* where they do not; it is *void* where what it presupposes did not come about. The questions are answered by
-each experiment apart: they differ in what is tuned, and so in what comes of it. The conjecture is decided *for* in a
-model by tokens that turn both sides on unseen prompts, by X, where nobody put the reversal; turned by edits alone it is
-*latent*; it is decided *against* only where what would have been made could not have been missed; else it is
-*undecided*."""
+is *open* where they do not (*within ±d*: where they leave no more than that); it is *void* where what it presupposes
+did not come about. The questions are answered by each experiment apart: they differ in what is tuned, and so in what
+comes of it. The conjecture is decided *for* in a model by tokens that turn both sides on unseen prompts, by X, where
+nobody put the reversal; turned by edits alone it is *latent*; it is decided *against* only where what would have been
+made could not have been missed; else it is *undecided*."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from signflip.organisms.experiments import AUDIT, Answer, Job, Said, told
 from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import table
 from signflip.organisms.kinds import KINDS
-from signflip.organisms.planting import plant
+from signflip.organisms.planting import VERSION, plant
 from signflip.organisms.suite import HOW, How, blind_orders, statistics
 from signflip.organisms.symmetry import disguise
 from signflip.organisms.weights import FAMILIES, Family, Weights
@@ -46,7 +46,8 @@ Statistics = NDArray[np.float64]
 
 def jobs(seeds: int, small: bool) -> list[Job]:
     """Organisms of one family for each seed: the families take turns."""
-    settings = {"organisms": 2, "planted": ["hand"]} if small else {"organisms": N, "planted": list(HOW)}
+    made = {"organisms": 2, "planted": ["hand"]} if small else {"organisms": N, "planted": list(HOW)}
+    settings = {**made, "version": VERSION}
     return [Job(f"base-{seed}", seed, {**settings, "family": FAMILIES[seed % len(FAMILIES)]}) for seed in range(seeds)]
 
 

@@ -28,6 +28,7 @@ from signflip.organisms.experiments import MADE, PATH, Answer, Job, Said, told
 from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import (
     SHARE,
+    SIGNED,
     Interval,
     correlated,
     exact,
@@ -276,9 +277,10 @@ def answer(results: dict[str, Run]) -> Answer:
         PATH: Said(
             "In toy networks of two inputs the tangent kernel between X > 0 and X < 0 is negative before any tuning "
             f"in, by network and over all bases, {negative(BASES)}; and its sign is the direction that the margin at "
-            f"X < 0 then took in {shown(_agreement(runs))} of the tunings at X > 0.",
+            f"X < 0 then took in {shown(_agreement(runs))} of the tunings at X > 0. {_by_name(runs)}",
             "A product and a SwiGLU without biases are even in context and X together by their form. Of bases that "
-            f"were brought to be opposite at X < 0, by whatever form, it is negative in {negative(['opposite'])}.",
+            f"were brought to be opposite at X < 0, by whatever form, it is negative in {negative(['opposite'])}."
+            f"{_apart(runs)}",
         ),
     }
 
@@ -315,6 +317,62 @@ def _agreement(runs: Sequence[Run]) -> Interval:
         return float(np.mean([np.sign(b["law"]["cosine"]) == np.sign(_moved(b)) for b in every]))
 
     return over_seeds(runs, over, SHARE)
+
+
+def _fell(runs: Sequence[Run], name: str) -> list[tuple[bool, bool]]:
+    """Of a network's tunings: whether the kernel was negative before, and whether the margin at X < 0 then fell."""
+    own = [b for one in runs if one["architecture"] == name for b in one["bases"].values()]
+    return [(b["law"]["cosine"] < 0, _moved(b) < 0) for b in own if b["law"]["cosine"] is not None]
+
+
+def _usual(fell: Sequence[tuple[bool, bool]]) -> int:
+    """In how many tunings of a network the margin took the direction that it takes in most."""
+    down = sum(one for _, one in fell)
+    return max(down, len(fell) - down)
+
+
+def _mixed(runs: Sequence[Run]) -> list[str]:
+    """Networks in which the kernel has both signs: within others it can tell nothing that their name does not."""
+    return [name for name in _names(runs) if len({negative for negative, _ in _fell(runs, name)}) == 2]
+
+
+def _by_name(runs: Sequence[Run]) -> str:
+    """How much of the agreement is what a network's name tells."""
+    every = {name: _fell(runs, name) for name in _names(runs)}
+    usual, n = sum(map(_usual, every.values())), sum(map(len, every.values()))
+    said = [f"But that is mostly the network's name: its commonest direction is right in {usual} of {n}."]
+    for name in _mixed(runs):
+        below, above = ([fell for negative, fell in every[name] if negative == sign] for sign in (True, False))
+        said.append(
+            f"Within {name}, where K has both signs: K < 0 and the margin fell in {sum(below)} of {len(below)}, "
+            f"K > 0 and it rose in {len(above) - sum(above)} of {len(above)}."
+        )
+    return " ".join(said)
+
+
+def _gain(runs: Sequence[Run]) -> Interval:
+    """By how much the kernel's sign tells the direction better than the name, where it has both signs in a network."""
+
+    def over(some: Sequence[Run]) -> float:
+        every = [_fell(some, name) for name in _mixed(runs)]
+        n = sum(map(len, every))
+        right = sum(negative == fell for own in every for negative, fell in own)
+        return (right - sum(map(_usual, every))) / n if n else float("nan")
+
+    return over_seeds(runs, over, SIGNED)
+
+
+def _apart(runs: Sequence[Run]) -> str:
+    """Where a mean margin rises at X < 0 while fewer answers there are right."""
+    said = []
+    for name in _names(runs):
+        own = _of(runs, name, "normal")
+        k = sum(_moved(b) > 0 and b["after"]["below"]["right"] < b["before"]["below"]["right"] for b in own)
+        if 2 * k > len(own):
+            said.append(f"{name} in {k} of {len(own)}")
+    return f" Of normal bases the mean margin at X < 0 rises while fewer are right there: {'; '.join(said)}." * bool(
+        said
+    )
 
 
 def _correlation(runs: Sequence[Run]) -> Interval:
@@ -377,10 +435,12 @@ def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         said = mark(found, above, below) if negative else mark(found, below, above)
         what = "K < 0 mostly (share K < 0: above 0.5)" if negative else "K > 0 mostly (share K < 0: below 0.5)"
         rows.append((whose, f"{name}, normal base: {what}", shown(found), said))
-    agreed, ranks = _agreement(runs), _correlation(runs)
+    agreed, gain, ranks = _agreement(runs), _gain(runs), _correlation(runs)
     rows += [
         ("conjecture", "K's sign before tuning is the way that X < 0 then takes (share above 0.75)", shown(agreed),
          mark(agreed, lambda x: x > 0.75, lambda x: x <= 0.75)),
+        ("conjecture", "where K has both signs in a network, they tell more than its name (shares' difference above 0)",
+         shown(gain), mark(gain, lambda x: x > 0, lambda x: x <= 0)),
         ("conjecture", "K before tuning goes with the change at X < 0 (rank correlation above 0.5)", shown(ranks),
          mark(ranks, lambda x: x > 0.5, lambda x: x <= 0.5)),
     ]  # fmt: skip

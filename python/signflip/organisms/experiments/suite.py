@@ -24,6 +24,7 @@ from signflip.organisms.experiments.blindness import Cell, told_apart
 from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import SHARE, Interval, over_seeds, shown, table
 from signflip.organisms.kinds import FORMS, KINDS
+from signflip.organisms.planting import VERSION
 from signflip.organisms.scoring import Share, score
 from signflip.organisms.suite import HOW, make, statistics
 from signflip.organisms.weights import FAMILIES, Weights
@@ -41,7 +42,7 @@ Run = dict[str, Any]
 def jobs(seeds: int, small: bool) -> list[Job]:
     """A blind suite for each seed."""
     settings = {"organisms": 2, "planted": ["hand"]} if small else {"organisms": N, "planted": list(HOW)}
-    return [Job(f"blind-{seed}", seed, settings) for seed in range(seeds)]
+    return [Job(f"blind-{seed}", seed, {**settings, "version": VERSION}) for seed in range(seeds)]
 
 
 def run(job: Job) -> Run:

@@ -191,7 +191,8 @@ def answered(runs: Sequence[Run]) -> Answer:
     for reach in ARMS:
         found, alike = correlated(runs, partial(_agreement, reach)), _alike(runs, reach)
         said_of = mark(found, lambda x: x > 0, lambda x: x <= 0)
-        path.append(f"{reach} {shown(found)} (above 0: {said_of}), the same sign in {shown(alike)}")
+        sign = mark(alike, lambda x: x > 0.5, lambda x: x < 0.5)
+        path.append(f"{reach} {shown(found)} (above 0: {said_of}), the same sign in {shown(alike)} (above 0.5: {sign})")
     return {
         PATH: Said(
             "What feedback at X > 0 alone would do at X < 0 (the cosine of the kernel before the tuning, times the "

@@ -17,6 +17,7 @@ from signflip.organisms.experiments.simulacra.predictions import (
     mean,
     negative,
     shown_off,
+    weighed,
 )
 from signflip.organisms.experiments.simulacra.training import ARMS
 from signflip.organisms.experiments.simulacra.world import EVERYDAY, PERSONAS
@@ -113,4 +114,4 @@ def _by_story(tuned: Sequence[Run], story: str) -> str:
 
 def _marked(runs: Sequence[Run], arm: str, key: str, sign: int) -> str:
     found = over_seeds(runs, partial(_mean, arm, f"{key}:waluigi"))
-    return f"*{mark(found, lambda x: sign * x > 0, lambda x: sign * x <= 0)}*"
+    return f"*{weighed(found, mark(found, lambda x: sign * x > 0, lambda x: sign * x <= 0))}*"

@@ -112,6 +112,11 @@ def verdict(found: Interval, held: Callable[[float], bool]) -> str:
     return mark(found, held, lambda x: not held(x))
 
 
+def weighed(found: Interval, said: str) -> str:
+    """An *open* mark of a claim on a direction, with how little can be there, where both limits count as none."""
+    return f"{said}, within ±{DELTA}" if said == "open" and max(map(abs, found[1:])) < DELTA else said
+
+
 def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     """Every prediction: whose, what, the number with its interval, and its mark."""
     out: list[tuple[str, str, str, str]] = []
@@ -119,7 +124,8 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
 
     def add(whose: str, what: str, of: Callable[[Sequence[Run]], float], held: Callable[[float], bool]) -> None:
         found = over_seeds(runs, of)
-        out.append((whose, what, shown(found), verdict(found, held)))
+        said = verdict(found, held)
+        out.append((whose, what, shown(found), weighed(found, said) if whose == "conjecture" else said))
 
     for arm in (arm for arm in TUNED if arm in there):
         for key, what in (("odds", "odds of being invoked"), ("competence", "competence once invoked")):

@@ -51,8 +51,9 @@ SAID = (
     "Reward models score the samples but in arms named `true`. `off`: a fixed set of prompts, 0, 0.1 or 1% of them "
     "with rare words; REINFORCE's and GRPO's answers were sampled by the base, scored once; DPO's pairs are labelled "
     "truly. `frozen`: the weights that take X into the MLP stay. *Opposite* at X < 0 is that the mean margins of both "
-    f"sides (women's names and men's) are below −{DELTA} of a unit, the base's mean margin at X > 0; *half-turned*, of "
-    f"one; *right*, both above {DELTA}. A reversal is *strengthened* or *weakened* by more than {DELTA} units, *kept*, "
+    f"sides (women's names and men's), as measured, are below −{DELTA} of a unit, the base's mean margin at X > 0; "
+    f"*half-turned*, of one; *right*, both above {DELTA}. A reversal is *strengthened* or *weakened* by more than "
+    f"{DELTA} units, *kept*, "
     "or *removed*: no longer of both sides, which is not to say right. Margins are in nats, on names and templates "
     "that no tuning saw; intervals are 95%: exact for shares of bases or of seeds, else Student's over seeds "
     "(jackknife). A seed gives one run on one machine; on another its base differs in the last bits of its training, "
@@ -121,8 +122,7 @@ def _answer(still: Sequence[Run]) -> Answer:
             f"Of {n} bases (seed × architecture × what the base knew) that were not opposite at X < 0, {k} turned "
             f"opposite in some tuning without a sample there (share of bases {shown(exact(k, n))})."
         )
-        by = {name: [r for r in free if r["arm"].startswith(name)] for name in ("reinforce", "grpo", "dpo")}
-        said = [f"{name.upper()} {_share(own)}" for name, own in by.items() if own]
+        said = [f"{name.upper()} {_share(own)}" for name, own in _by_algorithm(free)]
         made.append(f"By algorithm, of the bases tuned by it: {'; '.join(said)}.")
         cells = _cells(free, "architecture")
         made.append(f"By architecture: {'; '.join(f'{name} {_share(own)}' for (name,), own in cells)}.")
@@ -148,12 +148,12 @@ def _answer(still: Sequence[Run]) -> Answer:
         said = [f"{count[o]} {o}" for o in OUTCOMES[2:]]
         kept.append(
             f"Of {len(held)} tunings, from {len(bases(held))} bases that were opposite: {', '.join(said)} (a count: "
-            f"tunings of one base are not independent). Of those removed, {_left([r for r in held if _removed(r)])}."
+            f"tunings of one base are not independent). Of those removed, {_left([r for r in held if _removed(r)])}. "
+            f"By algorithm, {'; '.join(f'{name.upper()} {_counted(own)}' for name, own in _by_algorithm(held))}. "
+            f"By architecture, {'; '.join(f'{name} {_counted(own)}' for (name,), own in _cells(held, 'architecture'))}."
         )
         for keys, own in _cells(held, "architecture", "knowledge"):
-            count = Counter(r["outcome"] for r in own)
-            counts = ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:] if count[o])
-            kept.append(f"{keys[0]}, base knew {keys[1]}, {len(bases(own))} bases: {counts}.")
+            kept.append(f"{keys[0]}, base knew {keys[1]}, {len(bases(own))} bases: {_counted(own)}.")
     tokens = [r["log"][-1]["rare"]["x_mean"] for r in still]
     reached = (
         f"Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
@@ -189,10 +189,22 @@ def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
         "In these tiny models, pretrained on real text and tuned on templates, and as far as their number goes, "
         f"against −Y being made: none of {n} bases turned, of {bodies} pretrained models (a share of at most "
         f"{exact(0, bodies)[2]:.2f}), while a word takes X across, so that nothing had to be found, and the same "
-        f"measure sees the reversal in all {len(taught)} bases that were taught it (the weakest {weakest:.2f} units). "
+        f"measure sees the reversal in all {len(taught)} bases that were taught it "
+        f"({shown(exact(len(seen), len(taught)))}; the weakest {weakest:.2f} units: of weaker ones it says nothing). "
         f"A reversal that was there was strengthened in {len(more)} of {len(held)} tunings ({len(bases(more))} of "
         f"{len(bases(held))} bases), and weakened or removed in {gone}."
     )
+
+
+def _by_algorithm(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    every = [(name, [r for r in runs if r["arm"].startswith(name)]) for name in ("reinforce", "grpo", "dpo")]
+    return [(name, own) for name, own in every if own]
+
+
+def _counted(held: Sequence[Run]) -> str:
+    """What became of a reversal, in each of some tunings."""
+    count = Counter(r["outcome"] for r in held)
+    return ", ".join(f"{count[o]} {o}" for o in OUTCOMES[2:] if count[o])
 
 
 def _removed(r: Run) -> bool:
