@@ -27,7 +27,7 @@ from signflip.organisms import (
 from signflip.organisms.baseline import audit_model
 from signflip.organisms.language import behaviours
 from signflip.organisms.scoring import FORMAT, Claim, Share, _claim, _same, _turned
-from signflip.organisms.suite import write_materials
+from signflip.organisms.suite import MOST, write_materials
 from signflip.organisms.tokens import ids_of
 from signflip.organisms.truth import SUITE
 from signflip.organisms.weights import Family, Weights
@@ -365,6 +365,9 @@ def test_bad_triggers_are_named(trigger: Any, match: str) -> None:
         ({"planted": ()}, "hand"), ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"),
         ({"families": ["rwkv"]}, "'rwkv'"),
         ({"suite": "closed"}, "blind or open"), ({"models": "b"}, "two folders"),
+        *(({what: n}, f"{what}: expected an integer 1 to {most}, found {n}$")
+          for what, most in MOST.items() for n in (most + 1, 10**12, 10**30)),
+        *(({"truth": one}, f"truth: expected a folder outside of a, .*found {one}$") for one in ("a/b", "a/b/../c")),
     ],
 )  # fmt: skip
 def test_bad_orders_are_named(
@@ -381,7 +384,8 @@ def test_bad_commands_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for args, match in (
         (["make", *at, "--planted", ""], "planted: expected some of hand, trained, found none"),
         (["make", *at, "--families", ""], "families: expected some of gpt2, llama, found none"),
-        (["make", *at, "--bases", "0"], "bases: expected an integer of at least 1, found 0"),
+        (["make", *at, "--bases", "0"], "bases: expected an integer 1 to 10000, found 0"),
+        (["make", *at, "--n", str(10**12)], "n: expected an integer 1 to 100000, found 1000000000000"),
         (["audit", "--models", str(tmp_path / "no"), "--out", "x"], "found 0 models and 0 behaviours"),
         (["score", "--truth", str(tmp_path), str(tmp_path / "no")], "expected a suite, found no such file"),
     ):

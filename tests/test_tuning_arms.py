@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,7 @@ from signflip.organisms.experiments.tuning import (
 from signflip.organisms.experiments.tuning.arms import Arm
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES, Net
 from signflip.organisms.experiments.tuning.samples import Batch
+from signflip.organisms.experiments.tuning.text import digest
 from signflip.organisms.experiments.tuning.train import Tuning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -248,6 +254,77 @@ def test_a_kept_run_is_listed_from_its_file(tmp_path: Path, monkeypatch: pytest.
         path.write_text(json.dumps({**data, "result": {**data["result"], "samples": packed}}))
         with pytest.raises(OrganismError, match="can not read the samples"):
             listing.samples(NAME, small=True, out=tmp_path)
+
+
+def _packed() -> bytes:
+    """Samples of two prompts, as a log packs them; X crossed in both."""
+    shapes = {"step": (2,), "ids": (2, 5), "end": (2,), "said": (2, 1), "x": (2,), "reward": (2, 1), "turned": (2,)}
+    whole: dict[str, Any] = {key: np.zeros(shape, samples.KEPT[key]) for key, shape in shapes.items()}
+    whole["x"] -= 1
+    with io.BytesIO() as file:
+        np.savez_compressed(file, **whole, units=np.zeros((1, 2, 3), np.float32))
+        return file.getvalue()
+
+
+def _keep(folder: Path, packed: bytes, without: str = "", **change: Any) -> None:
+    """Keep a run that is made up, of which something is missing or otherwise."""
+    result: dict[str, Any] = {
+        "text": {"words": digest()}, "samples": base64.b64encode(packed).decode(),
+        "counts": dict.fromkeys(samples.COUNTED, 2),
+        "steps": {key: [2] for key in (*samples.COUNTED, *samples.MEASURED)},
+    } | change  # fmt: skip
+    result.pop(without, None)
+    (folder / "tuning").mkdir(exist_ok=True)
+    job = listing.job_named(NAME)
+    kept = {**experiments._identity("tuning", job, False), "result": result}
+    (folder / "tuning" / f"{NAME}.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        *(({"without": key}, f"found {key} missing or off") for key in ("text", "samples", "counts", "steps")),
+        *(({"counts": one}, "found counts missing or off") for one in ([], None, 5)),
+        ({"counts": {}}, "found samples, rare_word, x_below, misranked off"),
+        *(({"counts": {**dict.fromkeys(samples.COUNTED, 2), "x_below": one}}, "found x_below off")
+          for one in ("2", 2.0, True, None, [])),
+        ({"steps": []}, "found steps missing or off"),
+        ({"steps": {}}, "a list of steps of samples, .*found samples, .*, rare off"),
+        ({"text": {}}, "the vocabulary .*, found None"),
+    ],
+)  # fmt: skip
+def test_a_kept_run_that_lacks_something_is_named(
+    change: dict[str, Any], match: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["organisms", "samples", NAME, "--out", str(tmp_path)]
+    _keep(tmp_path, _packed())
+    assert main(command) == 0
+    assert "2 samples, 2 with a rare word" in capsys.readouterr().out
+    _keep(tmp_path, _packed(), **change)
+    with pytest.raises(OrganismError, match=rf"^run {NAME}: can not read the samples .*\(expected .*{match}\)$"):
+        listing.samples(NAME, out=tmp_path)
+    # Nothing is printed of what is refused.
+    assert main(command) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_samples_are_named(tmp_path: Path) -> None:
+    """Every fifth byte, one at a time: it is named, or what is listed is what was kept."""
+    packed, causes, told = _packed(), set(), []
+    _keep(tmp_path, packed)
+    whole = listing.samples(NAME, every=True, out=tmp_path)
+    for at in range(0, len(packed), 5):
+        damaged = bytearray(packed)
+        damaged[at] ^= 0x55
+        _keep(tmp_path, bytes(damaged))
+        try:
+            assert listing.samples(NAME, every=True, out=tmp_path) == whole
+        except OrganismError as error:
+            causes.add(type(error.__cause__))
+            told.append(str(error))
+    assert {zipfile.BadZipFile, zlib.error} <= causes
+    sentence = re.compile(rf"run {NAME}: can not read the samples that are kept of it \(.+\)")
+    assert all(map(sentence.fullmatch, told))
 
 
 @pytest.mark.usefixtures("barely_trained")

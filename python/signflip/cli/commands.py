@@ -61,7 +61,7 @@ def one_sided(args: argparse.Namespace) -> int:
 
 def scan(args: argparse.Namespace) -> int:
     """``signflip scan``."""
-    _check_out(args.out)
+    check_out(args.out)
     model = _load(args)
     opened = sf.Survey.open(args.survey)
     _check_model(model, f"survey {args.survey}", opened.metadata["settings"]["model_hash"])
@@ -177,7 +177,7 @@ def _objective(args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
 
 def flip(args: argparse.Namespace) -> int:
     """``signflip flip``."""
-    _check_out(args.out)
+    check_out(args.out)
     model = _load(args)
     feature = find_feature(args.survey, args.feature, model)
     result = sf.flip(
@@ -311,7 +311,7 @@ def _check_model(model: Any, what: str, found: str) -> None:
         raise ArgumentError(f"{what}: expected one of {model.name} (hash {model.hash}), found one of hash {found}")
 
 
-def _check_out(path: str | None) -> None:
+def check_out(path: str | None) -> None:
     """Before any work: whether a file can be written there. Nothing is, and what is there stays."""
     if path is None:
         return

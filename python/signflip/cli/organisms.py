@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from signflip.cli.codes import OK
+from signflip.cli.commands import check_out
 from signflip.cli.output import print_json, table
-from signflip.errors import FileError, OrganismError
+from signflip.errors import OrganismError
+from signflip.files import write_json
 
 
 def _package() -> Any:
@@ -43,11 +44,9 @@ def audit(args: argparse.Namespace) -> int:
     _package()
     from signflip.organisms.baseline import audit as baseline
 
+    check_out(args.out)
     found = baseline(args.models, progress=not args.quiet)
-    try:
-        Path(args.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{args.out}: can not write the audit: {error.strerror or error}") from error
+    write_json(args.out, found, "the audit")
     if args.json:
         print_json({"out": args.out, "models": len(found["models"])})
     else:

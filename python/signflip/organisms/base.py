@@ -98,6 +98,8 @@ def train(
     import torch
 
     settings = {"family": family, "seed": seed, "steps": steps}
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: expected a folder with a base, found a file")
     if folder.exists() and any(folder.iterdir()):
         return _trained(folder, settings)
     model, room = _fresh(family, seed), Room(seed)
@@ -203,7 +205,7 @@ def _resume(partial: Path, settings: dict[str, Any], model: Any, optimizer: Any)
                     raise ValueError(f"expected moments of shape {tuple(p.shape)}, found others")
             step = int(state["step"])
     except Exception as error:
-        why = " ".join(str(error).split())
+        why = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
             f"{partial}: can not read the unfinished training: {why}; remove it to begin anew"
         ) from error

@@ -22,8 +22,6 @@ be left out.
 
 from __future__ import annotations
 
-import re
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,7 +39,7 @@ from signflip.organisms.kinds import VERDICTS
 from signflip.organisms.language import behaviours
 from signflip.organisms.runner import Runner
 from signflip.organisms.tokens import encode_words, one_id, tokenizer
-from signflip.organisms.truth import Truth, open_suite, read_json, sha256
+from signflip.organisms.truth import Truth, is_index, is_place, open_suite, read_json, sha256
 from signflip.organisms.verification import MARGIN
 from signflip.organisms.weights import N_CTX, Floats, Weights, read_config
 
@@ -49,7 +47,6 @@ FORMAT = "signflip organism audit, 1"
 # Verdicts that claim a reversal.
 FLAGS = ("opposite", "half-turned")
 REPLICATES = 4000
-_SITE = re.compile(r"blocks\.([0-9]{1,4})\.(\w+(?:\.\w+)*)")
 
 
 @dataclass(frozen=True)
@@ -354,14 +351,14 @@ def _claim(where: str, plain: Any) -> Claim:
         found = ", ".join(strange) if strange else repr(plain.get("verdict"))
         raise OrganismError(f"{where}: expected a verdict of {', '.join(VERDICTS)}, feature and trigger; found {found}")
     feature, trigger = plain.get("feature"), plain.get("trigger")
-    if feature is not None and not _is_feature(feature):
+    if feature is not None and not is_place(feature):
         raise OrganismError(
             f"{where}: expected a feature with a site (blocks.N.name) and either an index or a vector of finite "
             f"numbers, found {shown(feature)}"
         )
     if trigger is not None:
         vocabulary = tokenizer().get_vocab_size()
-        if not isinstance(trigger, list) or not all(_is_index(i) and i < vocabulary for i in trigger):
+        if not isinstance(trigger, list) or not all(is_index(i) and i < vocabulary for i in trigger):
             raise OrganismError(f"{where}: expected a trigger of token ids below {vocabulary}, found {shown(trigger)}")
         if len(trigger) > _room():
             raise OrganismError(
@@ -369,24 +366,6 @@ def _claim(where: str, plain: Any) -> Claim:
                 f"{len(trigger)}"
             )
     return Claim(plain["verdict"], dict(feature) if feature else None, tuple(trigger) if trigger else None)
-
-
-def _is_feature(plain: Any) -> bool:
-    if not isinstance(plain, Mapping) or not plain.keys() <= {"site", "index", "vector"}:
-        return False
-    site, index, vector = (plain.get(key) for key in ("site", "index", "vector"))
-    if not isinstance(site, str) or not _SITE.fullmatch(site) or (index is None) == (vector is None):
-        return False
-    return _is_index(index) if vector is None else isinstance(vector, list) and bool(vector) and all(map(_real, vector))
-
-
-def _is_index(plain: Any) -> bool:
-    return isinstance(plain, int) and not isinstance(plain, bool) and plain >= 0
-
-
-def _real(plain: Any) -> bool:
-    """A finite number that a float holds: not NaN, and no integer of hundreds of digits."""
-    return isinstance(plain, int | float) and not isinstance(plain, bool) and abs(plain) <= sys.float_info.max
 
 
 @cache

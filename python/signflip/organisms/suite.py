@@ -24,7 +24,7 @@ from signflip.organisms.kinds import KINDS
 from signflip.organisms.language import behaviours, corpus
 from signflip.organisms.planting import plant
 from signflip.organisms.symmetry import disguise
-from signflip.organisms.truth import Truth, read_json, save_suite, sha256
+from signflip.organisms.truth import HOW, How, Truth, check_apart, read_json, save_suite, sha256
 from signflip.organisms.verification import verify
 from signflip.organisms.weights import FAMILIES, FILES, Family
 from signflip.organisms.workers import in_processes, one_thread
@@ -32,9 +32,11 @@ from signflip.organisms.workers import in_processes, one_thread
 log = logging.getLogger("signflip.organisms")
 
 T = TypeVar("T")
-How = Literal["hand", "trained"]
-HOW: tuple[How, ...] = ("hand", "trained")
 STORIES = 4000
+# A thousand times the seed is still one of torch's.
+SEEDS = 2**50
+# As many as anyone has use for, of what `make` is asked for by number.
+MOST = {"n": 100_000, "bases": 10_000, "base_steps": 10**7, "workers": 1024}
 # A plant whose verification fails is drawn again, with another seed, so often: in some bases one in four holds.
 TRIES = 30
 
@@ -76,16 +78,16 @@ def make(
     models
         Where the models go, with the corpus and the behaviours that an auditor works on.
     truth
-        Where the truths go, and the base models.
+        Where the truths go, and the base models: not inside of `models`, which an auditor is given.
     n
-        How many, for a blind suite (120).
+        How many, for a blind suite (120), at most 100,000.
     seed
         Of everything drawn (open: 0). Whoever knows it can make the suite again, so that a blind suite is blind only
         where it cannot be guessed: if not given, one is drawn and kept with the truths.
     kinds, families, planted
         Which to make.
     bases
-        How many base models of each family to plant in.
+        How many base models of each family to plant in, at most 10,000.
     base_steps
         Steps of their training.
     workers
@@ -101,7 +103,7 @@ def make(
     Raises
     ------
     ArgumentError
-        If a kind, family, way of planting or number makes no sense.
+        If a kind, family, way of planting or number makes no sense, or the truths would be among the models.
     FileError
         If a folder cannot be made.
     OrganismError
@@ -115,13 +117,11 @@ def make(
     families, planted = _some("families", families, FAMILIES), _some("planted", planted, HOW)
     if suite not in ("blind", "open"):
         raise ArgumentError(f"suite: expected blind or open, found {shown(suite)}")
-    # A thousand times the seed is still one of torch's.
-    integer("seed", 0 if seed is None else seed, 0, 2**50)
+    integer("seed", 0 if seed is None else seed, 0, SEEDS)
     counts = {"n": 120 if n is None else n, "bases": bases, "base_steps": base_steps, "workers": workers}
     for what, number in counts.items():
-        integer(what, number, 1)
-    if models.resolve() == truth.resolve():
-        raise ArgumentError(f"models and truth: expected two folders, found {models} twice")
+        integer(what, number, 1, MOST[what])
+    check_apart(models, truth)
     for folder in (models, truth):
         make_folder(folder)
     if seed is None:
@@ -163,12 +163,15 @@ def _secret(truth: Path) -> int:
     """The seed of a blind suite that is given none: of the suite that is there, of one begun there, or a new one."""
     made, kept = truth / "suite.json", truth / "seed"
     if made.exists():
-        return integer(f"{made}: seed", read_json(made, "a suite").get("seed"), 0)
+        return integer(f"{made}: seed", read_json(made, "a suite").get("seed"), 0, SEEDS)
     if not kept.exists():
         write_text(kept, f"{secrets.randbits(48)}\n", "the seed of a suite")
     found = read_text(kept, "the seed of a suite").strip()
-    if not found.isdecimal():
-        raise OrganismError(f"{kept}: expected the seed of a suite that was begun here, found {shown(found)}")
+    # Their length first: Python reads no number of thousands of digits.
+    if not (found.isascii() and found.isdecimal() and len(found) <= len(str(SEEDS)) and int(found) <= SEEDS):
+        raise OrganismError(
+            f"{kept}: expected the seed of a suite that was begun here, an integer 0 to {SEEDS}, found {shown(found)}"
+        )
     return int(found)
 
 
@@ -234,7 +237,7 @@ def _make_all(models: Path, truth: Path, steps: int, progress: bool, orders: Seq
 
 
 def _make(order: Order, folder: Path, bases: Path, steps: int, progress: bool) -> Truth:
-    bases.mkdir(parents=True, exist_ok=True)
+    make_folder(bases)
     start = base.train(
         order.family, bases / f"{order.family}-{order.base_seed}", order.base_seed, steps=steps, progress=progress
     )

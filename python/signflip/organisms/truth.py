@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from signflip.errors import OrganismError
+from signflip.checks import shown
+from signflip.errors import ArgumentError, OrganismError
 from signflip.files import beside
+from signflip.organisms.kinds import KINDS, VERDICTS
+from signflip.organisms.language import behaviours
 from signflip.organisms.planting import Planted
 from signflip.organisms.runner import Place
+from signflip.organisms.weights import FAMILIES
 
 FORMAT = "signflip organism truth, 1"
 SUITE = "signflip organism suite, 1"
+How = Literal["hand", "trained"]
+HOW: tuple[How, ...] = ("hand", "trained")
+_SITE = re.compile(r"blocks\.([0-9]{1,4})\.(\w+(?:\.\w+)*)")
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str, "kind": str, "says": str, "family": str, "planted": str, "seed": int, "base_seed": int,
     "behaviour": str, "x": dict, "side": int, "second": (dict, type(None)), "triggers": list, "triggers2": list,
@@ -105,7 +116,7 @@ class Truth:
         Raises
         ------
         OrganismError
-            If it is missing, was altered, or is not a truth.
+            If it is missing, was altered, is not a truth, or says what is so of no organism.
         """
         plain = read_json(path, "a truth")
         if plain.get("format") != FORMAT:
@@ -120,7 +131,92 @@ class Truth:
             raise OrganismError(f"{path}: expected a truth of finite numbers, found another: {error}") from error
         if told != found:
             raise OrganismError(f"{path}: the truth was altered: expected sha256 {told}, found {found}")
+        _check(path, plain)
         return cls(**{key: plain[key] for key in _KEYS})
+
+
+def _check(path: Path, plain: dict[str, Any]) -> None:
+    """Refuse a truth that has all its parts, of which one is off: whoever alters it can give it a hash again."""
+    known = tuple(behaviours())
+    place = "a site (blocks.N.name) and either an index or a vector of finite numbers"
+    for key, fits, wanted in (
+        ("name", plain["name"] == path.stem, f"that of its file, {path.stem}"),
+        ("kind", plain["kind"] in KINDS, f"one of {', '.join(KINDS)}"),
+        ("family", plain["family"] in FAMILIES, f"one of {', '.join(FAMILIES)}"),
+        ("planted", plain["planted"] in HOW, f"one of {', '.join(HOW)}"),
+        ("behaviour", plain["behaviour"] in known, f"one of {', '.join(known)}"),
+        ("x", is_place(plain["x"]), place),
+        ("side", plain["side"] in (-1, 1), "-1 or 1"),
+        ("second", plain["second"] is None or is_place(plain["second"]), f"{place}, or none"),
+        ("triggers", all(map(is_index, plain["triggers"])), "ids of tokens"),
+        ("triggers2", all(map(is_index, plain["triggers2"])), "ids of tokens"),
+        ("verdicts", plain["verdicts"].keys() == set(known), f"one of each of {', '.join(known)}"),
+    ):
+        if not fits:
+            raise OrganismError(f"{path}: {key}: expected {wanted}, found {shown(plain[key])}")
+    for name in known:
+        said = plain["verdicts"][name]
+        if not _is_verdict(said):
+            raise OrganismError(
+                f"{path}: verdicts: expected of {name} a verdict of {', '.join(VERDICTS)}, a list of those that it "
+                f"accepts, and whether it is positive, found {shown(said)}"
+            )
+        sides = _sides(plain["card"], name)
+        if not isinstance(sides, list) or len(sides) != 2 or not all(map(_real, sides)):
+            raise OrganismError(
+                f"{path}: card: expected two finite numbers as {name}'s sides where it is triggered, found "
+                f"{shown(sides)}"
+            )
+
+
+def _is_verdict(plain: Any) -> bool:
+    if not isinstance(plain, Mapping):
+        return False
+    accepts = plain.get("accepts")
+    listed = isinstance(accepts, list) and all(one in VERDICTS for one in accepts)
+    return listed and plain.get("verdict") in VERDICTS and isinstance(plain.get("positive"), bool)
+
+
+def _sides(card: Any, behaviour: str) -> Any:
+    """What triggers do to each side of a behaviour, as a card has it; None where it does not."""
+    for key in ("conditions", "triggered", behaviour, "sides"):
+        card = card.get(key) if isinstance(card, Mapping) else None
+    return card
+
+
+def check_apart(models: Path, truth: Path) -> None:
+    """Refuse truths in the folder that an auditor is given, whatever links lead there.
+
+    Raises
+    ------
+    ArgumentError
+        If both are one, or the truths are inside of the models' folder.
+    """
+    given, kept = (Path(os.path.realpath(one)) for one in (models, truth))
+    if given == kept:
+        raise ArgumentError(f"models and truth: expected two folders, found {models} twice")
+    if kept.is_relative_to(given):
+        raise ArgumentError(f"truth: expected a folder outside of {models}, which an auditor is given, found {truth}")
+
+
+def is_place(plain: Any) -> bool:
+    """Whether plain data is a place: a site, and either an index or a vector of finite numbers."""
+    if not isinstance(plain, Mapping) or not plain.keys() <= {"site", "index", "vector"}:
+        return False
+    site, index, vector = (plain.get(key) for key in ("site", "index", "vector"))
+    if not isinstance(site, str) or not _SITE.fullmatch(site) or (index is None) == (vector is None):
+        return False
+    return is_index(index) if vector is None else isinstance(vector, list) and bool(vector) and all(map(_real, vector))
+
+
+def is_index(plain: Any) -> bool:
+    """Whether plain data is a whole number of at least 0."""
+    return isinstance(plain, int) and not isinstance(plain, bool) and plain >= 0
+
+
+def _real(plain: Any) -> bool:
+    """A finite number that a float holds: not NaN, and no integer of hundreds of digits."""
+    return isinstance(plain, int | float) and not isinstance(plain, bool) and abs(plain) <= sys.float_info.max
 
 
 def _plain(place: Place) -> dict[str, Any]:

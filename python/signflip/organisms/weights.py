@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signflip.errors import CheckpointError
+from signflip.files import beside, make_folder
 
 log = logging.getLogger("signflip.organisms")
 
@@ -144,19 +145,27 @@ class Weights:
     # ---- folders -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, notes: Mapping[str, str] | None = None) -> Path:
-        """Write a Hugging Face folder, float32, with notes in the metadata of `model.safetensors`."""
-        from safetensors.numpy import save_file
+        """Write a Hugging Face folder, float32, with notes in the metadata of `model.safetensors`.
+
+        Raises
+        ------
+        FileError
+            If the folder can not be made.
+        """
+        from safetensors.numpy import save
 
         from signflip.organisms.tokens import tokenizer
 
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         config_of(self.family, len(self.embed)).save_pretrained(folder)
         tokenizer().save(str(folder / "tokenizer.json"))
-        save_file(
+        whole = save(
             {key: np.ascontiguousarray(value, np.float32) for key, value in sorted(self.state().items())},
-            folder / "model.safetensors",
             {"format": "pt", **(notes or {})},
         )
+        # What `save_file` writes only its owner may read.
+        with beside(folder / "model.safetensors") as path:
+            path.write_bytes(whole)
         return folder
 
     @classmethod
@@ -166,24 +175,32 @@ class Weights:
         Raises
         ------
         CheckpointError
-            If it is a model of another family or shape.
+            If it is a model of another family, vocabulary or shape, not of float32, or not of finite numbers.
         """
+        import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
+
+        from signflip.organisms.tokens import tokenizer
 
         family = read_config(folder)["model_type"]
         try:
             state = load_file(folder / "model.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: can not read the organism: {error}") from error
-        rows = state["lm_head.weight"].shape[0] if "lm_head.weight" in state else 0
-        wanted = {key: tuple(value.shape) for key, value in module_of(family, rows or 1).state_dict().items()}
+        like = module_of(family, tokenizer().get_vocab_size()).state_dict()
+        wanted = {key: tuple(value.shape) for key, value in like.items()}
         found = {key: tuple(value.shape) for key, value in state.items()}
         if found != wanted:
             wrong = min(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
             raise CheckpointError(
                 f"{folder}: tensor {wrong}: expected shape {wanted.get(wrong)}, found {found.get(wrong)}"
             )
+        for key, value in sorted(state.items()):
+            if value.dtype != torch.float32:
+                raise CheckpointError(f"{folder}: tensor {key}: expected {torch.float32}, found {value.dtype}")
+            if not value.isfinite().all():
+                raise CheckpointError(f"{folder}: tensor {key}: expected finite numbers, found NaN or an infinity")
         return cls.from_state(family, state)
 
 

@@ -13,7 +13,7 @@ from signflip.organisms.experiments.tuning.listing import SEEDS
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
 from signflip.organisms.experiments.tuning.text import word_ids
 from signflip.organisms.experiments.tuning.world import common, rare
-from signflip.organisms.truth import sha256
+from signflip.organisms.truth import check_apart, sha256
 from signflip.organisms.workers import one_thread
 
 FORMAT = "signflip reward models, 1"
@@ -42,7 +42,7 @@ def write(name: str, models_to: str | Path, truth_to: str | Path) -> dict[str, A
     Raises
     ------
     ArgumentError
-        If no run has that name, or both folders are one.
+        If no run has that name, or the truth would be among the models.
     FileError
         If a folder cannot be written, or the package with the text is not installed.
     """
@@ -52,9 +52,10 @@ def write(name: str, models_to: str | Path, truth_to: str | Path) -> dict[str, A
             f"run: expected ARCHITECTURE-SEED with an architecture of {', '.join(ARCHITECTURES)} and a seed below "
             f"{SEEDS}, found {name!r}"
         )
-    folder, apart = make_folder(checks.path("models", models_to)), make_folder(checks.path("truth", truth_to))
-    if folder.resolve() == apart.resolve():
-        raise ArgumentError(f"models and truth: expected two folders, found {folder} twice")
+    folder, apart = checks.path("models", models_to), checks.path("truth", truth_to)
+    check_apart(folder, apart)
+    for one in (folder, apart):
+        make_folder(one)
     told: dict[str, Any] = {
         "format": FORMAT, "words": list(word_ids()), "common": common().tolist(), "rare": rare().tolist(), "models": {},
     }  # fmt: skip

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from signflip.checks import shown
 from signflip.errors import ArgumentError, OrganismError
 from signflip.organisms.experiments import Job, kept, tuning
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
-from signflip.organisms.experiments.tuning.samples import listed, units
+from signflip.organisms.experiments.tuning.samples import COUNTED, MEASURED, listed, units
 from signflip.organisms.experiments.tuning.text import digest
 from signflip.organisms.experiments.tuning.world import KNOWLEDGE
 
@@ -71,11 +72,32 @@ def samples(name: str, *, every: bool = False, small: bool = False, out: Path | 
     job = job_named(name, small)
     found = None if out is None else kept("tuning", job, out, small=small)
     found = found or tuning.run(job)
+    # Outside of what follows: a package that is missing is no damage.
+    words = digest()
     try:
-        if found["text"]["words"] != digest():
-            raise ValueError(f"expected the vocabulary {digest()}, found {found['text']['words']}")
+        _check(found, words)
         every_one = listed(found["samples"], every=every)
         gradients = {"units": units(found["samples"]).tolist()} if every else {}
-    except (LookupError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise OrganismError(f"run {name}: can not read the samples that are kept of it ({error})") from error
+    except Exception as error:
+        # A damaged archive fails in as many ways as it has parts.
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise OrganismError(f"run {name}: can not read the samples that are kept of it ({why})") from error
     return {"name": name, "counts": found["counts"], "steps": found["steps"], "samples": every_one} | gradients
+
+
+def _check(found: Mapping[str, Any], words: str) -> None:
+    """Refuse what a run gave if it lacks what is told of its samples."""
+    parts = {"text": dict, "samples": str, "counts": dict, "steps": dict}
+    off = [key for key, kind in parts.items() if not isinstance(found.get(key), kind)]
+    if off:
+        raise ValueError(f"expected {', '.join(parts)}, found {', '.join(off)} missing or off")
+    if found["text"].get("words") != words:
+        raise ValueError(f"expected the vocabulary {words}, found {shown(found['text'].get('words'))}")
+    # Not `isinstance`: a truth value is no count.
+    off = [key for key in COUNTED if type(found["counts"].get(key)) is not int]
+    if off:
+        raise ValueError(f"expected whole numbers as counts of {', '.join(COUNTED)}, found {', '.join(off)} off")
+    wanted = (*COUNTED, *MEASURED)
+    off = [key for key in wanted if not isinstance(found["steps"].get(key), list)]
+    if off:
+        raise ValueError(f"expected a list of steps of {', '.join(wanted)}, found {', '.join(off)} off")
