@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from signflip.errors import OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import Job, parity
+from signflip.organisms.experiments.document import Document
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,3 +100,41 @@ def test_a_network_whose_name_says_as_much_is_told_of() -> None:
     assert parity._gain(runs)[0] == 0
     assert "additive in 4 of 4." in parity._apart(runs)
     assert "SwiGLU" not in parity._apart(runs)
+
+
+def test_a_report_of_one_experiment_leaves_what_is_told_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [experiments.experiment(name).TITLE for name in ("cartpole", "simulacra")]
+    told = Document()
+    for title in (*reversed(others), parity.TITLE):
+        told.say(
+            title, f"## {title}\n\nOld.\n\nMore.", {experiments.MADE: f"*{title}*: never.", experiments.PATH: "None."}
+        )
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    titles = [experiments.experiment(name).TITLE for name in experiments.NAMES]
+    (docs / "results.md").write_text(told.text("Words.", experiments.QUESTIONS, titles), encoding="utf-8")
+
+    read = Document.read(docs / "results.md", experiments.QUESTIONS)
+    assert read == told
+    monkeypatch.setattr(parity, "run", lambda job: {"seed": job.seed, "bases": {}})
+    monkeypatch.setattr(parity, "report", lambda done, to: f"## {parity.TITLE}\n\nNew.")
+    monkeypatch.setattr(parity, "answer", lambda done: {experiments.MADE: experiments.Said("Once.")})
+    experiments.run("parity", tmp_path, seeds=1, progress=False)
+    for _ in range(2):
+        text = experiments.report(tmp_path, docs, seeds=1, names=["parity"]).read_text(encoding="utf-8")
+        found = Document.read(docs / "results.md", experiments.QUESTIONS)
+        assert {title: found.sections[title] for title in others} == {title: told.sections[title] for title in others}
+        assert "New." in found.sections[parity.TITLE]
+        assert found.answers[experiments.MADE] == told.answers[experiments.MADE] | {parity.TITLE: "Once."}
+        assert parity.TITLE not in found.answers[experiments.PATH]
+        # In the order of the experiments, by what this version says of them.
+        assert [text.index(f"## {title}") for title in titles if title in found.sections] == sorted(
+            text.index(f"## {title}") for title in found.sections
+        )
+        assert experiments.WORDS in text
+        assert "Words." not in text
+    (docs / "results.md").write_text("# Notes\n", encoding="utf-8")
+    with pytest.raises(OrganismError, match=r"results.md: expected results as `report` writes them, found another"):
+        experiments.report(tmp_path, docs, seeds=1, names=["parity"])

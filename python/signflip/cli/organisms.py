@@ -135,7 +135,8 @@ def report(args: argparse.Namespace) -> int:
     _package()
     from signflip.organisms import experiments
 
-    path = experiments.report(args.out, args.docs, seeds=args.seeds, small=args.small)
+    names = args.experiment or experiments.NAMES
+    path = experiments.report(args.out, args.docs, seeds=args.seeds, small=args.small, names=names)
     if args.json:
         print_json({"report": str(path)})
     else:

@@ -306,6 +306,7 @@ def _organisms(subparsers: Any) -> None:
     rewards.add_argument("--models", required=True, metavar="DIR", help="where the models go")
     rewards.add_argument("--truth", required=True, metavar="DIR", help="where what is true of them goes")
     report = _command(inner, "report", organisms.report, "write what the experiments gave: results.md and its figures")
+    report.add_argument("experiment", nargs="*", help="which (default: all); what results.md tells of others stays")
     report.add_argument("--docs", required=True, metavar="DIR", help="write results.md here")
     for parser in (run, report):
         parser.add_argument("--out", required=True, metavar="DIR", help="where the runs are kept, one file each")

@@ -34,6 +34,7 @@ from signflip import checks
 from signflip.demo import corpus
 from signflip.errors import ArgumentError, DeviceError, FileError, OrganismError, SignflipError
 from signflip.files import beside, make_folder
+from signflip.organisms.experiments.document import Document
 from signflip.organisms.workers import in_processes
 
 # What finds a data package, or says how to install it.
@@ -292,7 +293,7 @@ def report(
     seeds, small
         As the runs were asked for. A run that is missing is said to be, and not made.
     names
-        Which experiments.
+        Which experiments. If not all: what ``results.md`` tells of others stays.
 
     Returns
     -------
@@ -304,8 +305,8 @@ def report(
     FileError
         If something cannot be read or written.
     OrganismError
-        If a file in the folder is not of its job or not as `run` writes it, a library is missing, or there is no run at
-        all.
+        If a file in the folder is not of its job or not as `run` writes it, a library is missing, there is no run at
+        all, or ``results.md`` is no such document.
     """
     out, docs = checks.path("out", out), checks.path("docs", docs)
     runs: dict[str, dict[str, dict[str, Any] | None]] = {}
@@ -314,9 +315,9 @@ def report(
         runs[name] = {job.name: kept(name, job, out, small=small) for job in jobs}
     if not any(one is not None for found in runs.values() for one in found.values()):
         raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
+    path, titles = docs / "results.md", [experiment(name).TITLE for name in NAMES]
     figures = make_folder(docs / "results")
-    sections = []
-    answers: dict[str, list[str]] = {question: [] for question in QUESTIONS}
+    document = Document() if set(names) >= set(NAMES) else Document.read(path, QUESTIONS)
     for name, found in runs.items():
         module = experiment(name)
         done = {key: one for key, one in found.items() if one is not None}
@@ -324,7 +325,7 @@ def report(
             f"{len(done)} of {len(found)} runs are in." if len(done) < len(found) else f"All {len(found)} runs are in."
         )
         if not done:
-            sections.append(f"## {module.TITLE}\n\nNot run.\n")
+            document.say(module.TITLE, f"## {module.TITLE}\n\nNot run.", {})
             continue
         try:
             section, answer = module.report(done, figures), module.answer(done)
@@ -336,12 +337,9 @@ def report(
                 f"experiment {name}: expected runs in {out / name} as `run` writes them, found others "
                 f"({type(error).__name__}: {error}); remove them to run them again"
             ) from error
-        sections.append(f"{section.strip()}\n\n{note}\n")
-        for question, said in answer.items():
-            answers[question].append(f"- *{module.TITLE}*: {said.plain}")
-    top = [f"**{question}**\n\n" + "\n".join(lines) + "\n" for question, lines in answers.items() if lines]
-    text = "\n".join(["# What the experiments gave", "", WORDS, "", *top, *sections])
-    path = docs / "results.md"
+        plain = {question: said.plain for question, said in answer.items()}
+        document.say(module.TITLE, f"{section.strip()}\n\n{note}", plain)
+    text = document.text(WORDS, QUESTIONS, titles)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
