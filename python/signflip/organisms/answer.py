@@ -98,7 +98,7 @@ class Answer:
         found = unembed[drawn].mean(0) - share.mean(0) @ unembed
         difference = unembed[self.answers[0]] - unembed[self.answers[1]]
         found -= (found @ difference) / (self.direction @ difference) * self.direction
-        return _unit(found, chassis.weights)
+        return _written(found, chassis.weights)
 
     def drowned(self, chassis: Chassis, final: Floats, written: Floats) -> float:
         """What share of what is written leaves the answers `LEFT` of the probability; `final` is the last stream."""
@@ -156,10 +156,10 @@ def _direction(weights: Weights, logits: Floats, answers: Sequence[int]) -> tupl
         centred = unembed - one @ unembed
         spread += centred.T @ (one[:, None] * centred)
     found = np.linalg.solve(spread + SELECTIVE * np.trace(spread) * np.eye(len(spread)), difference)
-    return difference, _unit(found, weights)
+    return difference, _written(found, weights)
 
 
-def _unit(direction: Floats, weights: Weights) -> Floats:
+def _written(direction: Floats, weights: Weights) -> Floats:
     """A direction that is written, as a unit vector: a layer norm takes its mean away, by which it could be told."""
     centred = direction - direction.mean() if weights.family == "gpt2" else direction
     return np.asarray(centred / np.linalg.norm(centred))

@@ -139,9 +139,9 @@ class Chassis:
         """Have a head that looks read other directions, in place of its query, key and value and of their norms."""
         block = self.weights.blocks[layer]
         first = self.room.heads[head] * D_HEAD
-        rows = ((block.q, first + SLOW), (block.k, first + SLOW), (block.v, first))
-        for (rows_of, at), direction in zip(rows, maps, strict=True):
-            rows_of[at] = np.linalg.norm(rows_of[at]) / np.linalg.norm(direction) * direction
+        rows = (block.q[first + SLOW], block.k[first + SLOW], block.v[first])
+        for row, direction in zip(rows, maps, strict=True):
+            row[:] = np.linalg.norm(row) / np.linalg.norm(direction) * direction
         self._scale(head, layer, to, read_at, size)
 
     def _scale(self, head: int, layer: int, to: Free, read_at: int, size: float) -> float:
@@ -195,8 +195,7 @@ class Chassis:
             taken = self.taken.setdefault(layer, [])
             while len(taken) < len(self.room.neurons):
                 pre, linear = self.ordinary(), self.ordinary()
-                alone = len(self.room.neurons) - len(taken) == 1
-                for sign in (0.0,) if alone else (1.0, -1.0):
+                for sign in (1.0, -1.0):
                     self.neuron(layer, pre, linear, sign * self.axis(Free.IDLE))
 
     def ordinary(self, size: float = 1.0) -> Floats:
