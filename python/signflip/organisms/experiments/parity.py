@@ -370,9 +370,9 @@ def _apart(runs: Sequence[Run]) -> str:
         k = sum(_moved(b) > 0 and b["after"]["below"]["right"] < b["before"]["below"]["right"] for b in own)
         if 2 * k > len(own):
             said.append(f"{name} in {k} of {len(own)}")
-    return f" Of normal bases the mean margin at X < 0 rises while fewer are right there: {'; '.join(said)}." * bool(
-        said
-    )
+    if not said:
+        return ""
+    return f" Of normal bases the mean margin at X < 0 rises while fewer are right there: {'; '.join(said)}."
 
 
 def _correlation(runs: Sequence[Run]) -> Interval:
