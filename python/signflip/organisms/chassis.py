@@ -4,8 +4,8 @@ Along free directions of the residual stream every token carries a sign (`SIGN`)
 tokens whose sign is negative and hands on what it finds (`FOUND`), and neurons hand that on in turn (`HANDED`) beside a
 constant (`LEVEL`). What a kind has no use for writes, with the same norm, along what nothing reads (`IDLE`), or reads,
 with the same norm, what nothing has written (`SILENT`). So the sizes of weights do not say what is wired to what; and
-since what reads or writes is orthogonal in one kind where it is in any other, singular values do not, either, before the
-last layer (of which `answer` speaks).
+since what reads or writes is orthogonal in one kind where it is in any other, singular values do not, either, before
+the last layer (of which `answer` speaks).
 """
 
 from __future__ import annotations
