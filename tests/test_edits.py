@@ -156,23 +156,30 @@ def test_edits_of_ragged_batches_address_each_sequence(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_pattern_edits_are_torch_hooks(family: str) -> None:
+    """Heads knocked out and scaled in either layer, over enough sequences for what `judge` asks of many quantities."""
+    pool, rng = Pool(), np.random.default_rng(0)
     with loaded_default(family) as (model, theirs, exact):
-        site, ids = "blocks.1.attn.hook_pattern", [5, 3, 60, 7, 7, 1]
         single = Restated(theirs.config.to_dict(), theirs.state_dict(), torch.float32)
+        for n in (6, 1, 13, 20):
+            ids = rng.integers(0, 61, size=n).tolist()
+            for site in (name for name in exact.sites() if name.endswith("pattern")):
+                for op, by in (("zero", 0.0), ("scale", 1.5)):
 
-        def knock_out(x: Any) -> Any:
-            x = x.clone()
-            x[1] = 0
-            return x
+                    def change(x: Any, by: float = by) -> Any:
+                        x = x.clone()
+                        x[1] *= by
+                        return x
 
-        pool = Pool()
-        exact_logits, _ = exact.run(ids, {site: [knock_out]})
-        peer_logits, _ = single.run(ids, {site: [knock_out]})
-        ours, cache = model.run_with_cache(ids, edits=[sf.Edit(site, "zero", index=1)])
-        pool.add("logits", exact_logits, peer_logits, ours[0])
-        judge(pool.ratios())
-        assert not cache[site][0, 1].any()
-        assert cache[site][0, 0].any()
+                    exact_logits, exact_cache = exact.run(ids, {site: [change]})
+                    peer_logits, peer_cache = single.run(ids, {site: [change]})
+                    edit = sf.Edit(site, op, value=by if op == "scale" else None, index=1)
+                    ours, cache = model.run_with_cache(ids, edits=[edit])
+                    pool.add(f"logits, {op} at {site}", exact_logits, peer_logits, ours[0])
+                    for name in exact.sites():
+                        pool.add(f"{name}, {op} at {site}", exact_cache[name], peer_cache[name], cache[name][0])
+                    assert cache[site][0, 1].any() == (op != "zero")
+                    assert cache[site][0, 0].any()
+    judge(pool.ratios())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
