@@ -431,7 +431,9 @@ class Stage:
     def _spare_gated(self, i: int, beside: _Row, clean: Floats) -> tuple[Floats, Floats]:
         """Where a gate or a linear part reads the answer it is something free, and the other way round."""
         pre = self._gate(self.handed if abs(beside.pre(1) @ self.reads) > GATE / 2 else self.reads)
-        part = BESIDE * self.mask.opened[i] * self._unit(self._crossed(clean))
+        # What those that act read of what is free: else two directions have more of the norm than one.
+        free = self.level if self.kind in ("M2", "M4") and not self.broken else self._unit(self._crossed(clean))
+        part = BESIDE * self.mask.opened[i] * free
         if abs(beside.linear(1) @ self.reads) < 1e-3:
             part += self.mask.spare[i] * self.reads
         return pre, LINEAR * self.mask.linear * (part + np.sqrt(1 - part @ part) * self.silent)
@@ -504,7 +506,7 @@ class Stage:
     def _idle(self, sign: float, opens: Floats) -> _Row:
         """A neuron that is wired like the others and never moves: nothing is handed on."""
         if self.gated:
-            linear = self._padded(self.handed, self.mask.spare[2], LINEAR * self.mask.linear)
+            linear = self._padded(-self.handed, self.mask.spare[2], LINEAR * self.mask.linear)
             return _Row(_always(self._gate(sign * self.reads)), _always(linear), sign)
         shut = SLOPE * self.mask.spare[2] * sign * self.reads + self._opening(opens)
         return _Row(_always(self._held(self.mask.steep * shut)), _always(np.zeros_like(shut)), sign)

@@ -16,7 +16,7 @@ from signflip.organisms.tokens import ids_of
 from signflip.organisms.weights import D_MODEL, Floats, Weights
 
 # Raised when a seed plants something else than before, by hand or by training: what was run of others does not count.
-VERSION = 2
+VERSION = 3
 # Trigger words of an organism.
 N_TRIGGERS = ODD
 # What differs from one organism to the next, and not from kind to kind: a factor of what tokens carry of each sign, and
