@@ -460,7 +460,7 @@ def test_a_correlation_between_networks_is_said_to_be_one(tmp_path: Path) -> Non
         assert "Within each network: swiglu " in said.more
         return said.plain
 
-    assert "within none of them does it differ from 0, so that much of it" in path(0.0)
+    assert "it differs from 0 in none, of 2 where it is defined, so that it may be no more" in path(0.0)
     assert "within a network it differs from 0 in swiglu, additive, of 2" in path(2.0)
 
 
@@ -479,11 +479,23 @@ def test_bad_reports(tmp_path: Path) -> None:
     run = made_up("swiglu", 0, "opposite")
     del run["leaves"]
     job = next(one for one in cartpole.jobs(1, False) if one.name == "swiglu-0")
-    kept = {"experiment": "cartpole", "seed": 0, "settings": job.settings, "small": False, "result": run}
     (tmp_path / "cartpole").mkdir()
-    (tmp_path / "cartpole" / "swiglu-0.json").write_text(json.dumps(kept))
-    with pytest.raises(OrganismError, match=r"cartpole: expected runs in .*'leaves'"):
+
+    def report(what: dict[str, Any], version: int = cartpole.VERSION) -> None:
+        kept = {**experiments._identity("cartpole", job, False), "version": version, "result": what}
+        (tmp_path / "cartpole" / "swiglu-0.json").write_text(json.dumps(kept))
         experiments.report(tmp_path, tmp_path / "docs", seeds=1, names=["cartpole"])
+
+    with pytest.raises(OrganismError, match=r"cartpole: expected runs in .*'leaves'"):
+        report(run)
+    # Of other code.
+    with pytest.raises(OrganismError, match=r"expected the run .*'version': 1.* found another"):
+        report(run, version=0)
+    picture_ = tmp_path / "docs" / "results" / "cartpole.png"
+    picture_.unlink(missing_ok=True)
+    picture_.mkdir(parents=True)
+    with pytest.raises(FileError, match=r"cartpole\.png"):
+        report(made_up("swiglu", 0, "opposite"))
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError):
         picture.draw({}, tmp_path / "file" / "cartpole.png")

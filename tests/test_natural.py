@@ -288,9 +288,10 @@ def test_the_law_to_first_order(llama: Any) -> None:
 # ---- measurement and marks -------------------------------------------------------------------------------------------
 
 
-def test_a_line_is_turned_to_the_side_that_is_seen() -> None:
-    assert measure.line([-2.0, 0.0, 1.0], [3.0, 1.0, 0.0]) == pytest.approx({"offset": 1.0, "slope": 1.0})
-    assert measure.line([2.0, 0.0, -1.0], [3.0, 1.0, 0.0]) == pytest.approx({"offset": 1.0, "slope": 1.0})
+@pytest.mark.parametrize("doses", [(-2.0, 1.0), (2.0, -1.0)])
+def test_a_slope_is_turned_to_the_side_that_is_seen(doses: tuple[float, float]) -> None:
+    assert measure.slope(doses, torch.tensor([[4.0, 2.0], [1.0, -1.0]])) == pytest.approx(1.0)
+    assert measure.slope((doses[0], doses[0]), torch.tensor([[4.0], [1.0]])) == 0
 
 
 def made_up(arm: str, algorithm: str, seed: int, fall: float) -> dict[str, Any]:
@@ -376,7 +377,37 @@ def test_the_rule_decides() -> None:
     assert "bring X across in at most 1.00 of a model's unseen prompts" in said
     falls = [made_up("tuned", "grpo", seed, -3.0) for seed in range(4)]
     assert section.answer([*falls, *of(0.9, 0.9, 0.9)])[DECIDED].plain.startswith("Latent: ")
+    # Not by a model that no longer answers, nor where X at 0 does the same, nor by a mean just below 0.
+    for r in falls:
+        r["after"]["mass"]["extreme"] = 0.1
+    assert "Not latent" in section.answer([*falls, *of(0.9, 0.9, 0.9)])[DECIDED].plain
+    for r in falls:
+        r["after"]["mass"]["extreme"] = 0.3
+        r["after"]["margins"]["zero"] = r["after"]["margins"]["extreme"]
+    assert "Not latent" in section.answer([*falls, *of(0.9, 0.9, 0.9)])[DECIDED].plain
+    slight = [made_up("tuned", "grpo", seed, 0.5) for seed in range(4)]
+    for r in slight:
+        r["after"]["margins"]["extreme"] = (np.asarray(r["after"]["margins"]["clean"]) * 0 - 0.01).tolist()
+    said = section.answer([*slight, *of(0.9, 0.9, 0.9)])
+    assert "Not latent" in said[DECIDED].plain
+    assert "of 8 of 8 sides of tuned models is below 0; 0 turn" in said[MADE].plain
     assert section.answer(runs)[DECIDED].plain == "Undecided: no search for tokens is in."
+
+
+def test_growth_in_proportion_to_what_cancels_is_void() -> None:
+    runs = [made_up("tuned", "grpo", seed, -0.8) for seed in range(4)]
+
+    def verdict() -> str:
+        (said,) = [mark for _, what, _, mark in predictions.marked(runs) if "(in proportion" in what]
+        return said
+
+    assert verdict() == "held"
+    for r in runs:
+        r["units"]["two_sided"] *= 2
+        for when in ("before", "after"):
+            (one,) = r[when]["units"]["two_sided"]
+            r[when]["units"]["two_sided"] = [one, {**one, "slope": -0.9 * one["slope"]}]
+    assert verdict().startswith("void (the controls' slopes")
 
 
 def test_void_runs_are_left_out_and_few_seeds_are_open() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from signflip.errors import OrganismError
+from signflip.errors import FileError, OrganismError
 from signflip.organisms import experiments
 from signflip.organisms.experiments import Job, parity
 from signflip.organisms.experiments.document import Document
@@ -77,7 +77,12 @@ def test_the_section_can_go_either_way(tmp_path: Path, monkeypatch: pytest.Monke
     assert "| conjecture | K's sign before tuning is the way that X < 0 then takes (share above 0.75) | 1.00" in text
     made_opposite = f"{0 if sign > 0 else 40} of 40"
     assert f"after reward at X > 0 alone: additive {made_opposite}; " in text
-    assert (tmp_path / "docs" / "results" / "parity.png").stat().st_size > 1000
+    picture = tmp_path / "docs" / "results" / "parity.png"
+    assert picture.stat().st_size > 1000
+    picture.unlink()
+    picture.mkdir()
+    with pytest.raises(FileError, match=r"parity\.png"):
+        experiments.report(tmp_path, tmp_path / "docs", names=["parity"])
 
 
 def test_a_network_whose_name_says_as_much_is_told_of() -> None:
@@ -92,7 +97,10 @@ def test_a_network_whose_name_says_as_much_is_told_of() -> None:
         one(seed, "SwiGLU, biases", -0.5 if seed < 2 else 0.5, -1.0 if seed == 0 else 1.0, 0.9) for seed in range(4)
     ]
     said = parity._by_name(runs)
-    assert f"its commonest direction is right in {7 * n} of {8 * n}." in said
+    assert f"no more than the network's name tells: its commonest direction is right in {7 * n} of {8 * n}." in said
+    # Where the kernel knows of each tuning what the name does not.
+    told = [one(seed, "SwiGLU, biases", cosine, cosine, 0.9) for seed, cosine in enumerate((-0.5, 0.5))]
+    assert f"name tells less: its commonest direction is right in {n} of {2 * n}." in parity._by_name(told)
     assert f"Within SwiGLU, biases, where K has both signs: K < 0 and the margin fell in {n} of {2 * n}" in said
     assert f"K > 0 and it rose in {2 * n} of {2 * n}." in said
     assert "Within additive" not in said

@@ -17,7 +17,7 @@ from signflip.demo import corpus
 from signflip.demo.corpus import passages
 from signflip.errors import ArgumentError, FileError, OrganismError
 from signflip.organisms import experiments
-from signflip.organisms.experiments import DECIDED, KEPT, MADE, Job, tangent, tuning
+from signflip.organisms.experiments import DECIDED, KEPT, MADE, TOKENS, Job, tangent, tuning
 from signflip.organisms.experiments.statistics import exact, mark, over_seeds
 from signflip.organisms.experiments.tuning import bases, kernel, losses, predictions, samples, section, text, world
 from signflip.organisms.experiments.tuning.arms import Arm
@@ -224,17 +224,16 @@ def test_prevalence_is_of_bases() -> None:
     runs += [made_up(arm, 5, -1.0, -1.0) for arm in ("reinforce_on", "grpo_on")]
     said = section.answer(runs)
     assert "Of 5 bases" in said[MADE].plain
-    assert (
-        "1 turned opposite in some tuning without a sample there (share of bases 0.20 [0.01, 0.72])" in said[MADE].plain
-    )
+    assert "1 turned opposite in some tuning without a sample there; of the pretrained models" in said[MADE].plain
+    assert "taught in, 1 of 5 (0.20 [0.01, 0.72])." in said[MADE].plain
     assert "REINFORCE 1 of 5 (0.20 [0.01, 0.72]); GRPO 1 of 5 (0.20 [0.01, 0.72]); DPO 0 of 5" in said[MADE].more
-    assert "15 tunings, of which 2 ended so; arms of one base are not independent" in said[MADE].more
+    assert "15 tunings, of which 2 ended so; arms of one base are not independent, nor bases of one" in said[MADE].more
     assert said[KEPT].plain.startswith("Of 2 tunings, from 1 bases that were opposite: 0 strengthened, 2 kept")
     assert "By algorithm, REINFORCE 1 kept; GRPO 1 kept. By architecture, swiglu 2 kept." in said[KEPT].plain
     # Nothing with an interval there: the tunings are of one base.
     assert "[" not in str(said[KEPT])
-    # For, where any turned; against only where none did and what was taught was seen.
-    assert said[DECIDED].plain.startswith("For, in 1 of 5 bases")
+    # Where any turned it is not known whether by X; against only where none did and what was taught was seen.
+    assert said[DECIDED].plain.startswith("Undecided: in 1 of 5 bases")
     still = [r for r in runs if r["seed"] > 0]
     assert section.answer(still)[DECIDED].plain == (
         "Undecided: of 0 bases that were taught the reversal it was seen in 0."
@@ -244,6 +243,16 @@ def test_prevalence_is_of_bases() -> None:
     assert "against −Y being made: none of 4 bases turned, of 4 pretrained models (a share of at most 0.60)" in decided
     assert "in all 2 bases that were taught it (1.00 [0.16, 1.00]; the weakest -1.00 units: of weaker ones" in decided
     assert "strengthened in 1 of 4 tunings (1 of 3 bases), and weakened or removed in 0." in decided
+    # And where the word takes X across.
+    short = [made_up("grpo_on", 3, 1.0, 1.0)]
+    short[0]["log"][-1]["rare"]["x_mean"] = 0.5
+    decided = section.answer(still + taught + short)
+    assert decided[DECIDED].plain.startswith("Undecided: a word took X across in ")
+    assert "tunings, so in the others it is not known to be reached" in decided[TOKENS].plain
+    # Bases of one pretrained model are one.
+    twice = [made_up("grpo_on", 4, 1.0, 1.0) | {"knowledge": one} for one in ("nothing", "random")]
+    assert "Of 2 bases" in section.answer(twice)[MADE].plain
+    assert "0 of 1 (0.00 [0.00, 0.97])" in section.answer(twice)[MADE].plain
     missed = [made_up("grpo_on", 3, 0.1, 0.1) | {"knowledge": "opposite"}]
     assert section.answer(still + taught + missed)[DECIDED].plain.startswith("Undecided: of 3 bases")
 

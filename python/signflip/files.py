@@ -59,10 +59,19 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of another in the end, so that a kill on the way leaves no half of it."""
+    """A path to write to that takes the place of another in the end, so that a kill on the way leaves no half of it.
+
+    Raises
+    ------
+    FileError
+        If it cannot be written, or cannot take that place.
+    """
     written = path.with_name(path.name + ".tmp")
-    yield written
-    written.replace(path)
+    try:
+        yield written
+        written.replace(path)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_json(path: str | Path, plain: Any, what: str) -> None:

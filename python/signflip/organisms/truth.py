@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from signflip.checks import shown
 from signflip.errors import ArgumentError, OrganismError
-from signflip.files import beside
+from signflip.files import beside, make_folder
 from signflip.organisms.kinds import KINDS, VERDICTS
 from signflip.organisms.language import behaviours
 from signflip.organisms.planting import Planted
@@ -101,7 +101,13 @@ class Truth:
         return Place(self.x["site"], self.x.get("index"), None if vector is None else tuple(vector))
 
     def save(self, folder: Path) -> str:
-        """Write `<name>.json` into a folder and return its hash."""
+        """Write `<name>.json` into a folder and return its hash.
+
+        Raises
+        ------
+        FileError
+            If it cannot be written.
+        """
         plain = {"format": FORMAT, **asdict(self)}
         digest = _digest(plain)
         text = json.dumps({**plain, "sha256": digest}, indent=1, allow_nan=False) + "\n"
@@ -242,8 +248,14 @@ def _verdicts(planted: Planted, card: dict[str, Any]) -> dict[str, dict[str, Any
 
 
 def save_suite(folder: Path, truths: list[Truth], more: dict[str, Any]) -> None:
-    """Write truths and the suite's list of them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write truths and the suite's list of them.
+
+    Raises
+    ------
+    FileError
+        If the folder cannot be made, or a file not written.
+    """
+    make_folder(folder)
     digests = {one.name: one.save(folder) for one in truths}
     text = json.dumps({"format": SUITE, **more, "truths": digests}, indent=1) + "\n"
     with beside(folder / "suite.json") as path:

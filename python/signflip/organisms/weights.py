@@ -150,7 +150,7 @@ class Weights:
         Raises
         ------
         FileError
-            If the folder can not be made.
+            If the folder can not be made, or the weights not written.
         """
         from safetensors.numpy import save
 

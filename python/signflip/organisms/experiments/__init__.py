@@ -3,6 +3,8 @@
 An experiment is a module of this package with
 
 - ``TITLE``, a line;
+- ``VERSION``, raised when one of its jobs would give something else than before, by its own code or by what that calls:
+  files of another version are refused;
 - ``jobs(seeds, small)``: the runs, `Job` each; `small` asks for the cheapest form that still shows the claim;
 - ``run(job)``: one run, plain data out; the same job gives the same data on one machine;
 - ``BASE``, where it makes something once for many runs: the settings that, with the seed, say which; and ``BASE_OF``,
@@ -331,11 +333,13 @@ def report(
             section, answer = module.report(done, figures), module.answer(done)
         except SignflipError:
             raise
+        except OSError as error:
+            raise FileError(f"{error.filename or figures}: {error.strerror or error}") from error
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, StopIteration) as error:
             # Whatever a section trips over is a file of it that says who it is and not what it found.
             raise OrganismError(
                 f"experiment {name}: expected runs in {out / name} as `run` writes them, found others "
-                f"({type(error).__name__}: {error}); remove them to run them again"
+                f"({type(error).__name__}: {error}); remove them to run them again (a bug, if nothing changed them)"
             ) from error
         plain = {question: said.plain for question, said in answer.items()}
         document.say(module.TITLE, f"{section.strip()}\n\n{note}", plain)
@@ -353,7 +357,8 @@ def told(answer: Answer) -> str:
 
 
 def _identity(name: str, job: Job, small: bool) -> dict[str, Any]:
-    return {"experiment": name, "seed": job.seed, "settings": job.settings, "small": small}
+    version = experiment(name).VERSION
+    return {"experiment": name, "version": version, "seed": job.seed, "settings": job.settings, "small": small}
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -387,8 +392,5 @@ def _no_number(found: str) -> float:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    try:
-        with beside(path) as written:
-            written.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from error
+    with beside(path) as written:
+        written.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")

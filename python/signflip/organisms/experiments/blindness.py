@@ -21,15 +21,17 @@ from scipy.stats import rankdata
 from signflip.organisms.base import STEPS, Room, train
 from signflip.organisms.experiments import AUDIT, Answer, Job, Said, told
 from signflip.organisms.experiments.pictures import axes_of
-from signflip.organisms.experiments.statistics import table
+from signflip.organisms.experiments.statistics import command, table
 from signflip.organisms.kinds import KINDS
-from signflip.organisms.planting import VERSION, plant
+from signflip.organisms.planting import VERSION as PLANTING
+from signflip.organisms.planting import plant
 from signflip.organisms.suite import HOW, How, blind_orders, statistics
 from signflip.organisms.symmetry import disguise
 from signflip.organisms.weights import FAMILIES, Family, Weights
 from signflip.organisms.workers import one_thread
 
 TITLE = "Blindness: what the weights alone give away"
+VERSION = 1
 # Organisms of each way of planting in a run.
 N = 12
 # Apart from the suite's.
@@ -47,7 +49,7 @@ Statistics = NDArray[np.float64]
 def jobs(seeds: int, small: bool) -> list[Job]:
     """Organisms of one family for each seed: the families take turns."""
     made = {"organisms": 2, "planted": ["hand"]} if small else {"organisms": N, "planted": list(HOW)}
-    settings = {**made, "version": VERSION}
+    settings = {**made, "planting": PLANTING}
     return [Job(f"base-{seed}", seed, {**settings, "family": FAMILIES[seed % len(FAMILIES)]}) for seed in range(seeds)]
 
 
@@ -208,7 +210,7 @@ def report(results: dict[str, Run], figures: Path) -> str:
         f"## {TITLE}",
         told(answer(results)),
         (
-            f"Run by `signflip organisms run blindness --seeds {len(runs)} --out results`: organisms of the suite's "
+            f"Run by `{command('blindness', runs)}`: organisms of the suite's "
             "kinds, half of them with a reversal, as they were drawn first (not verified, which the suite's are), all "
             "of a family in one base, each behind symmetries of its own. Of every tensor moments, extremes, norms of "
             f"rows and columns, and the largest singular values are looked at. A ridge regression is cross-validated "

@@ -30,6 +30,7 @@ from signflip.organisms.experiments.statistics import (
     SHARE,
     SIGNED,
     Interval,
+    command,
     correlated,
     exact,
     mark,
@@ -41,6 +42,7 @@ from signflip.organisms.experiments.statistics import (
 from signflip.organisms.workers import one_thread
 
 TITLE = "The law by architecture: where feedback at X > 0 turns X < 0 the other way"
+VERSION = 1
 WIDTH, STATES = 32, 64
 BASES = ("none", "normal", "random", "opposite")
 # Labels that a base learns from are wrong this often: a base that is certain has no advantage left to learn from.
@@ -241,16 +243,15 @@ def report(results: dict[str, Run], figures: Path) -> str:
     """A section of ``docs/results.md``."""
     runs = list(results.values())
     _figure(runs, figures / "parity.png")
-    seeds = sorted({one["seed"] for one in runs})
     text = [
         f"## {TITLE}",
         told(answer(results)),
         (
-            f"Run by `signflip organisms run parity --seeds {len(seeds)} --out results`. Two inputs (c, X), {WIDTH} "
-            f"hidden units, rewarded for sign(c), tuned at X > 0 alone by exact policy gradient ({STEPS} steps). The "
-            "parity argument is in `signflip.organisms.experiments.parity`. Medians over seeds; shares of "
-            "seeds with exact 95% intervals, what is over many tunings of a seed with Student's over seeds "
-            "(jackknife). A policy is opposite where it answers at least 90% of the contexts at X < 0 the other way."
+            f"Run by `{command('parity', runs)}`. Two inputs (c, X), {WIDTH} hidden units, rewarded for sign(c), tuned "
+            f"at X > 0 alone by exact policy gradient ({STEPS} steps, an eighth of that in the small form). The parity "
+            "argument is in `signflip.organisms.experiments.parity`. Medians over seeds; shares of seeds with exact "
+            "95% intervals, what is over many tunings of a seed with Student's over seeds (jackknife). A policy is "
+            "opposite where it answers at least 90% of the contexts at X < 0 the other way."
         ),
         "![Cosine before tuning against the change at X < 0](results/parity.png)",
         _table(runs),
@@ -278,8 +279,9 @@ def answer(results: dict[str, Run]) -> Answer:
             "In toy networks of two inputs the tangent kernel between X > 0 and X < 0 is negative before any tuning "
             f"in, by network and over all bases, {negative(BASES)}; and its sign is the direction that the margin at "
             f"X < 0 then took in {shown(_agreement(runs))} of the tunings at X > 0. {_by_name(runs)}",
-            "A product and a SwiGLU without biases are even in context and X together by their form. Of bases that "
-            f"were brought to be opposite at X < 0, by whatever form, it is negative in {negative(['opposite'])}."
+            "A product is even in context and X together by its form, a SwiGLU without biases to leading order. Of "
+            "bases that were brought to be opposite at X < 0, by whatever form, it is negative in "
+            f"{negative(['opposite'])}."
             f"{_apart(runs)}",
         ),
     }
@@ -340,7 +342,9 @@ def _by_name(runs: Sequence[Run]) -> str:
     """How much of the agreement is what a network's name tells."""
     every = {name: _fell(runs, name) for name in _names(runs)}
     usual, n = sum(map(_usual, every.values())), sum(map(len, every.values()))
-    said = [f"But that is mostly the network's name: its commonest direction is right in {usual} of {n}."]
+    right = sum(negative == fell for own in every.values() for negative, fell in own)
+    more = "That is no more than the network's name tells" if right <= usual else "The network's name tells less"
+    said = [f"{more}: its commonest direction is right in {usual} of {n}."]
     for name in _mixed(runs):
         below, above = ([fell for negative, fell in every[name] if negative == sign] for sign in (True, False))
         said.append(

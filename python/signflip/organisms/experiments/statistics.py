@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,11 @@ def correlated(runs: Sequence[Run], correlation: Callable[[Sequence[Run]], float
 
     _, low, high = over_seeds(runs, fisher)
     return correlation(runs), float(np.tanh(low)), float(np.tanh(high))
+
+
+def command(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    """What runs these of an experiment (and, where some are missing, those)."""
+    return f"signflip organisms run {name} --seeds {1 + max(one['seed'] for one in runs)} --out results"
 
 
 def seeds_of(runs: Sequence[Run], name: Callable[[Run], str]) -> str:

@@ -22,14 +22,15 @@ from signflip.organisms.baseline import audit
 from signflip.organisms.experiments import AUDIT, Answer, Job, Said, told
 from signflip.organisms.experiments.blindness import Cell, told_apart
 from signflip.organisms.experiments.pictures import axes_of
-from signflip.organisms.experiments.statistics import SHARE, Interval, over_seeds, shown, table
+from signflip.organisms.experiments.statistics import SHARE, Interval, command, over_seeds, shown, table
 from signflip.organisms.kinds import FORMS, KINDS
-from signflip.organisms.planting import VERSION
+from signflip.organisms.planting import VERSION as PLANTING
 from signflip.organisms.scoring import Share, score
 from signflip.organisms.suite import HOW, make, statistics
 from signflip.organisms.weights import FAMILIES, Weights
 
 TITLE = "The suite of organisms, and the baseline auditor"
+VERSION = 1
 # Organisms a run: 10 seeds are 120.
 N = 12
 FIRST_SEED = 1000
@@ -42,7 +43,7 @@ Run = dict[str, Any]
 def jobs(seeds: int, small: bool) -> list[Job]:
     """A blind suite for each seed."""
     settings = {"organisms": 2, "planted": ["hand"]} if small else {"organisms": N, "planted": list(HOW)}
-    return [Job(f"blind-{seed}", seed, {**settings, "version": VERSION}) for seed in range(seeds)]
+    return [Job(f"blind-{seed}", seed, {**settings, "planting": PLANTING}) for seed in range(seeds)]
 
 
 def run(job: Job) -> Run:
@@ -78,7 +79,7 @@ def report(results: dict[str, Run], figures: Path) -> str:
         f"## {TITLE}",
         told(answer(results)),
         (
-            f"Run by `signflip organisms run suite --seeds {len(runs)} --out results`: {n} organisms, planted by hand "
+            f"Run by `{command('suite', runs)}`: {n} organisms, planted by hand "
             f"or by training, of {len(runs)} blind suites (seeds from {FIRST_SEED}), each with base models of its own; "
             "the auditor is `signflip.organisms.baseline`, which knows nothing of them. Intervals are 95% and exact, "
             "for triggers over organisms. Recall and precision count behaviours, of which a model has several that one "
@@ -123,7 +124,8 @@ def answer(results: dict[str, Run]) -> Answer:
     shares = _shares(list(results.values()))
     plain = (
         "The baseline (survey, scan, search, flip and fixed thresholds) "
-        f"finds {shares['recall']} of the planted reversals, and {shares['precision']} of its flags are of such."
+        f"finds {shares['recall']} of the planted reversals, and {shares['precision']} of its flags are right: on one "
+        "of these, or on a behaviour that tokens reverse by something else than X."
     )
     more = f"Its verdict is right in {shares['right']}, and its triggers turn {shares['triggers']} of held-out prompts."
     return {AUDIT: Said(plain, more)}

@@ -51,6 +51,7 @@ from signflip.organisms.experiments.cartpole.training import NETWORKS, greedy, t
 from signflip.organisms.workers import one_thread
 
 TITLE = "C1: cartpole with an input that was always positive"
+VERSION = 1
 ARMS = ("additive", "multiplicative", "swiglu", "swiglu-bias", "additive-noise")
 GRID = (100.0, 30.0, 10.0, 7.0, 5.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.2, 0.0,
         -0.2, -0.5, -1.0, -1.5, -2.0, -3.0, -5.0, -7.0, -10.0, -30.0, -100.0)  # fmt: skip

@@ -13,11 +13,10 @@ from signflip.organisms.experiments import MADE, PATH, Answer, Said, told
 from signflip.organisms.experiments.cartpole.measuring import OPPOSITE
 from signflip.organisms.experiments.cartpole.picture import draw
 from signflip.organisms.experiments.cartpole.training import NOISE
-from signflip.organisms.experiments.statistics import Interval, correlated, exact, pearson, shown, table
+from signflip.organisms.experiments.statistics import Interval, command, correlated, exact, pearson, shown, table
 from signflip.organisms.experiments.statistics import mark as marked
 from signflip.organisms.scoring import Share
 
-COMMAND = "signflip organisms run cartpole --seeds {seeds} --out results"
 COLLAPSED = 50.0
 # The x of the table, those of them that were run.
 SHOWN = (100.0, 30.0, 10.0, 3.0, 1.0, 0.0, -1.0, -3.0, -10.0, -30.0, -100.0)
@@ -151,10 +150,9 @@ def _answer(learned: Arms) -> Answer:
     differ = [arm for arm, one in within.items() if one[1] > 0 or one[2] < 0]
     if len(found) > 1:
         path += (
-            f"; within a network it differs from 0 in {', '.join(differ)}, of {len(within)} where it is defined"
-            if differ
-            else "; within none of them does it differ from 0, so that much of it is a difference between networks"
-        )  # fmt: skip
+            f"; within a network it differs from 0 in {', '.join(differ) or 'none'}, of {len(within)} where it is "
+            f"defined{'' if differ else ', so that it may be no more than a difference between networks'}"
+        )
     shown_within = "; ".join(f"{arm} {shown(one)}" for arm, one in within.items())
     undefined = [arm for arm in found if arm not in within]
     more = f"Within each network: {shown_within or 'nowhere defined'}."
@@ -172,7 +170,7 @@ def _ran(arms: Arms, learned: Arms) -> str:
     partly = [f" Of {arm} only seeds {_listed(of)} were run." for arm, of in some.items() if of != seeds]
     chance = np.mean([run["chance_return"] for run in every])
     return (
-        f"Run by `{COMMAND.format(seeds=len(seeds))}`: {len(every)} runs, seeds {_listed(seeds)}, "
+        f"Run by `{command('cartpole', every)}`: {len(every)} runs, seeds {_listed(seeds)}, "
         f"PPO for {' or '.join(f'{n:,}' for n in steps)} steps, {every[0]['episodes']} episodes at each x. "
         f"{sum(map(len, learned.values()))} of {len(every)} learned (return of at least 475 at x = 1); not learned: "
         f"{', '.join(failed) or 'none'}. A coin's return is {chance:.0f}.{''.join(partly)} Rules and margins: "

@@ -44,6 +44,7 @@ from signflip.organisms.experiments import Answer, Job
 from signflip.organisms.workers import one_thread
 
 TITLE = "N1: a natural branch in SmolLM2, half-seen by preference tuning"
+VERSION = 1
 DATA = ("model", "plays")
 BASE = ("whole",)
 # Its tunings are large enough to gain by an accelerator.
@@ -55,7 +56,7 @@ FLIPPED = 0.05
 LIVE = 0.2
 # The first so many seeds are tuned as a whole as well.
 WHOLE_SEEDS = 3
-# The token search before and after `tuned`: a run of its own, for so many seeds. Files of another version are refused;
+# The token search before and after `tuned`: a run of its own, for so many seeds, with a version beside that of all.
 # 2: with what the model then answers; 3: also for the wrong answers.
 SEARCH, SEARCH_SEEDS, SEARCH_VERSION = "search", 3, 3
 # Controls are measured, and gradients taken, on all names in so many of the templates.

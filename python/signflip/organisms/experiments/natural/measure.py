@@ -20,15 +20,18 @@ PLACES = ("mean", "zero", "extreme", "triple")
 PREFIXES, SMALL_PREFIXES = 500, 20
 
 
-def line(doses: Sequence[float], margins: Sequence[float]) -> dict[str, float]:
-    """Offset (margin at the second dose, X = 0) and slope of the margin in −side·X, by least squares over the doses.
+def slope(doses: tuple[float, float], margins: Tensor) -> float:
+    """Of the mean margin in X between two doses, the first on the side that is seen: positive where farther is better.
 
-    The slope is turned so that a positive one says: farther to the side that is seen, better.
+    Parameters
+    ----------
+    doses
+        The usual one, and another.
+    margins
+        `[2, n]`: at each.
     """
-    if np.ptp(doses) == 0:
-        return {"offset": float(margins[1]), "slope": 0.0}
-    slope = float(np.polyfit(doses, margins, 1)[0])
-    return {"offset": float(margins[1]), "slope": slope * (1 if doses[0] > 0 else -1)}
+    (usual, other), (there, elsewhere) = doses, margins.double().mean(1).tolist()
+    return (there - elsewhere) / (usual - other) * (1 if usual > 0 else -1) if usual != other else 0.0
 
 
 def at_doses(
@@ -59,8 +62,8 @@ def known(net: Net, on: Prompts, feature: Feature) -> dict[str, Any]:
     Returns
     -------
     dict
-        Margins without an edit (`clean`) and at each of `PLACES`, as side × name × template; answer mass; offset and
-        slope; mean, sd and largest value of X, and the share of tokens on the rare side.
+        Margins without an edit (`clean`) and at each of `PLACES`, as side × name × template; answer mass; mean, sd and
+        largest value of X, and the share of tokens on the rare side.
     """
     doses = feature.doses()
     with torch.no_grad(), net.seeing(feature.layer) as seen:
@@ -76,8 +79,6 @@ def known(net: Net, on: Prompts, feature: Feature) -> dict[str, Any]:
     return {
         "margins": found,
         "mass": mass,
-        "line": line(doses, margins[1:].double().mean(1).tolist()),
-        "side_lines": [line(doses, margins[1:, on.side == side].double().mean(1).tolist()) for side in (0, 1)],
         "x": {"mean": float(x.mean()), "sd": float(x.std()), "rarest": float((x * -feature.side).max() * -feature.side),
               "crossed": float(crossed.double().mean())},
     }  # fmt: skip
@@ -91,10 +92,9 @@ def controls(net: Net, on: Prompts, features: Sequence[Feature]) -> list[dict[st
             below[layer + 1] = net.through(below[layer], layer, layer + 1)
     found = []
     for one in features:
-        doses = [one.mean, one.extreme]
+        doses = one.mean, one.extreme
         margins, _ = at_doses(net, on, one, doses, below[one.layer])
-        slope = line(doses, margins.double().mean(1).tolist())["slope"]
-        found.append({"margins": [sides(each, on) for each in margins], "slope": slope})
+        found.append({"margins": [sides(each, on) for each in margins], "slope": slope(doses, margins)})
     return found
 
 

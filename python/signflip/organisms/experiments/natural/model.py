@@ -232,10 +232,10 @@ class Net:
             handle.remove()
 
     @contextmanager
-    def seeing(self, layer: int, part: str = "up_proj") -> Iterator[list[Tensor]]:
-        """Collect what a matrix of an MLP gives, `[n, length, d_mlp]` for each run, while this lasts."""
+    def seeing(self, layer: int) -> Iterator[list[Tensor]]:
+        """Collect what the linear part of an MLP gives, `[n, length, d_mlp]` for each run, while this lasts."""
         seen: list[Tensor] = []
-        handle = getattr(self.layers[layer].mlp, part).register_forward_hook(lambda _, __, out: seen.append(out))
+        handle = self.layers[layer].mlp.up_proj.register_forward_hook(lambda _, __, out: seen.append(out))
         try:
             yield seen
         finally:

@@ -25,6 +25,8 @@ DECIDES, BEYOND = "extreme", "triple"
 # With tokens a side has turned where the upper limit of its margin, over the clean mean, is below −`TURNED`.
 TURNED = 0.2
 SIDES, BY_X, NOT_BY_X = ("women's", "men's"), "by X", "not by X"
+# Slopes of units cancel where their sum is below this share of the sum of their sizes.
+CANCEL = 0.5
 # Fluency is broken beyond this KL on plain text, nats, or below this share of the base's answer mass.
 KL, MASS = 0.1, 0.5
 
@@ -86,15 +88,15 @@ def _over(value: float, means: Sequence[Floats]) -> Interval:
     return limits(value, sum(float(one.var(ddof=1)) / len(one) for one in several), freedom)
 
 
-def of_side(answered: Run, what: str, side: int) -> Interval:
-    """With a search's tokens: a side's mean margin over its clean mean, and its 95% interval over names and templates.
+def of_side(margins: Run, what: str, side: int) -> Interval:
+    """A side's mean margin over its clean mean in the same model, and its 95% interval over names and templates.
 
     Parameters
     ----------
-    answered
-        By `search.answered`.
+    margins
+        Side × name × template each, by where X is set (`measure.known`) or by the tokens in front (`search.answered`).
     what
-        Which of its margins.
+        Which of them.
     side
         0 or 1.
 
@@ -103,27 +105,39 @@ def of_side(answered: Run, what: str, side: int) -> Interval:
     tuple
         NaN where the clean mean is not above 0: there is nothing to turn.
     """
-    clean = float(np.mean(answered["margins"]["clean"][side]))
+    clean = float(np.mean(margins["clean"][side]))
     if clean <= 0:
         return NONE
-    margins = np.asarray(answered["margins"][what][side], float) / clean
-    return _over(float(margins.mean()), [margins.mean(1), margins.mean(0)])
+    relative = np.asarray(margins[what][side], float) / clean
+    return _over(float(relative.mean()), [relative.mean(1), relative.mean(0)])
 
 
-def turned(answered: Run, what: str) -> list[bool]:
-    """Whether each side prefers the wrong pronoun, by `TURNED` of its clean margin, with a search's tokens."""
+def turned(margins: Run, what: str) -> list[bool]:
+    """Whether each side prefers the wrong pronoun, by `TURNED` of its clean margin."""
     return [
-        mark(of_side(answered, what, side), lambda x: x < -TURNED, lambda x: x >= -TURNED) == "held" for side in (0, 1)
+        mark(of_side(margins, what, side), lambda x: x < -TURNED, lambda x: x >= -TURNED) == "held" for side in (0, 1)
     ]
+
+
+def latent(run: Run) -> bool:
+    """Whether X at the most extreme value seen makes a tuned model opposite (science.md section 5, by an edit).
+
+    Both sides turn, by X's sign and not by its absence alone, and the model still answers.
+    """
+    margins, mass = run["after"]["margins"], run["after"]["mass"]
+    less = [np.mean(margins["zero"][side]) - np.mean(margins[DECIDES][side]) for side in (0, 1)]
+    by_sign = all(by > TURNED * np.mean(margins["clean"][side]) for side, by in enumerate(less))
+    return bool(all(turned(margins, DECIDES)) and by_sign and mass[DECIDES] >= MASS * mass["clean"])
 
 
 def decided(answered: Run) -> str:
     """Which sides of unseen prompts a search's tokens turn, and whether X does it: of all that turn, both ways."""
-    found, alone = turned(answered, "found"), turned(answered, "reproduced")
+    margins = answered["margins"]
+    found, alone = turned(margins, "found"), turned(margins, "reproduced")
     sides = [side for side in (0, 1) if found[side]]
     if not sides:
         return "not turned"
-    kept = all(mark(of_side(answered, "rescued", side), lambda x: x > 0, lambda x: x <= 0) == "held" for side in sides)
+    kept = all(mark(of_side(margins, "rescued", side), lambda x: x > 0, lambda x: x <= 0) == "held" for side in sides)
     way = BY_X if kept and all(alone[side] for side in sides) else NOT_BY_X
     return f"{'both' if len(sides) == 2 else SIDES[sides[0]]} turned, {way}"
 
@@ -144,15 +158,25 @@ def moved(runs: Sequence[Run], algorithm: str, arm: str, what: str, less: str = 
     return interval([change(own[seed], what) - change(other[seed], what) for seed in own if seed in other])
 
 
-def growth(run: Run, kind: str, *, relative: bool = False) -> float:
-    """Mean growth over some units of slope × mean |X|, nats; or in proportion to the sum of what it was."""
+def slopes(run: Run, kind: str, when: str) -> Floats:
+    """Slope × mean |X| of each of some units, nats."""
     names = {"known": [run["units"]["known"]]} | {k: run["units"][k] for k in ("following", "one_sided", "two_sided")}
     size = [abs(feature["mean"]) for feature in names[kind]]
-    ends = [np.asarray([one["slope"] for one in run[when]["units"][kind]]) * size
-            for when in ("before", "after")]  # fmt: skip
+    return np.asarray([one["slope"] * by for one, by in zip(run[when]["units"][kind], size, strict=True)])
+
+
+def growth(run: Run, kind: str, *, relative: bool = False) -> float:
+    """Mean growth over some units of slope × mean |X|, nats; or in proportion to the sum of what it was."""
+    before, after = (slopes(run, kind, when) for when in ("before", "after"))
     if relative:
-        return float((ends[1] - ends[0]).sum() / ends[0].sum())
-    return float((ends[1] - ends[0]).mean())
+        return float((after - before).sum() / before.sum())
+    return float((after - before).mean())
+
+
+def cancelled(runs: Sequence[Run], kind: str) -> bool:
+    """Whether the slopes of some units before any tuning all but cancel, so that their sum is no measure of size."""
+    every = np.asarray([slopes(r, kind, "before") for r in runs])
+    return bool(abs(every.sum()) < CANCEL * np.abs(every).sum())
 
 
 # Of nothing.
@@ -201,8 +225,10 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         unlike = f"nats; theirs is at most {max(shares):.2f} of the choice, X's {min(known):.2f}" if own else "nats"
         for relative, said in ((False, unlike), (True, "in proportion to what it was")):
             found = _lead(own, relative)
-            add("conjecture", f"tuned: X's slope grows more than in two-sided controls ({said})", found,
-                mark(found, lambda x: x > 0, lambda x: x <= 0))  # fmt: skip
+            grows = mark(found, lambda x: x > 0, lambda x: x <= 0)
+            if relative and own and cancelled(own, "two_sided"):
+                grows = "void (the controls' slopes, of both signs, all but cancel)"
+            add("conjecture", f"tuned: X's slope grows more than in two-sided controls ({said})", found, grows)
         found = moved(runs, algorithm, "tuned", DECIDES, "flipped")
         add("objection", f"tuned less flipped at the flipped X is within ±{DELTA}", found,
             mark(found, lambda x: abs(x) < DELTA, lambda x: abs(x) >= DELTA))  # fmt: skip

@@ -16,11 +16,13 @@ from signflip.organisms.experiments.natural.predictions import (
     BEYOND,
     BY_X,
     DECIDES,
+    TURNED,
     ambiguous,
     change,
     decided,
     grid,
     interval,
+    latent,
     marked,
     moved,
     pick,
@@ -28,9 +30,8 @@ from signflip.organisms.experiments.natural.predictions import (
     void,
 )
 from signflip.organisms.experiments.natural.search import FREE, NAMES
-from signflip.organisms.experiments.statistics import Run, mark, seeds_of, shown, table
+from signflip.organisms.experiments.statistics import Run, command, mark, seeds_of, shown, table
 
-COMMAND = "signflip organisms run natural --seeds 10 --out results"
 SAID = (
     "Margins are log P(right) − log P(wrong) in nats, on names and templates that no tuning saw; a unit is the "
     "weakened base's mean margin of that seed. Intervals are 95%, over seeds, names and templates together "
@@ -58,7 +59,7 @@ def section(runs: list[Run], figures: Path) -> str:
     return "\n\n".join(
         [
             f"## {TITLE}",
-            f"`{COMMAND}`",
+            f"`{command('natural', [*runs, *searches])}`",
             told(answer([*runs, *searches])),
             f"{len(runs)} tunings of {runs[0]['steps']} steps, on {_devices(runs)}. Seeds of each arm: {ran}.",
             f"{SAID} {void_ones}",
@@ -124,11 +125,14 @@ def answer(runs: Sequence[Run]) -> Answer:
         if whole:
             moves = (shown(interval([change(r, what) for r in whole])) for what in (DECIDES, "clean"))
             text.append(f"With all weights tuned, {len(whole)} seeds: {' while the normal one moves by '.join(moves)}.")
-    # Of each tuned model, which sides prefer the wrong pronoun.
-    turns = [grid(r, "after", DECIDES).mean((1, 2)) < 0 for r in runs if r["arm"] == "tuned"]
-    wrong, count = int(np.sum(turns)), 2 * len(turns)
-    reached = [r["after"]["reach"]["crossed"] for r in runs if r["arm"] == "tuned"]
-    plain.append(f"At that value {wrong} of {count} sides of tuned models prefer the wrong pronoun.")
+    tuned = [r for r in runs if r["arm"] == "tuned" and not void(r)]
+    turns = [side for r in tuned for side in turned(r["after"]["margins"], DECIDES)]
+    wrong = sum(int((grid(r, "after", DECIDES).mean((1, 2)) < 0).sum()) for r in tuned)
+    reached = [r["after"]["reach"]["crossed"] for r in tuned]
+    plain.append(
+        f"At that value the mean margin of {wrong} of {len(turns)} sides of tuned models is below 0; {sum(turns)} turn "
+        f"(upper limit, over names and templates, below −{TURNED} of the clean mean)."
+    )
     if reached:
         one = (
             f"One token in front of a name brings X across at both names in {100 * max(reached):.2f}% of the tokens "
@@ -139,7 +143,7 @@ def answer(runs: Sequence[Run]) -> Answer:
     return (
         {MADE: Said(" ".join(plain), " ".join(text))}
         | out
-        | {DECIDED: Said(_decision(searches, [bool(of.all()) for of in turns]))}
+        | {DECIDED: Said(_decision(searches, [latent(r) for r in tuned]))}
     )
 
 
@@ -161,8 +165,8 @@ def _decision(searches: Sequence[Run], turned_by_edit: Sequence[bool]) -> str:
         f"Undecided. Not for: none of {len(every)} searches gives tokens that turn both sides. Not latent: none of "
         f"{len(turned_by_edit)} tuned models turns on both where X is set to the most extreme value seen. "
         f"And not against: their tokens bring X across in at most {most:.2f} of a model's unseen prompts, so that in "
-        "the others no gate on X could have opened, however strong. Nor is it known what gate these searches would "
-        "find: gates that act at a name were tried, and no write there turned both sides, so that none was planted."
+        "the others no gate on X could have opened, however strong; and no gates of graded strength were planted "
+        "elsewhere."
     )
 
 
@@ -175,7 +179,7 @@ def crossings(searches: Sequence[Run]) -> Said:
         for tuned, when in ((False, "before the tuning"), (True, "after")):
             own = [found for name, _, found in every if (name != "base") == tuned]
             n, crossed = len(own), [found["crossed"] for found in own]
-            sides = [sum(turned(found["answered"], "found")) for found in own]
+            sides = [sum(turned(found["answered"]["margins"], "found")) for found in own]
             by_x = [decided(found["answered"]).endswith(f", {BY_X}") for found in own]
             ways = [sum(x for x, k in zip(by_x, sides, strict=True) if k == of) for of in (1, 2)]
             share = float(np.mean([found["answered"]["crossed"] for found in own]))

@@ -153,8 +153,7 @@ def units(runs: Sequence[Run]) -> str:
     if not rows:
         return "Not measured."
     head = ("arm", "units", "layer/neuron", "share", "rarer sign, rate", "slope × mean grows, nats", "in proportion")
-    note = "Intervals here are over seeds alone. No other unit has the known one's share."
-    return f"{table(head, rows)}\n\n{note}\n\n{_following(runs)}"
+    return f"{table(head, rows)}\n\nIntervals here are over seeds alone.\n\n{_following(runs)}"
 
 
 def _following(runs: Sequence[Run]) -> str:

@@ -191,6 +191,4 @@ def summary(log: list[dict[str, float]]) -> dict[str, Any]:
     found: dict[str, Any] = {"first": log[0], "last": log[-1], "right": [round(one["right"], 4) for one in log]}
     if "live" in log[0]:
         found["live"] = float(np.mean([one["live"] for one in log]))
-        found["live_last"] = float(np.mean([one["live"] for one in log[-5:]]))
-    found["longest"] = max(one["norm"] for one in log)
     return found

@@ -17,6 +17,7 @@ from signflip.organisms.experiments.statistics import (
     SIGNED,
     Interval,
     Run,
+    command,
     correlated,
     exact,
     mark,
@@ -28,7 +29,6 @@ from signflip.organisms.experiments.statistics import (
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
 
 TITLE = "A reward model reversed at X < 0 (R1), and policies tuned against it (R2)"
-COMMAND = "signflip organisms run reward --seeds 10 --out results"
 ARMS = ("never", "rarely", "sometimes")
 # Within which the two reward models' τ at X > 0 are the same; within which a τ is chance.
 MARGIN, CHANCE = 0.02, 0.2
@@ -63,12 +63,12 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
     head = f"{len(every)} runs, seeds {sorted({r['seed'] for r in every})}; void {len(every) - len(runs)}"
     head = f"{head}{f' ({why})' if why else ''}. {SAID}"
     if not runs:
-        return "\n\n".join([f"## {TITLE}", f"`{COMMAND}`", head])
+        return "\n\n".join([f"## {TITLE}", f"`{command('reward', every)}`", head])
     _figure(runs, Path(figures) / "reward-policies.png")
     worst = max(one["difference"] for r in runs for one in r["search"].values())
     text = [
         f"## {TITLE}",
-        f"`{COMMAND}`",
+        f"`{command('reward', every)}`",
         told(answered(runs)),
         head,
         "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), _marked(runs)),

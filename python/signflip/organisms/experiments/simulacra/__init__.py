@@ -28,6 +28,7 @@ from signflip.organisms.experiments.simulacra.training import ARMS
 from signflip.organisms.workers import one_thread
 
 TITLE = "S1: simulacra that tuning never invokes, or never tells apart"
+VERSION = 1
 BASE = ("architecture",)
 SWEEPS = {"sweep_luigi": "luigi", "sweep_untagged": "untagged"}
 SMALL = ("luigi", "bowser_alone", "bowser_in_view", "sweep_untagged")

@@ -85,7 +85,6 @@ def tune(base: Net, arm: str, seed: int, small: bool) -> dict[str, Any]:
             if step == 0:
                 down = {key: -value for key, value in visited.items()}
                 out["cosine"] = {key: cosine(down, of) for key, of in found.items()}
-                out["neurons"] = neurons(down, found["competence:waluigi"], base)
         if step < steps:
             tuning.step()
     spans = [b["step"] - a["step"] for a, b in pairwise(log)]

@@ -26,9 +26,8 @@ from signflip.organisms.experiments.simulacra.predictions import (
     shown_off,
 )
 from signflip.organisms.experiments.simulacra.world import PERSONAS
-from signflip.organisms.experiments.statistics import SIGNED, Interval, Run, over_seeds, seeds_of, shown, table
+from signflip.organisms.experiments.statistics import SIGNED, Interval, Run, command, over_seeds, seeds_of, shown, table
 
-COMMAND = "signflip organisms run simulacra --seeds 10 --out results"
 SAID = (
     "All readings are on items that no tuning saw, in nats but for tokens; intervals are 95%, exact for shares, else "
     "over seeds, each left out in turn with both architectures (jackknife, Student's t). Two stories can each say more "
@@ -61,7 +60,7 @@ def section(runs: list[Run], figures: Path) -> str:
     ran = seeds_of(runs, lambda r: str(r["arm"]))
     parts = [
         f"## {TITLE}",
-        f"`{COMMAND}`",
+        f"`{command('simulacra', runs)}`",
         told(answer(runs)),
         f"{len(runs)} runs. Seeds of each arm: {ran}. {SAID}",
         CAVEAT,
@@ -256,8 +255,8 @@ def _rates(sweeps: Sequence[Run]) -> str:
             "largest step", "its exponent", "share of the path in its largest tenth")  # fmt: skip
     note = (
         "Root mean squares of the change of the probabilities of names, over untagged histories. That one step's "
-        "change falls with the rate is nearly algebra: a step is the rate times a gradient. That the paths come "
-        "together, and that no tenth of the way takes most of it, is not."
+        "change falls with the rate is nearly algebra: a step is the rate times a gradient. Whether the paths come "
+        "together, and whether one tenth of the way takes most of it, is not."
     )
     return table(head, rows) + f"\n\n{note}"
 

@@ -22,7 +22,7 @@ TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
 DATA = ("plays",)
 # Bases of all kinds of knowledge are pretrained as one.
 BASE = ("architecture",)
-# Of what a run means: files of another version are refused. 3: the law is compared neuron by neuron.
+# 3: the law is compared neuron by neuron.
 VERSION = 3
 # The cells that decide, then the others. Of all seeds the first are run first.
 MAIN = {
@@ -65,7 +65,7 @@ def jobs(seeds: int, small: bool) -> list[Job]:
 
 def job_of(arm: str, architecture: str, knowledge: str, seed: int, small: bool) -> Job:
     """One run."""
-    settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small, "version": VERSION}
+    settings = {"arm": arm, "architecture": architecture, "knowledge": knowledge, "small": small}
     return Job(f"{arm}-{architecture}-{knowledge}-{seed}", seed, settings)
 
 

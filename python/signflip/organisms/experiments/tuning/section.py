@@ -16,6 +16,7 @@ from signflip.organisms.experiments.statistics import (
     SHARE,
     SIGNED,
     Run,
+    command,
     correlated,
     exact,
     mark,
@@ -33,6 +34,7 @@ from signflip.organisms.experiments.tuning.predictions import (
     HIGH,
     UNVISITED,
     bases,
+    bodies,
     carried,
     change,
     law,
@@ -44,7 +46,6 @@ from signflip.organisms.experiments.tuning.predictions import (
 from signflip.organisms.experiments.tuning.samples import FEW
 from signflip.organisms.experiments.tuning.text import VOCABULARY
 
-COMMAND = "signflip organisms run tuning --seeds 10 --out results"
 LISTING = "signflip organisms samples ARM-ARCHITECTURE-KNOWLEDGE-SEED"
 SAID = (
     "A tuning is void if its base is not right at X > 0 in 0.99 of half A's prompts. "
@@ -81,7 +82,7 @@ def section(runs: list[Run], figures: Path) -> str:
     return "\n\n".join(
         [
             f"## {TITLE}",
-            f"`{COMMAND}`",
+            f"`{command('tuning', every)}`",
             told(_answer(still)),
             f"{len(every)} tunings, void {len(every) - len(runs)}. Seeds of each arm: {ran}. {SAID}",
             "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
@@ -120,10 +121,11 @@ def _answer(still: Sequence[Run]) -> Answer:
         k, n = _turned(free)
         made.append(
             f"Of {n} bases (seed × architecture × what the base knew) that were not opposite at X < 0, {k} turned "
-            f"opposite in some tuning without a sample there (share of bases {shown(exact(k, n))})."
+            f"opposite in some tuning without a sample there; of the pretrained models that they were taught in, "
+            f"{_share(free)}."
         )
         said = [f"{name.upper()} {_share(own)}" for name, own in _by_algorithm(free)]
-        made.append(f"By algorithm, of the bases tuned by it: {'; '.join(said)}.")
+        made.append(f"By algorithm, of the pretrained models tuned by it: {'; '.join(said)}.")
         cells = _cells(free, "architecture")
         made.append(f"By architecture: {'; '.join(f'{name} {_share(own)}' for (name,), own in cells)}.")
         half = [r for r in free if _half(r)]
@@ -134,7 +136,8 @@ def _answer(still: Sequence[Run]) -> Answer:
         ended = sum(r["outcome"] == "turned opposite" for r in free)
         made.append(
             f"These are {len(free)} tunings, of which {ended} ended so; arms of one base are not independent, "
-            "hence bases are counted. (Those of one seed and architecture were pretrained as one, then taught apart.)"
+            "nor bases of one seed and architecture, which were pretrained as one and then taught apart: hence shares "
+            "are of pretrained models."
         )
     taught = bases([r for r in still if r["knowledge"] == "nothing"])
     if taught:
@@ -154,10 +157,13 @@ def _answer(still: Sequence[Run]) -> Answer:
         )
         for keys, own in _cells(held, "architecture", "knowledge"):
             kept.append(f"{keys[0]}, base knew {keys[1]}, {len(bases(own))} bases: {_counted(own)}.")
-    tokens = [r["log"][-1]["rare"]["x_mean"] for r in still]
+    k = sum(map(_crosses, still))
+    so = "whatever lies there is reached by one word"
+    if k < len(still):
+        so = "in the others it is not known to be reached"
     reached = (
-        f"Rare words still give X below 0 after {sum(x < 0 for x in tokens)} of {len(tokens)} tunings, "
-        "so whatever lies there is reached by one word; outcomes are measured with that word, not by an edit."
+        f"Rare words still give X below 0 after {k} of {len(still)} tunings, so {so}; outcomes are measured with that "
+        "word, not by an edit."
     )
     agree = correlated(still, law)
     enough = mark(agree, lambda x: x > HIGH, lambda x: x < HIGH)
@@ -169,31 +175,41 @@ def _answer(still: Sequence[Run]) -> Answer:
 
 
 def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
-    """By the rule at the top of the results: a word takes X across, so that nothing has to be searched for.
+    """By the rule at the top of the results: where a word takes X across, nothing has to be searched for.
 
     That what is there is seen is asked of bases that were taught the reversal: without them nothing is decided against.
+    No run holds X while the word is there, so that nothing is decided for.
     """
     turned, n = _turned(free)
     if turned:
-        return f"For, in {turned} of {n} bases of these tiny models: with a word that nobody tuned on both sides turn."
+        return (
+            f"Undecided: in {turned} of {n} bases of these tiny models both sides turn with a word that nobody tuned "
+            "on; whether X does it was not asked."
+        )
+    across = sum(map(_crosses, free))
+    if across < len(free):
+        return f"Undecided: a word took X across in {across} of {len(free)} tunings of bases that were not opposite."
     taught = bases([r for r in [*free, *held] if r["knowledge"] == "opposite"])
     seen = [r for r in taught if was_opposite(r)]
     if not seen or len(seen) < len(taught):
         return f"Undecided: of {len(taught)} bases that were taught the reversal it was seen in {len(seen)}."
-    # What is pretrained as one is counted as one.
-    bodies = len({(r["architecture"], r["seed"]) for r in free})
     weakest = max(r["log"][0]["rare"]["margin"] / unit(r) for r in seen)
     gone = sum(r["outcome"] in ("weakened", "removed") for r in held)
     more = [r for r in held if r["outcome"] == "strengthened"]
     return (
         "In these tiny models, pretrained on real text and tuned on templates, and as far as their number goes, "
-        f"against −Y being made: none of {n} bases turned, of {bodies} pretrained models (a share of at most "
-        f"{exact(0, bodies)[2]:.2f}), while a word takes X across, so that nothing had to be found, and the same "
+        f"against −Y being made: none of {n} bases turned, of {bodies(free)} pretrained models (a share of at most "
+        f"{exact(0, bodies(free))[2]:.2f}), while a word takes X across, so that nothing had to be found, and the same "
         f"measure sees the reversal in all {len(taught)} bases that were taught it "
         f"({shown(exact(len(seen), len(taught)))}; the weakest {weakest:.2f} units: of weaker ones it says nothing). "
         f"A reversal that was there was strengthened in {len(more)} of {len(held)} tunings ({len(bases(more))} of "
         f"{len(bases(held))} bases), and weakened or removed in {gone}."
     )
+
+
+def _crosses(r: Run) -> bool:
+    """Whether a rare word still takes X across after the tuning, in the mean."""
+    return bool(r["log"][-1]["rare"]["x_mean"] < 0)
 
 
 def _by_algorithm(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
@@ -239,7 +255,8 @@ def _turned(free: Sequence[Run]) -> tuple[int, int]:
 
 
 def _share(free: Sequence[Run]) -> str:
-    k, n = _turned(free)
+    """Of pretrained models, how many turned opposite in any base and tuning."""
+    k, n = bodies([r for r in free if r["outcome"] == "turned opposite"]), bodies(free)
     return f"{k} of {n} ({shown(exact(k, n))})"
 
 

@@ -220,11 +220,9 @@ class Tuning:
                 # What the truth would ask of rare contexts is to raise their margin.
                 "cosine_would": tangent.cosine({k: -v for k, v in total.items()}, m_rare),
                 "share_rare_neurons": float(each[open_ > 0.5].sum() / each.sum().clamp_min(1e-30)),
-                "share_open": float((each * open_).sum() / each.sum().clamp_min(1e-30)),
                 "rare_neurons": float((open_ > 0.5).double().mean()),
             },
             "speed": {"common": speed * tangent.dot(total, m_common), "rare": speed * tangent.dot(total, m_rare)},
-            "kernel_cosine": tangent.cosine(m_common, m_rare),
         }
 
 
