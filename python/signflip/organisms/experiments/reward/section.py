@@ -75,8 +75,8 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
         "### R1\n\n" + _models(runs),
         "One `signflip.search` each, in the saved models: in the reversed one and, as a control, in the plain one, as "
         "one word may fool any small model. A word reverses the ranking if the upper limit of its τ is at or below "
-        "-0.2: over the test prompts, each counted as one, so that it is of these names and templates. *X held*: τ with X set to its absolute value.\n\n"
-        + _words(runs),
+        "-0.2: over the test prompts, each counted as one, so that it is of these names and templates. *X held*: "
+        "τ with X set to its absolute value.\n\n" + _words(runs),
         f"Largest difference between signflip's reward and transformers' on one input: {worst:.1e}.",
         "### R2\n\n" + _policies(runs) + "\n\n" + _flawless(runs),
         f"![policies]({Path(figures).name}/reward-policies.png)",
