@@ -344,7 +344,7 @@ def test_the_report_can_go_either_way(tmp_path: Path, fall: float, conjecture: s
     assert nats == "held"
     text = natural.report(runs, tmp_path / "figures")
     assert text.startswith("## N1")
-    assert "`signflip organisms run natural --seeds 10 --out results`" in text
+    assert "`signflip organisms run natural --seeds 4 --out results`" in text
     assert ("as the conjecture says" in text) == (conjecture == "held")
     assert ("against the conjecture" in text) == (conjecture == "failed")
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"natural-margins.png", "natural-law.png"}
