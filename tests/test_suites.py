@@ -151,8 +151,7 @@ def test_blindness_is_counted_of_each_way_of_planting(tmp_path: Path) -> None:
             {"planted": "trained", "positive": bool(a), "statistics": b.tolist()} for a, b in zip(y, x, strict=True)
         ]
         runs = {f"base-{k}": {"seed": k, "family": "llama", "organisms": every[12 * k : 12 * k + 12]} for k in range(5)}
-        cell = blindness._cell(list(runs.values()), "llama", "trained")
-        assert cell is not None
+        cell = blindness._cells(runs)["llama", "trained"]
         area, p = blindness.best_single(cell, 200)
         pairs = np.sign(x[y][:, None] - x[~y][None]).mean((0, 1)) / 2 + 0.5
         assert area == pytest.approx(np.maximum(pairs, 1 - pairs).max())
@@ -168,7 +167,7 @@ def test_blindness_is_counted_of_each_way_of_planting(tmp_path: Path) -> None:
         assert all(mixed[cell.runs == k].sum() == 6 for k in range(5))
 
 
-def test_a_regression_on_nothing_is_right_in_half() -> None:
+def test_a_regression_on_nothing_is_right_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over many draws of organisms that nothing tells apart: the mean is chance, and p is not small too often."""
     from signflip.organisms.experiments import blindness
 
@@ -176,8 +175,9 @@ def test_a_regression_on_nothing_is_right_in_half() -> None:
     y = np.arange(40) % 2 == 0
     right = [blindness.classify(rng.normal(size=(40, 60)), y) / 40 for _ in range(400)]
     assert abs(np.mean(right) - 0.5) < 0.03
+    monkeypatch.setattr(blindness, "RIDGES", 19)
     cells = [blindness.Cell(rng.normal(size=(40, 60)), y, np.arange(40) // 10) for _ in range(60)]
-    p = [float(blindness.told_apart([cell], 19).split("; p ")[1][:-1]) for cell in cells]
+    p = [float(blindness.told_apart([cell]).split("; p ")[1][:-1]) for cell in cells]
     assert np.mean(np.asarray(p) <= 0.05) < 0.15
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,16 @@ class Cell:
         runs = np.asarray([run for run, _ in organisms])
         return cls(np.asarray([one["statistics"] for _, one in organisms], float), positive, runs)
 
+    @cached_property
+    def told(self) -> tuple[int, NDArray[np.int64]]:
+        """How many a ridge regression puts on the right side, over all foldings; and with each shuffling of labels."""
+        rng = np.random.default_rng(0)
+
+        def right(labels: NDArray[np.bool_]) -> int:
+            return sum(classify(self.x, labels, seed=seed) for seed in range(FOLDINGS))
+
+        return right(self.y), np.asarray([right(self.shuffled(rng)) for _ in range(RIDGES)])
+
     def shuffled(self, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Labels that say nothing, as many of each run as there are."""
         out = self.y.copy()
@@ -110,6 +120,9 @@ class Cell:
             own = self.runs == run
             out[own] = rng.permutation(out[own])
         return out
+
+
+Cells = dict[tuple[Family, How], Cell]
 
 
 def classify(x: Statistics, y: NDArray[np.bool_], folds: int = FOLDS, seed: int = 0) -> int:
@@ -144,28 +157,21 @@ def classify(x: Statistics, y: NDArray[np.bool_], folds: int = FOLDS, seed: int 
     return right
 
 
-def _told(cells: Sequence[Cell], shuffles: int) -> tuple[float, Statistics]:
+def _told(cells: Sequence[Cell]) -> tuple[float, Statistics]:
     """The share that is put on the right side, and the same with each shuffling of the labels."""
-
-    def share(labels: Sequence[NDArray[np.bool_]]) -> float:
-        right = [classify(c.x, y, seed=s) for c, y in zip(cells, labels, strict=True) for s in range(FOLDINGS)]
-        return sum(right) / FOLDINGS / sum(map(len, labels))
-
-    rng = np.random.default_rng(0)
-    return share([one.y for one in cells]), np.asarray(
-        [share([c.shuffled(rng) for c in cells]) for _ in range(shuffles)]
-    )
+    n = FOLDINGS * sum(len(one.y) for one in cells)
+    return sum(one.told[0] for one in cells) / n, np.sum([one.told[1] for one in cells], axis=0) / n
 
 
-def told_apart(cells: Sequence[Cell], shuffles: int = RIDGES) -> str:
+def told_apart(cells: Sequence[Cell]) -> str:
     """What share a ridge regression puts on the right side, beside what it does where labels are shuffled.
 
     Cross-validation shares its data between folds: its counts scatter more than binomial ones, and are not one half in
     the mean where nothing is told.
     """
-    right, chance = _told(cells, shuffles)
+    right, chance = _told(cells)
     low, high = np.quantile(chance, (0.025, 0.975))
-    p = (1 + np.sum(chance >= right)) / (1 + shuffles)
+    p = (1 + np.sum(chance >= right)) / (1 + len(chance))
     n = sum(len(one.y) for one in cells)
     return f"{right:.2f} (of {n}; shuffled {chance.mean():.2f}, 95% in {low:.2f} to {high:.2f}; p {p:.3f})"
 
@@ -200,15 +206,13 @@ def best_single(cell: Cell, shuffles: int = SHUFFLES) -> tuple[float, float]:
 
 def report(results: dict[str, Run], figures: Path) -> str:
     """A section of ``docs/results.md``."""
-    runs, rows = list(results.values()), []
-    for family in FAMILIES:
-        for how in HOW:
-            if cell := _cell(runs, family, how):
-                area, p = best_single(cell)
-                rows.append((family, how, told_apart([cell]), f"{area:.2f}", f"{p:.3f}"))
+    runs, cells, rows = list(results.values()), _cells(results), []
+    for (family, how), cell in cells.items():
+        area, p = best_single(cell)
+        rows.append((family, how, told_apart([cell]), f"{area:.2f}", f"{p:.3f}"))
     text = [
         f"## {TITLE}",
-        told(answer(results)),
+        told(_answer(cells)),
         (
             f"Run by `{command('blindness', runs)}`: organisms of the suite's "
             "kinds, half of them with a reversal, as they were drawn first (not verified, which the suite's are), all "
@@ -221,20 +225,19 @@ def report(results: dict[str, Run], figures: Path) -> str:
         table(("family", "planted by", "told rightly by a ridge regression", "best single statistic", "p"), rows),
     ]
     figures.mkdir(parents=True, exist_ok=True)
-    if _figure(runs, figures / "blindness.png"):
+    if _figure(cells, figures / "blindness.png"):
         text.append(f"![Told rightly, and with shuffled labels]({figures.name}/blindness.png)")
     return "\n\n".join(text)
 
 
-def _figure(runs: Sequence[Run], to: Path) -> bool:
+def _figure(cells: Cells, to: Path) -> bool:
     """What is told rightly of either way of planting, beside its distribution where labels are shuffled."""
-    every = [(how, [cell for family in FAMILIES if (cell := _cell(runs, family, how))]) for how in HOW]
-    every = [(how, cells) for how, cells in every if cells]
+    every = [(how, own) for how in HOW if (own := _planted(cells, how))]
     if not every:
         return False
     figure, axes = axes_of(1, len(every))
-    for axis, (how, cells) in zip(axes[0], every, strict=True):
-        right, chance = _told(cells, RIDGES)
+    for axis, (how, own) in zip(axes[0], every, strict=True):
+        right, chance = _told(own)
         axis.hist(chance, bins=20, color="0.7", label="labels shuffled")
         axis.axvline(right, color="tab:red", label="true labels")
         axis.set_title(f"planted {'by hand' if how == 'hand' else 'by training'}: share told rightly", fontsize=8)
@@ -245,11 +248,14 @@ def _figure(runs: Sequence[Run], to: Path) -> bool:
 
 def answer(results: dict[str, Run]) -> Answer:
     """Whether an audit of such organisms shows anything."""
+    return _answer(_cells(results))
+
+
+def _answer(cells: Cells) -> Answer:
     said = []
     for how, by in zip(HOW, ("hand", "training"), strict=True):
-        cells = [cell for family in FAMILIES if (cell := _cell(list(results.values()), family, how))]
-        if cells:
-            said.append(f"planted by {by}, {told_apart(cells)}")
+        if own := _planted(cells, how):
+            said.append(f"planted by {by}, {told_apart(own)}")
     if not said:
         return {AUDIT: Said("Too few organisms to say what their weights give away.")}
     return {
@@ -260,9 +266,19 @@ def answer(results: dict[str, Run]) -> Answer:
     }
 
 
-def _cell(runs: Sequence[Run], family: Family, how: How) -> Cell | None:
-    own = [r for r in runs if r["family"] == family]
-    return Cell.of([(r["seed"], one) for r in own for one in r["organisms"] if one["planted"] == how])
+def _cells(results: dict[str, Run]) -> Cells:
+    """Of each family and way of planting that there are enough of."""
+    found = {}
+    for family in FAMILIES:
+        for how in HOW:
+            own = [(r["seed"], one) for r in results.values() if r["family"] == family for one in r["organisms"]]
+            if cell := Cell.of([(seed, one) for seed, one in own if one["planted"] == how]):
+                found[family, how] = cell
+    return found
+
+
+def _planted(cells: Cells, how: How) -> list[Cell]:
+    return [cell for (_, by), cell in cells.items() if by == how]
 
 
 __all__ = ["Cell", "best_single", "classify", "told_apart"]
