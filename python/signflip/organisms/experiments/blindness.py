@@ -32,7 +32,7 @@ from signflip.organisms.workers import one_thread
 
 TITLE = "Blindness: what the weights alone give away"
 VERSION = 1
-# Organisms of each way of planting in a run: those by hand take a second each, those by training ten.
+# Organisms of each way of planting in a run: one by hand takes a tenth of the time of one by training.
 N = {"hand": 48, "trained": 12}
 # Apart from the suite's.
 FIRST_SEED, BASE_SEED = 3000, 2999
