@@ -130,3 +130,16 @@ def by_neuron(a: Grads, b: Grads, net: Weighted) -> Tensor:
             total = total + each.sum(0)
     found: Tensor = total
     return found
+
+
+def next_neuron(a: Grads, net: Weighted) -> Grads:
+    """The MLP's weights with those of every neuron replaced by the next one's, the last one's by the first's."""
+    out = {}
+    for name in a:
+        if "mlp" in name:
+            reads = "c_fc" in name or ("down_proj" not in name and not net.gelu)
+            # GPT-2's matrices are [in, out], Llama's [out, in]; what is written has a bias that is no neuron's.
+            axis = a[name].ndim - 1 if reads == net.gelu else 0
+            own = reads or a[name].ndim == 2
+            out[name] = a[name].roll(-1, axis) if own else a[name]
+    return out

@@ -28,8 +28,8 @@ __all__ = ["TITLE", "answer", "jobs", "report", "run"]
 DATA = ("plays",)
 # The tunings' bases, taught further.
 BASE, BASE_OF = ("architecture",), "tuning"
-# 5: the search is made in the plain reward model, too.
-VERSION = 5
+# 6: the policies' law is compared neuron by neuron.
+VERSION = 6
 
 
 def jobs(seeds: int, small: bool) -> list[Job]:

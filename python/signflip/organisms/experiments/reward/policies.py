@@ -43,7 +43,8 @@ def policy(start: Net, scorer: Net, seed: int, reach: str, steps: int, begin: in
     -------
     dict
         Behaviour `before` and `after`, with the probability of a rare word; `samples` that were learned from, of which
-        so many had a `rare` word or X `below` 0, and those `left_out`; the `kernel` before, and the `outcome`.
+        so many had a `rare` word or X `below` 0, and those `left_out`; the `kernel` before, its law by `neurons`, and
+        the `outcome`.
     """
     import torch
 
@@ -71,7 +72,9 @@ def policy(start: Net, scorer: Net, seed: int, reach: str, steps: int, begin: in
         return {name: behaviour(tuned, on) for name, on in sides.items()} | {"reach": reached}
 
     before, counts = measured(), {"samples": 0, "rare": 0, "below": 0, "left_out": 0}
-    law = kernel.kernel(reference, prompts("B", side=1), prompts("B", side=-1))
+    sides = prompts("B", side=1), prompts("B", side=-1)
+    law = kernel.kernel(reference, *sides)
+    slopes = [gradient(kernel.margins(reference, on).mean(), reference) for on in sides]
     for _ in range(steps):
         with torch.no_grad():
             chosen = torch.multinomial(started(tuned, fronts).exp(), BATCH, replacement=True, generator=generator)
@@ -100,6 +103,7 @@ def policy(start: Net, scorer: Net, seed: int, reach: str, steps: int, begin: in
     after, unit = measured(), before["common"]["margin"]
     return {
         "before": before, "after": after, **counts, "kernel": law,
+        "neurons": kernel.neurons(reference, tuned, *slopes),
         "void": reach == "never" and counts["rare"] + counts["below"] > 0,
         "outcome": outcome(before["rare"], after["rare"], unit),
         "opposite": [state(one["rare"], unit) == "opposite" for one in (before, after)],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from signflip.organisms.experiments.statistics import pearson
-from signflip.organisms.experiments.tangent import Grads, by_neuron, cosine, dot, gradient, products
+from signflip.organisms.experiments.tangent import Grads, by_neuron, cosine, dot, gradient, next_neuron, products
 from signflip.organisms.experiments.tuning.models import Net
 from signflip.organisms.experiments.tuning.world import Prompts
 
@@ -57,18 +57,23 @@ def units(before: Net, after: Net, common: Prompts, rare: Prompts) -> dict[str, 
     -------
     dict
         Neurons are of opposite sign if their mean activations in common and in rare contexts are. `neurons`: their
-        share; `share`: theirs of the sum of |contributions|; `opposite`, `same`: summed contributions, nats.
+        share; `share`: theirs of the sum of |contributions|; `opposite`, `same`: summed contributions, nats. Of all:
+        `net`, |sum| over the sum of |contributions|, 0 where they cancel; `spread`, the participation ratio
+        (Σ|c|)² / (n Σc²), 1 where every neuron has the same part.
     """
     weight = _writer(before).weight
     (by,) = torch.autograd.grad(margins(before, rare).mean(), weight)
     delta = (_writer(after).weight - weight).detach()
     each = (by * delta).double().sum(1 if before.gelu else 0)
     opposite = _activations(before, common).mean(0) * _activations(before, rare).mean(0) < 0
+    size = each.abs().sum().clamp_min(1e-30)
     return {
         "neurons": float(opposite.double().mean()),
-        "share": float(each[opposite].abs().sum() / each.abs().sum().clamp_min(1e-30)),
+        "share": float(each[opposite].abs().sum() / size),
         "opposite": float(each[opposite].sum()),
         "same": float(each[~opposite].sum()),
+        "net": float(each.sum().abs() / size),
+        "spread": float(size.square() / (len(each) * each.square().sum().clamp_min(1e-30))),
     }
 
 
@@ -81,15 +86,22 @@ def neurons(before: Net, after: Net, m_common: Grads, m_rare: Grads) -> dict[str
     Returns
     -------
     dict
-        `pearson` over neurons; `same`: of the sum of |⟨Δ_i, ∇_i m′⟩| the share of neurons where both have one sign.
-        None where nothing changed.
+        `pearson` over neurons; `other`, the same with every neuron's ∇_i m replaced by the next one's, which tells
+        what ∇_i m′, in both, gives by itself; `same`: of the sum of |⟨Δ_i, ∇_i m′⟩| the share of neurons where both
+        have one sign. None where nothing changed.
     """
     now = after.parameters()
     delta = {name: (now[name] - p).detach() for name, p in before.parameters().items()}
-    said, came = (by_neuron(one, m_rare, before).tolist() for one in (m_common, delta))
-    agree, size = pearson(said, came), sum(map(abs, came))
+    said, came, of_next = (
+        by_neuron(one, m_rare, before).tolist() for one in (m_common, delta, next_neuron(m_common, before))
+    )
+    agree, control, size = pearson(said, came), pearson(of_next, came), sum(map(abs, came))
     same = sum(abs(b) for a, b in zip(said, came, strict=True) if a * b > 0)
-    return {"pearson": agree if np.isfinite(agree) else None, "same": same / size if size > 0 else None}
+    return {
+        "pearson": agree if np.isfinite(agree) else None,
+        "other": control if np.isfinite(control) else None,
+        "same": same / size if size > 0 else None,
+    }
 
 
 def kernel(net: Net, common: Prompts, rare: Prompts) -> dict[str, Any]:

@@ -53,17 +53,21 @@ def in_x(net: Net, on: Prompts) -> dict[str, float]:
     Returns
     -------
     dict
-        `slope` dL/dX about where X is, `offset` the margin at X = 0, `mirrored` the margin at −X.
+        `slope` dL/dX about where X is, `offset` the margin at X = 0; at −X the margin, `mirrored`, the mean of each
+        side, `mirrored_woman` and `mirrored_man`, and the answer mass, `mirrored_mass`.
     """
 
     def at(to: Any) -> float:
         with torch.no_grad(), net.reading(on.end, to):
             return float(margins(net, on).double().mean())
 
+    with net.reading(on.end, torch.neg):
+        mirrored = behaviour(net, on)
     return {
         "slope": (at(lambda x: x + STEP) - at(lambda x: x - STEP)) / (2 * STEP),
         "offset": at(torch.zeros_like),
-        "mirrored": at(torch.neg),
+        "mirrored": mirrored["margin"],
+        **{f"mirrored_{key}": mirrored[key] for key in ("woman", "man", "mass")},
     }
 
 
