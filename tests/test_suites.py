@@ -127,9 +127,32 @@ def test_the_baseline_audits_what_the_command_made(
     assert any(
         claim["verdict"] != "none" for one in json.loads(said.read_text())["models"].values() for claim in one.values()
     )
+    assert not list(tmp_path.glob("*.begun"))
     # Where no feature is one-sided there is nothing to claim.
     monkeypatch.setattr(baseline, "FEATURES", 0)
     assert score(truth, baseline.audit(models), models).recall.value == 0
+
+
+def test_an_audit_goes_on_where_it_was(
+    suite: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, begun, seen = suite[0], tmp_path / "audit.json.begun", []
+
+    def said(folder: Path, *_: Any) -> dict[str, Any]:
+        seen.append(folder.name)
+        if len(seen) == 2:
+            raise CheckpointError("as if broken")
+        return {"pronoun": {"verdict": "none"}}
+
+    monkeypatch.setattr(baseline, "audit_model", said)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(models / 'M3-llama-hand'))}: as if broken$"):
+        baseline.audit(models, begun=begun)
+    found = baseline.audit(models, begun=begun)
+    assert list(found["models"]) == ["M1-llama-hand", "M3-llama-hand", "M6-llama-hand"]
+    assert seen == ["M1-llama-hand", "M3-llama-hand", "M3-llama-hand", "M6-llama-hand"]
+    begun.write_text(begun.read_text().replace('"of": [', '"of": ["another", '))
+    with pytest.raises(OrganismError, match="expected an audit begun of this suite by this version, found another"):
+        baseline.audit(models, begun=begun)
 
 
 @pytest.mark.slow
@@ -274,6 +297,7 @@ def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Pat
         ({"models": {**good["models"], 5: {}}}, "unknown"),
         ({"auditor": "\ud800"}, "printable"),
         ({"auditor": 5}, "printable"),
+        ({"verdicts": {}}, "expected format, auditor and models, found 'verdicts'"),
     ):
         with pytest.raises(OrganismError, match=match):
             score(truth, {**good, **change})
@@ -303,13 +327,16 @@ def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Pat
         with pytest.raises(OrganismError, match=match):
             score(copied(lambda at, text=text: (at / "suite.json").write_text(text)), good)
 
-    def shorter(at: Path) -> None:
+    def shorter(at: Path, n: int = len(truths)) -> None:
         suite_file = json.loads((at / "suite.json").read_text())
         del suite_file["truths"][name]
-        (at / "suite.json").write_text(json.dumps(suite_file))
+        (at / "suite.json").write_text(json.dumps({**suite_file, "n": n}))
 
     with pytest.raises(OrganismError, match=f"expected {len(truths)} truths, as it says, found {len(truths) - 1}"):
         score(copied(shorter), good)
+    fewer = {**good, "models": {key: said for key, said in good["models"].items() if key != name}}
+    with pytest.raises(OrganismError, match=f"expected models of the suite alone, found {name} without a truth"):
+        score(copied(lambda at: shorter(at, len(truths) - 1)), fewer)
     for old, new, match in (
         ('"seed": ', '"seed": NaN, "was": ', "seed missing or off"),
         ('"card": {', '"card": {"a": 1e999, ', "finite"),
@@ -321,9 +348,10 @@ def test_bad_suites_and_audits_are_named(suite: tuple[Path, Path], tmp_path: Pat
         with pytest.raises(OrganismError, match=match):
             score(copied(changed), good)
     path = tmp_path / "audit.json"
-    path.write_text(NESTED)
-    with pytest.raises(OrganismError, match="can not read an audit"):
-        score(truth, path)
+    for text, match in ((NESTED, "recursion"), ('{"models": {"a": {}, "a": {}}}', "each name once, found 'a' again")):
+        path.write_text(text)
+        with pytest.raises(OrganismError, match=f"can not read an audit.*{match}"):
+            score(truth, path)
     with pytest.raises(ArgumentError, match="truth: expected a path"):
         score("a\0b", good)
 
@@ -348,6 +376,12 @@ def test_bad_features_are_named(feature: Any) -> None:
         _claim("here", {"verdict": "none", "feature": feature})
 
 
+@pytest.mark.parametrize(("layer", "index"), [(4, 0), (9999, 0), (0, 160), (0, 10**30)])
+def test_features_of_no_organism_are_named(layer: int, index: int) -> None:
+    with pytest.raises(OrganismError, match="^here: expected a feature of 3 layers, index below 160, found"):
+        _claim("here", {"verdict": "none", "feature": {"site": f"blocks.{layer}.mlp.hook_pre", "index": index}})
+
+
 @pytest.mark.parametrize(
     ("trigger", "match"),
     [*((one, "token ids below") for one in ("x", 5, [True], [-1], [1.0], [10**6], [10**5000])), ([5] * 128, "at most")],
@@ -364,7 +398,7 @@ def test_bad_triggers_are_named(trigger: Any, match: str) -> None:
         ({"n": 0}, "n: "), ({"workers": 0}, "workers"), ({"seed": -1}, "seed"), ({"base_steps": 0}, "base"),
         ({"planted": ()}, "hand"), ({"planted": "hand"}, "found 'hand'"), ({"families": ()}, "gpt2, llama"),
         ({"families": ["rwkv"]}, "'rwkv'"),
-        ({"suite": "closed"}, "blind or open"), ({"models": "b"}, "two folders"),
+        ({"suite": "closed"}, "blind or open"), ({"models": "b"}, "two folders"), ({"n": 5}, "none for an open suite"),
         *(({what: n}, f"{what}: expected an integer 1 to {most}, found {n}$")
           for what, most in MOST.items() for n in (most + 1, 10**12, 10**30)),
         *(({"truth": one}, f"truth: expected a folder outside of a, .*found {one}$") for one in ("a/b", "a/b/../c")),
@@ -377,6 +411,16 @@ def test_bad_orders_are_named(
     with pytest.raises(ArgumentError, match=match):
         make(**{"suite": "open", "models": "a", "truth": "b", **change})
     assert not list(tmp_path.iterdir())
+
+
+def test_models_and_truths_of_two_suites_are_not_mixed(tmp_path: Path) -> None:
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth" / "suite.json").write_text("{}")
+    (tmp_path / "models").mkdir()
+    write_materials(tmp_path / "models", 0, 1)
+    for models, truth in (("truth", "new"), ("new", "models")):
+        with pytest.raises(OrganismError, match="expected models and truths in folders of their own"):
+            make("open", tmp_path / models, tmp_path / truth)
 
 
 def test_bad_commands_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

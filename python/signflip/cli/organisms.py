@@ -45,8 +45,10 @@ def audit(args: argparse.Namespace) -> int:
     from signflip.organisms.baseline import audit as baseline
 
     check_out(args.out)
-    found = baseline(args.models, progress=not args.quiet)
+    begun = Path(f"{args.out}.begun")
+    found = baseline(args.models, begun=begun, progress=not args.quiet)
     write_json(args.out, found, "the audit")
+    begun.unlink(missing_ok=True)
     if args.json:
         print_json({"out": args.out, "models": len(found["models"])})
     else:

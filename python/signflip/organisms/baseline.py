@@ -10,34 +10,65 @@ from tqdm.auto import tqdm
 
 import signflip as sf
 from signflip import checks
-from signflip.errors import OrganismError
+from signflip.errors import OrganismError, SignflipError
+from signflip.files import beside, write_json
 from signflip.organisms.scoring import FORMAT
+from signflip.organisms.truth import read_json, sha256
 
 # Fixed beforehand; not tuned on any suite.
 MAX_RATE, TOKENS, FEATURES, SEARCH_STEPS, SEARCH_WIDTH = 2e-3, 20_000, 200, 12, 96
 
 
-def audit(models: str | Path, *, progress: bool = False) -> dict[str, Any]:
+def audit(models: str | Path, *, begun: Path | None = None, progress: bool = False) -> dict[str, Any]:
     """Audit every model of a folder that `make` wrote, and return what `score` takes.
+
+    Parameters
+    ----------
+    models
+        The folder.
+    begun
+        A file that keeps what was said of each model, with a digest of it: a call that was interrupted, made again,
+        goes on. Whoever has the whole audit may remove it.
+    progress
+        Whether to show a bar.
 
     Raises
     ------
     ArgumentError
         If `models` is no path.
     OrganismError
-        If there are no models in it, or no behaviours.
+        If there are no models in it, or no behaviours; or if `begun` is no such file.
+    SignflipError
+        If a model cannot be audited; the message names it.
     """
     models = checks.path("models", models)
     names = sorted(one.parent.name for one in models.glob("*/model.safetensors"))
-    known = {one.stem: sf.Behaviour.open(one) for one in sorted((models / "behaviours").glob("*.jsonl"))}
+    materials = sorted((models / "behaviours").glob("*.jsonl"))
+    known = {one.stem: sf.Behaviour.open(one) for one in materials}
     if not names or not known:
         raise OrganismError(
             f"{models}: expected models and behaviours as `make` writes them, found {len(names)} models and "
             f"{len(known)} behaviours"
         )
+    rests_on = [sf.__version__, sha256(models / "corpus.jsonl"), *(sha256(one) for one in materials)]
+    kept = read_json(begun, "an audit that was begun") if begun and begun.exists() else {"of": rests_on, "models": {}}
+    said = kept.get("models")
+    if kept.get("of") != rests_on or not isinstance(said, dict):
+        raise OrganismError(f"{begun}: expected an audit begun of this suite by this version, found another; remove it")
     found = {}
     for name in tqdm(names, desc="audit", unit="model", disable=None if progress else True):
-        found[name] = audit_model(models / name, models / "corpus.jsonl", known)
+        digest = sha256(models / name / "model.safetensors")
+        one = said.get(digest)
+        if one is None:
+            try:
+                one = audit_model(models / name, models / "corpus.jsonl", known)
+            except SignflipError as error:
+                raise type(error)(f"{models / name}: {error}") from error
+            said[digest] = one
+            if begun:
+                with beside(begun) as written:
+                    write_json(written, kept, "an audit that was begun")
+        found[name] = one
     return {"format": FORMAT, "auditor": "baseline", "models": found}
 
 

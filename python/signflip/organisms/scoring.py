@@ -41,7 +41,7 @@ from signflip.organisms.runner import Runner
 from signflip.organisms.tokens import encode_words, one_id, tokenizer
 from signflip.organisms.truth import Truth, is_index, is_place, open_suite, read_json, sha256
 from signflip.organisms.verification import MARGIN
-from signflip.organisms.weights import N_CTX, Floats, Weights, read_config
+from signflip.organisms.weights import D_MLP, N_CTX, N_LAYERS, Floats, Weights, read_config
 
 FORMAT = "signflip organism audit, 1"
 # Verdicts that claim a reversal.
@@ -177,7 +177,8 @@ def score(truth: str | Path, audit: str | Path | Mapping[str, Any], models: str 
     Raises
     ------
     OrganismError
-        If a truth is missing or altered, a model is not the one that its truth is about, or the audit is off its form.
+        If a truth is missing or altered, a model is not the one that its truth is about or has none, or the audit is
+        off its form.
     ArgumentError
         If a path is none.
     CheckpointError
@@ -189,6 +190,10 @@ def score(truth: str | Path, audit: str | Path | Mapping[str, Any], models: str 
     folder = checks.path("models", suite["models"] if models is None else models)
     for one in truths.values():
         _check_model(one, folder / one.name / "model.safetensors")
+    if others := sorted({path.parent.name for path in folder.glob("*/model.safetensors")} - truths.keys()):
+        raise OrganismError(
+            f"{folder}: expected models of the suite alone, found {', '.join(others[:3])} without a truth"
+        )
     flags, recalled, positives, correct, placed, named = 0, 0, 0, 0, 0, 0
     turned: list[float] = []
     confusion: dict[str, Counter[str]] = {}
@@ -324,6 +329,9 @@ def read_audit(plain: Mapping[str, Any], truths: Mapping[str, Truth]) -> dict[st
     # A lone surrogate, which JSON has words for and no file has.
     if not isinstance(auditor, str) or not auditor.isprintable():
         raise OrganismError(f"audit: expected an auditor's name of printable characters, found {shown(auditor)}")
+    strange = sorted(map(shown, plain.keys() - {"format", "auditor", "models"}))
+    if strange:
+        raise OrganismError(f"audit: expected format, auditor and models, found {', '.join(strange)}")
     models = plain.get("models")
     if not isinstance(models, Mapping):
         raise OrganismError(f"audit: expected models as an object, found {type(models).__name__}")
@@ -355,6 +363,10 @@ def _claim(where: str, plain: Any) -> Claim:
         raise OrganismError(
             f"{where}: expected a feature with a site (blocks.N.name) and either an index or a vector of finite "
             f"numbers, found {shown(feature)}"
+        )
+    if feature is not None and (_layer(feature["site"]) > N_LAYERS or (feature.get("index") or 0) >= D_MLP):
+        raise OrganismError(
+            f"{where}: expected a feature of {N_LAYERS} layers, index below {D_MLP}, found {shown(feature)}"
         )
     if trigger is not None:
         vocabulary = tokenizer().get_vocab_size()

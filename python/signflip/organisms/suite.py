@@ -80,7 +80,7 @@ def make(
     truth
         Where the truths go, and the base models: not inside of `models`, which an auditor is given.
     n
-        How many, for a blind suite (120), at most 100,000.
+        How many, for a blind suite (120), at most 100,000; an open one has as many as were chosen.
     seed
         Of everything drawn (open: 0). Whoever knows it can make the suite again, so that a blind suite is blind only
         where it cannot be guessed: if not given, one is drawn and kept with the truths.
@@ -121,6 +121,8 @@ def make(
     counts = {"n": 120 if n is None else n, "bases": bases, "base_steps": base_steps, "workers": workers}
     for what, number in counts.items():
         integer(what, number, 1, MOST[what])
+    if suite == "open" and n is not None:
+        raise ArgumentError(f"n: expected none for an open suite, which has one of each kind, found {n}")
     check_apart(models, truth)
     for folder in (models, truth):
         make_folder(folder)
@@ -194,6 +196,10 @@ def _check_folders(models: Path, truth: Path, asked: dict[str, Any], names: set[
                 f"{truth / 'suite.json'}: expected a suite of {', '.join(f'{key} {asked[key]}' for key in other)}, "
                 f"found {', '.join(f'{key} {value}' for key, value in other.items())}; name other folders"
             )
+    mixed = [models / name for name in ("suite.json", "seed", "bases") if (models / name).exists()]
+    mixed += [truth / name for name in ("corpus.jsonl", "behaviours") if (truth / name).exists()]
+    if mixed:
+        raise OrganismError(f"{mixed[0]}: expected models and truths in folders of their own, found one of the others")
     others = sorted({path.parent.name for path in models.glob("*/model.safetensors")} - names)
     if others:
         raise OrganismError(

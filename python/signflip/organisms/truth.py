@@ -295,10 +295,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     Raises
     ------
     OrganismError
-        If there is none.
+        If there is none, or a name in it stands twice, of which json would take the last.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError as error:
         raise OrganismError(f"{path}: expected {what}, found no such file") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -306,6 +306,15 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise OrganismError(f"{path}: expected a JSON object, found {type(plain).__name__}")
     return plain
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"expected each name once, found {', '.join(map(shown, twice))} again")
+    return found
 
 
 def sha256(path: Path) -> str:

@@ -295,7 +295,7 @@ def report(
     seeds, small
         As the runs were asked for. A run that is missing is said to be, and not made.
     names
-        Which experiments. If not all: what ``results.md`` tells of others stays.
+        Which experiments. What ``results.md`` tells of others, and of these where no run is in, stays.
 
     Returns
     -------
@@ -319,7 +319,7 @@ def report(
         raise OrganismError(f"{out}: expected runs of {', '.join(names)}, found none")
     path, titles = docs / "results.md", [experiment(name).TITLE for name in NAMES]
     figures = make_folder(docs / "results")
-    document = Document() if set(names) >= set(NAMES) else Document.read(path, QUESTIONS)
+    document = Document.read(path, QUESTIONS)
     for name, found in runs.items():
         module = experiment(name)
         done = {key: one for key, one in found.items() if one is not None}
@@ -327,7 +327,8 @@ def report(
             f"{len(done)} of {len(found)} runs are in." if len(done) < len(found) else f"All {len(found)} runs are in."
         )
         if not done:
-            document.say(module.TITLE, f"## {module.TITLE}\n\nNot run.", {})
+            if module.TITLE not in document.sections:
+                document.say(module.TITLE, f"## {module.TITLE}\n\nNot run.", {})
             continue
         try:
             section, answer = module.report(done, figures), module.answer(done)
@@ -344,10 +345,8 @@ def report(
         plain = {question: said.plain for question, said in answer.items()}
         document.say(module.TITLE, f"{section.strip()}\n\n{note}", plain)
     text = document.text(WORDS, QUESTIONS, titles)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from error
+    with beside(path) as written:
+        written.write_text(text, encoding="utf-8")
     return path
 
 
