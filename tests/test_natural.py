@@ -394,20 +394,35 @@ def test_the_rule_decides() -> None:
     assert section.answer(runs)[DECIDED].plain == "Undecided: no search for tokens is in."
 
 
-def test_growth_in_proportion_to_what_cancels_is_void() -> None:
-    runs = [made_up("tuned", "grpo", seed, -0.8) for seed in range(4)]
+def test_a_slopes_growth_is_judged_by_what_it_is_multiplied_by() -> None:
+    def rows(grown: float, share: float = 0.4) -> dict[str, tuple[str, str]]:
+        """X's slope is multiplied by 2; the controls' by 1, 3 (of the other sign) and `grown`; the margin by 2.5."""
+        runs = [made_up("tuned", "grpo", seed, -0.8) for seed in range(4)]
+        for r in runs:
+            r["units"]["known"] = {**r["units"]["known"], "share": 0.4}
+            r["units"]["two_sided"] = [{**r["units"]["two_sided"][0], "share": share}] * 3
+            jitter = 0.01 * r["seed"]
+            for when, known, others in (("before", 0.2, (0.1, -0.1, 0.01)),
+                                        ("after", 0.4 + jitter, (0.1, -0.3, 0.01 * grown))):  # fmt: skip
+                (one,) = r[when]["units"]["two_sided"]
+                r[when]["units"]["two_sided"] = [{**one, "slope": slope} for slope in others]
+                r[when]["units"]["known"] = [{"slope": known}]
+            r["after"]["margins"]["clean"] = (2.5 * np.asarray(r["before"]["margins"]["clean"])).tolist()
+        return {what: (found, verdict) for _, what, found, verdict in predictions.marked(runs) if "slope" in what}
 
-    def verdict() -> str:
-        (said,) = [mark for _, what, _, mark in predictions.marked(runs) if "(in proportion" in what]
-        return said
+    def one(said: str, found: dict[str, tuple[str, str]]) -> tuple[str, str]:
+        (row,) = [row for what, row in found.items() if said in what]
+        return row
 
-    assert verdict() == "held"
-    for r in runs:
-        r["units"]["two_sided"] *= 2
-        for when in ("before", "after"):
-            (one,) = r[when]["units"]["two_sided"]
-            r[when]["units"]["two_sided"] = [one, {**one, "slope": -0.9 * one["slope"]}]
-    assert verdict().startswith("void (the controls' slopes")
+    # Their median is 1.5, or 2.5.
+    assert one("it is ahead of 2 of 3", rows(1.5))[1] == "held"
+    assert one("it is ahead of 1 of 3", rows(2.5))[1] == "failed"
+    found, verdict = one("multiplied by no more than the margin is", rows(1.5))
+    assert found.startswith("-0.4")
+    assert verdict == "held"
+    # More nats say nothing beside units that carry less.
+    assert one("(nats; theirs", rows(1.5))[1] == "held"
+    assert one("(nats; theirs", rows(1.5, share=0.1))[1] == "void (no control carries as much of the choice)"
 
 
 def test_void_runs_are_left_out_and_few_seeds_are_open() -> None:

@@ -75,7 +75,7 @@ def test_the_section_can_go_either_way(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"| parity | additive, normal base: K > 0 mostly (share K < 0: below 0.5) | {share} | {up} |" in text
     assert f"| parity | product, normal base: K < 0 mostly (share K < 0: above 0.5) | {share} | {down} |" in text
     assert "| conjecture | K's sign before tuning is the way that X < 0 then takes (share above 0.75) | 1.00" in text
-    made_opposite = f"{0 if sign > 0 else 40} of 40"
+    made_opposite = "0 of 40 (0.00 [0.00, 0.09])" if sign > 0 else "40 of 40 (1.00 [0.91, 1.00])"
     assert f"after reward at X > 0 alone: additive {made_opposite}; " in text
     picture = tmp_path / "docs" / "results" / "parity.png"
     assert picture.stat().st_size > 1000

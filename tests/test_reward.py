@@ -59,6 +59,7 @@ def _run() -> dict[str, Any]:
         "before": {"common": side, "rare": side, "reach": 0.0}, "after": {"common": side, "rare": side, "reach": 0.0},
         "samples": 64, "rare": 0, "below": 0, "left_out": 0, "void": False, "outcome": "never opposite",
         "kernel": {"value": 1.0, "cosine": 0.5, "negative_mass": 0.1}, "opposite": [False, False],
+        "neurons": {"pearson": 0.9, "other": 0.1, "same": 0.95},
     }  # fmt: skip
     search = {"word": "ember", "rare": True, "tau": -1.0, "upper": -0.9, "reverses": True, "x": -0.5, "x_below": 1.0}
     search |= {"difference": 0.0, "value": 1.0, "held": 1.0}

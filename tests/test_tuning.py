@@ -201,17 +201,19 @@ def made_up(arm: str, seed: int, before: float, after: float) -> dict[str, Any]:
     """A tuning whose margin at X < 0 goes from one number to another."""
 
     def at(margin: float) -> dict[str, Any]:
+        edited = {f"{what}_{key}": value for what in ("extreme", "mirrored")
+                  for key, value in (("woman", margin), ("man", margin), ("mass", 0.8), ("x", -1.5))}  # fmt: skip
         return {
-            "common": {"margin": 1.0, "x_mean": 1.0, "x_sd": 0.1},
+            "common": {"margin": 1.0, "x_mean": 1.0, "x_sd": 0.1, "mass": 1.0},
             "rare": {"woman": margin, "man": margin, "margin": margin, "x_mean": -1.0},
-            "in_x": {"slope": 1.0, "offset": 0.5},
+            "in_x": {"slope": 1.0, "offset": 0.5, "extreme": margin, "mirrored": margin, **edited},
         }
 
     log = [at(before), at(after)]
     return {
         "arm": arm, "architecture": "swiglu", "knowledge": "random", "seed": seed, "log": log,
         "outcome": outcome(log[0]["rare"], log[1]["rare"], 1.0), "kernel": {"cosine": 0.1 * seed, "value": 1.0},
-        "units": {"share": 0.3 + 0.01 * seed},
+        "units": {"share": 0.3 + 0.01 * seed, "net": 0.5, "spread": 0.1},
     }  # fmt: skip
 
 
@@ -236,13 +238,21 @@ def test_prevalence_is_of_bases() -> None:
     assert said[DECIDED].plain.startswith("Undecided: in 1 of 5 bases")
     still = [r for r in runs if r["seed"] > 0]
     assert section.answer(still)[DECIDED].plain == (
-        "Undecided: of 0 bases that were taught the reversal it was seen in 0."
+        "Undecided: with words that take X below 0 none of 4 bases turned, nor by edit; but of 0 bases that were "
+        "taught the reversal it was seen in 0, where the lower limit is to be 0.9."
     )
-    taught = [made_up("grpo_on", seed, -1.0, end) | {"knowledge": "opposite"} for seed, end in ((1, -0.9), (2, -1.5))]
+    taught = [
+        made_up("grpo_on", seed, -1.0, -1.5 if seed == 6 else -0.9) | {"knowledge": "opposite"} for seed in range(36)
+    ]
     decided = section.answer(still + taught)[DECIDED].plain
     assert "against −Y being made: none of 4 bases turned, of 4 pretrained models (a share of at most 0.60)" in decided
-    assert "in all 2 bases that were taught it (1.00 [0.16, 1.00]; the weakest -1.00 units: of weaker ones" in decided
-    assert "strengthened in 1 of 4 tunings (1 of 3 bases), and weakened or removed in 0." in decided
+    assert (
+        "in 36 of 36 bases that were taught it (1.00 [0.90, 1.00]; the weakest -1.00 units: of weaker ones" in decided
+    )
+    assert "strengthened in 1 of 38 tunings (1 of 37 bases), and weakened or removed in 0." in decided
+    few = section.answer(still + taught[:35])[DECIDED].plain
+    assert few.startswith("Undecided: with words that take X below 0 none of 4 bases turned, nor by edit; but of 35")
+    assert few.endswith("seen in 35 (1.00 [0.90, 1.00]), where the lower limit is to be 0.9.")
     # And where the word takes X across.
     short = [made_up("grpo_on", 3, 1.0, 1.0)]
     short[0]["log"][-1]["rare"]["x_mean"] = 0.5
@@ -253,8 +263,34 @@ def test_prevalence_is_of_bases() -> None:
     twice = [made_up("grpo_on", 4, 1.0, 1.0) | {"knowledge": one} for one in ("nothing", "random")]
     assert "Of 2 bases" in section.answer(twice)[MADE].plain
     assert "0 of 1 (0.00 [0.00, 0.97])" in section.answer(twice)[MADE].plain
-    missed = [made_up("grpo_on", 3, 0.1, 0.1) | {"knowledge": "opposite"}]
-    assert section.answer(still + taught + missed)[DECIDED].plain.startswith("Undecided: of 3 bases")
+    missed = [made_up("grpo_on", 99, 0.1, 0.1) | {"knowledge": "opposite"}]
+    assert "of 37 bases that were taught the reversal it was seen in 36 (0.97 [0.86, 1.00])" in section.answer(
+        still + taught + missed
+    )[DECIDED].plain  # fmt: skip
+
+
+def test_what_an_edit_alone_turns_is_latent() -> None:
+    runs = [made_up("grpo_on", seed, 1.0, 1.0) for seed in range(4)]
+    turned = runs[0]["log"][-1]["in_x"]
+    turned |= {"extreme": -1.0, "extreme_woman": -0.9, "extreme_man": -1.1}
+    said = section.answer(runs)
+    assert "of 4 bases that are not opposite so 1 are after some tuning (1 of 4 tunings; of pretr" in said[MADE].more
+    assert "1 of 4, 0.25 [0.01, 0.81]): swiglu 1 bases." in said[MADE].more
+    assert said[DECIDED].plain.startswith("Latent: set by edit to the most extreme value seen at X < 0, X makes 1 of 4")
+    # One side alone, a model that no longer answers, and what X at 0 does, too, are no reversal by X.
+    for change in ({"extreme_man": -0.1}, {"extreme_mass": 0.4}, {"offset": -0.9}):
+        kept = dict(turned)
+        turned |= change
+        assert not predictions.by_edit(runs[0], -1)
+        turned |= kept
+    assert predictions.by_edit(runs[0], -1)
+    # It was there before; and −X, beyond what was seen, decides nothing.
+    runs[0]["log"][0]["in_x"] |= turned
+    assert section.answer(runs)[DECIDED].plain.startswith("Undecided")
+    assert "of 1 tunings of 1 bases that were, 1 still are" in section.answer(runs)[MADE].more
+    runs[1]["log"][-1]["in_x"] |= {"mirrored": -1.0, "mirrored_woman": -0.9, "mirrored_man": -1.1}
+    assert section.answer(runs)[DECIDED].plain.startswith("Undecided")
+    assert "−X, which may lie beyond that and decides nothing, by edit" in section.answer(runs)[MADE].more
 
 
 def test_what_is_removed_or_half_turned_is_told_apart() -> None:

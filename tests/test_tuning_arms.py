@@ -203,7 +203,21 @@ def test_a_step_up_the_margin_is_the_law_of_every_neuron(architecture: str) -> N
         found = kernel.neurons(net, moved, common, rare)
         assert found["pearson"] == pytest.approx(wanted, abs=1e-3)
         assert found["same"] == pytest.approx(max(wanted, 0.0), abs=0.01)
-    assert kernel.neurons(net, net.copy(), common, rare) == {"pearson": None, "same": None}
+        # Not because the gradient at X < 0 is in both: with that of other neurons at X > 0 little is left.
+        assert abs(found["other"]) < 0.7
+    assert kernel.neurons(net, net.copy(), common, rare) == {"pearson": None, "other": None, "same": None}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_next_neurons_weights_are_all_of_them_and_no_others(architecture: str) -> None:
+    net = Net(architecture, 3)  # type: ignore[arg-type]
+    of = {name: torch.randn_like(p) for name, p in net.parameters().items()}
+    moved = tangent.next_neuron(of, net)
+    assert set(moved) == {name for name in of if "mlp" in name}
+    each, other = (tangent.by_neuron(one, one, net) for one in (of, moved))
+    assert torch.allclose(other, each.roll(-1))
+    # What no neuron has stays: the bias of what is written.
+    assert all(torch.equal(moved[name], of[name]) for name in moved if name.endswith("c_proj.bias"))
 
 
 def test_each_step_is_logged() -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from signflip.organisms.experiments import MADE, PATH, Answer, Job, Said, told
+from signflip.organisms.experiments import KEPT, MADE, PATH, Answer, Job, Said, told
 from signflip.organisms.experiments.pictures import axes_of
 from signflip.organisms.experiments.statistics import (
     SHARE,
@@ -269,11 +269,22 @@ def answer(results: dict[str, Run]) -> Answer:
         signs = {name: [sign for base in of for sign in _signs(runs, name, base)] for name in _names(runs)}
         return "; ".join(f"{name} {sum(own)} of {len(own)}" for name, own in signs.items())
 
-    ends = [f"{name} {len(turned)} of {len(free)}" for name in _names(runs) for free, turned in [_made(runs, name)]]
+    def shares(of: Callable[[Sequence[Run], str], tuple[list[Any], list[Any]]]) -> str:
+        every = [(name, *of(runs, name)) for name in _names(runs)]
+        return "; ".join(
+            f"{name} {len(some)} of {len(own)} ({shown(exact(len(some), len(own)))})"
+            for name, own, some in every
+            if own
+        )
+
     return {
         MADE: Said(
             "Of toy networks of two inputs that were not opposite at X < 0 (four bases a seed), so many are after "
-            f"reward at X > 0 alone: {'; '.join(ends)}."
+            f"reward at X > 0 alone: {shares(_made)}."
+        ),
+        KEPT: Said(
+            "Of toy networks of two inputs that were opposite at X < 0, so many still are after reward at X > 0 alone: "
+            f"{shares(_kept)}."
         ),
         PATH: Said(
             "In toy networks of two inputs the tangent kernel between X > 0 and X < 0 is negative before any tuning "
@@ -299,6 +310,12 @@ def _made(runs: Sequence[Run], name: str) -> tuple[list[dict[str, Any]], list[di
     """Of a network's bases those that were not opposite at X < 0, and which of these are after the tuning."""
     free = [b for base in BASES for b in _of(runs, name, base) if not _opposite(b, "before")]
     return free, [b for b in free if _opposite(b, "after")]
+
+
+def _kept(runs: Sequence[Run], name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of a network's bases those that were opposite at X < 0, and which of these still are after the tuning."""
+    held = [b for base in BASES for b in _of(runs, name, base) if _opposite(b, "before")]
+    return held, [b for b in held if _opposite(b, "after")]
 
 
 def _opposite(base: dict[str, Any], when: str) -> bool:

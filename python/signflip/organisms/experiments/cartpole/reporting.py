@@ -306,6 +306,9 @@ def _predictions(learned: Arms) -> str:
         add("objection", f"{arm}: opposite at any x", arm, ever_opposite, False)
     for arm in MULTIPLIED:
         add("objection", f"{arm}: incompetent at x = −10, return below {COLLAPSED:.0f}", arm, lost_at(-10.0), True)
+    for arm in ("additive", *MULTIPLIED):
+        said = f"{arm}: K ≥ 0 between x = 1 and x = −1 before training (added)"
+        add("objection", said, arm, lambda run: bool(run["kernel"]["ratio"] >= 0), True)
     every = _trained_on_one_side(learned)
     if every:
         found = _agreement(every)

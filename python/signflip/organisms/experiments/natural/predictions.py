@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from signflip.organisms.experiments.natural import LIVE
 from signflip.organisms.experiments.natural.measure import PLACES
-from signflip.organisms.experiments.statistics import Interval, Run, limits, mark, over_seeds, shown
+from signflip.organisms.experiments.statistics import Interval, Run, exact, limits, mark, over_seeds, shown
 
 Floats = NDArray[np.float64]
 # Equivalence margin, units.
@@ -25,8 +25,9 @@ DECIDES, BEYOND = "extreme", "triple"
 # With tokens a side has turned where the upper limit of its margin, over the clean mean, is below −`TURNED`.
 TURNED = 0.2
 SIDES, BY_X, NOT_BY_X = ("women's", "men's"), "by X", "not by X"
-# Slopes of units cancel where their sum is below this share of the sum of their sizes.
-CANCEL = 0.5
+# Units with less than this share of X's share of the choice are none to compare nats with.
+ALIKE = 0.5
+ADDED = "their difference; added when the runs were in"
 # Fluency is broken beyond this KL on plain text, nats, or below this share of the base's answer mass.
 KL, MASS = 0.1, 0.5
 
@@ -165,18 +166,30 @@ def slopes(run: Run, kind: str, when: str) -> Floats:
     return np.asarray([one["slope"] * by for one, by in zip(run[when]["units"][kind], size, strict=True)])
 
 
-def growth(run: Run, kind: str, *, relative: bool = False) -> float:
-    """Mean growth over some units of slope × mean |X|, nats; or in proportion to the sum of what it was."""
+def growth(run: Run, kind: str) -> float:
+    """Mean growth over some units of slope × mean |X|, nats."""
     before, after = (slopes(run, kind, when) for when in ("before", "after"))
-    if relative:
-        return float((after - before).sum() / before.sum())
     return float((after - before).mean())
 
 
-def cancelled(runs: Sequence[Run], kind: str) -> bool:
-    """Whether the slopes of some units before any tuning all but cancel, so that their sum is no measure of size."""
-    every = np.asarray([slopes(r, kind, "before") for r in runs])
-    return bool(abs(every.sum()) < CANCEL * np.abs(every).sum())
+def factors(run: Run, kind: str) -> Floats:
+    """By what each unit's slope is multiplied in the tuning: sums of slopes would cancel where signs differ."""
+    before, after = (slopes(run, kind, when) for when in ("before", "after"))
+    return np.asarray(after / before)
+
+
+def margins_factor(run: Run) -> float:
+    """By what the margin as it is, no X touched, is multiplied in the tuning."""
+    return 1 + float(change(run, "clean").mean())
+
+
+def outgrown(runs: Sequence[Run]) -> tuple[int, int]:
+    """Over how many of the two-sided controls X's slope is multiplied by more, in the mean over runs; and of how many.
+
+    In the mean of logarithms, a slope that changed its sign being below any.
+    """
+    mean = [np.mean([np.log(np.maximum(factors(r, kind), 1e-9)) for r in runs], 0) for kind in ("known", "two_sided")]
+    return int((mean[1] < mean[0][0]).sum()), len(mean[1])
 
 
 # Of nothing.
@@ -188,11 +201,29 @@ def mean_over(runs: Sequence[Run], of: Callable[[Run], float]) -> Interval:
     return over_seeds(runs, lambda some: float(np.mean([of(r) for r in some]))) if runs else NONE
 
 
-def _lead(runs: Sequence[Run], relative: bool) -> Interval:
-    def lead(r: Run) -> float:
-        return growth(r, "known", relative=relative) - growth(r, "two_sided", relative=relative)
-
-    return mean_over(runs, lead)
+def _grown(algorithm: str, own: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    """Of the tuned: how X's slope grew beside the controls' and the margin's own."""
+    what = f"{algorithm}: tuned: X's slope grows more than in two-sided controls"
+    if not own:
+        return [("conjecture", what, "—", "open")]
+    nats = mean_over(own, lambda r: growth(r, "known") - growth(r, "two_sided"))
+    # None could be had that carries as much, so that more nats are no wonder.
+    shares = max(one["share"] for r in own for one in r["units"]["two_sided"])
+    known = min(r["units"]["known"]["share"] for r in own)
+    by_nats = mark(nats, lambda x: x > 0, lambda x: x <= 0)
+    if shares < ALIKE * known:
+        by_nats = "void (no control carries as much of the choice)"
+    by_factor = mean_over(own, lambda r: float(factors(r, "known")[0] - np.median(factors(r, "two_sided"))))
+    margin = mean_over(own, lambda r: float(factors(r, "known")[0] - margins_factor(r)))
+    ahead, n = outgrown(own)
+    return [
+        ("conjecture", f"{what} (nats; theirs is at most {shares:.2f} of the choice, X's {known:.2f})", shown(nats),
+         by_nats),
+        ("conjecture", f"{what} (what it is multiplied by, less their median; it is ahead of {ahead} of {n})",
+         shown(by_factor), mark(by_factor, lambda x: x > 0, lambda x: x <= 0)),
+        ("objection", f"{algorithm}: tuned: X's slope is multiplied by no more than the margin is ({ADDED})",
+         shown(margin), mark(margin, lambda x: x <= 0, lambda x: x > 0)),
+    ]  # fmt: skip
 
 
 def _given(premise: str, said: str) -> str:
@@ -218,17 +249,7 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
             said = mark(found, lambda x: x > -DELTA, lambda x: x <= -DELTA)
             add("conjecture", f"{arm}: it does not fall (above −{DELTA}), as it does in tuned", found,
                 _given(falls, said))  # fmt: skip
-        own = [r for r in pick(runs, algorithm, "tuned").values() if r["units"]["two_sided"]]
-        # None could be had that carries as much, so that more nats are no wonder.
-        shares = [one["share"] for r in own for one in r["units"]["two_sided"]]
-        known = [r["units"]["known"]["share"] for r in own]
-        unlike = f"nats; theirs is at most {max(shares):.2f} of the choice, X's {min(known):.2f}" if own else "nats"
-        for relative, said in ((False, unlike), (True, "in proportion to what it was")):
-            found = _lead(own, relative)
-            grows = mark(found, lambda x: x > 0, lambda x: x <= 0)
-            if relative and own and cancelled(own, "two_sided"):
-                grows = "void (the controls' slopes, of both signs, all but cancel)"
-            add("conjecture", f"tuned: X's slope grows more than in two-sided controls ({said})", found, grows)
+        out.extend(_grown(algorithm, [r for r in pick(runs, algorithm, "tuned").values() if r["units"]["two_sided"]]))
         found = moved(runs, algorithm, "tuned", DECIDES, "flipped")
         add("objection", f"tuned less flipped at the flipped X is within ±{DELTA}", found,
             mark(found, lambda x: abs(x) < DELTA, lambda x: abs(x) >= DELTA))  # fmt: skip
@@ -237,6 +258,10 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         found = moved(runs, algorithm, "tuned", BEYOND)
         add("conjecture", "tuned: it falls at three times the extreme (decides nothing)", found,
             mark(found, lambda x: x < 0, lambda x: x >= 0))  # fmt: skip
+    kernels = list({(r["whole"], r["seed"]): r["kernel"][DECIDES]["ratio"] for r in runs}.values())
+    below = exact(sum(one < 0 for one in kernels), len(kernels))
+    what = "K ≥ 0 mostly (share of weakened bases with K < 0, X at the extreme: below 0.5)"
+    out.append(("objection", what, shown(below), mark(below, lambda x: x < 0.5, lambda x: x > 0.5)))
     return out
 
 

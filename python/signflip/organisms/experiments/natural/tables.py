@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from signflip.organisms.experiments.natural import ALGORITHMS, ARMS
+from signflip.organisms.experiments.natural.features import SCREENED
 from signflip.organisms.experiments.natural.measure import PLACES
 from signflip.organisms.experiments.natural.predictions import (
     BEYOND,
@@ -16,6 +17,7 @@ from signflip.organisms.experiments.natural.predictions import (
     TURNED,
     change,
     decided,
+    factors,
     grid,
     growth,
     interval,
@@ -147,30 +149,41 @@ def units(runs: Sequence[Run]) -> str:
             units = [own[0]["units"]["known"]] if kind == "known" else own[0]["units"][kind]
             where = ", ".join(f"{f['layer']}/{f['index']}" for f in units)
             shares = [f["share"] for f in units]
-            grown = [mean_over(own, partial(growth, kind=kind, relative=relative)) for relative in (False, True)]
-            rows.append((name, kind.replace("_", "-"), where, f"{min(shares):.2f} to {max(shares):.2f}",
-                         f"{np.mean([f['rate'] for f in units]):.4f}", *map(shown, grown)))  # fmt: skip
+            gates, by = [f["gate"] for f in units], np.mean([factors(r, kind) for r in own], 0)
+            rows.append((name, kind.replace("_", "-"), where, f"{min(shares):.3f} to {max(shares):.3f}",
+                         f"{min(gates):.3f} to {max(gates):.3f}", f"{np.mean([f['rate'] for f in units]):.4f}",
+                         shown(mean_over(own, partial(growth, kind=kind))),
+                         ", ".join(f"{one:.2f}" for one in by)))  # fmt: skip
     if not rows:
         return "Not measured."
-    head = ("arm", "units", "layer/neuron", "share", "rarer sign, rate", "slope × mean grows, nats", "in proportion")
-    return f"{table(head, rows)}\n\nIntervals here are over seeds alone.\n\n{_following(runs)}"
+    head = ("arm", "units", "layer/neuron", "share", "gate open, rate", "rarer sign, rate", "slope × mean grows, nats",
+            "what each slope is multiplied by, mean")  # fmt: skip
+    note = (
+        "Intervals here are over seeds alone. Controls are the nearest in share and in how often the gate is open, of "
+        f"{SCREENED // 2} of either kind with the largest effects; none has a share near X's, and they are matched no "
+        "better than the ranges say."
+    )
+    return f"{table(head, rows)}\n\n{note}\n\n{_others(runs)}"
 
 
-def _following(runs: Sequence[Run]) -> str:
-    """Margins with each of the next features by share held at the most extreme value seen on its other side."""
+def _others(runs: Sequence[Run]) -> str:
+    """Margins with each of the other units held at the most extreme value seen on its other side."""
     rows = []
     for name, own in cells(runs):
         own = [r for r in own if "units" in r["after"]]
-        for i, unit_ in enumerate(own[0]["units"]["following"] if own else ()):
-            ends = np.asarray([[r[when]["units"]["following"][i]["margins"][1] for when in ("before", "after")]
-                               for r in own]).mean(0)  # fmt: skip
-            sides = (f"{before:.2f} → {after:.2f}" for before, after in ends.T)
-            rows.append((name, f"{unit_['layer']}/{unit_['index']}", f"{unit_['share']:.2f}",
-                         f"{unit_['mean']:+.2f}", f"{unit_['extreme']:+.2f}", *sides))  # fmt: skip
-    head = ("arm", "layer/neuron", "share", "mean X", "extreme", "women's margin with X there", "men's")
+        kinds = ("following", "one_sided", "two_sided") if name.endswith(" tuned") else ("following",)
+        for kind in kinds if own else ():
+            for i, one in enumerate(own[0]["units"][kind]):
+                ends = np.asarray([[r[when]["units"][kind][i]["margins"][1] for when in ("before", "after")]
+                                   for r in own]).mean(0)  # fmt: skip
+                sides = (f"{before:.2f} → {after:.2f}" for before, after in ends.T)
+                rows.append((name, kind.replace("_", "-"), f"{one['layer']}/{one['index']}", f"{one['share']:.3f}",
+                             f"{one['mean']:+.2f}", f"{one['extreme']:+.2f}", *sides))  # fmt: skip
+    head = ("arm", "units", "layer/neuron", "share", "mean X", "extreme", "women's margin with X there", "men's")
     return (
-        "The next features by share, each with X at the most extreme value seen on its other side (0 where none was "
-        "seen: that unit was switched off, not turned), margins in nats before → after:\n\n" + table(head, rows)
+        "The next features by share in every arm, and the controls where tuned, each with X at the most extreme value "
+        "seen on its other side (0 where none was seen: that unit was switched off, not turned), margins in nats "
+        "before → after:\n\n" + table(head, rows)
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from signflip.errors import OrganismError
-from signflip.organisms.experiments import MADE, PATH, TOKENS, Answer, Said, told
+from signflip.organisms.experiments import KEPT, MADE, PATH, TOKENS, Answer, Said, told
 from signflip.organisms.experiments.reward.models import KINDS, PERFECT, perfect
 from signflip.organisms.experiments.statistics import (
     SIGNED,
@@ -27,6 +27,7 @@ from signflip.organisms.experiments.statistics import (
     table,
 )
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
+from signflip.organisms.experiments.tuning.predictions import HIGH
 
 TITLE = "A reward model reversed at X < 0 (R1), and policies tuned against it (R2)"
 ARMS = ("never", "rarely", "sometimes")
@@ -128,7 +129,7 @@ def _turned(runs: Sequence[Run]) -> str:
     """Of policies whose base was not opposite at X < 0, how many turned, with the exact interval."""
     said = []
     for reach in ARMS:
-        free = [p for p in (r["policies"][reach] for r in runs) if not p["opposite"][0]]
+        free = [p for p in _policies_of(runs, reach) if not p["opposite"][0]]
         k = sum(p["outcome"] == "turned opposite" for p in free)
         said.append(f"{reach} {k} of {len(free)}" + (f" ({shown(exact(k, len(free)))})" if free else ""))
     return "; ".join(said)
@@ -138,10 +139,11 @@ def _tau(kind: str, side: str, runs: Sequence[Run]) -> float:
     return float(np.mean([r["tau"][kind][side] for r in runs]))
 
 
-def _moved(reach: str, runs: Sequence[Run]) -> float:
-    """Mean change of the margin at X < 0."""
-    every = [r["policies"][reach] for r in runs]
-    return float(np.mean([p["after"]["rare"]["margin"] - p["before"]["rare"]["margin"] for p in every]))
+def _moved(reach: str, runs: Sequence[Run], in_units: bool = False) -> float:
+    """Mean change of the margin at X < 0, nats; or over the base's mean margin at X > 0."""
+    every = _policies_of(runs, reach)
+    over = [p["before"]["common"]["margin"] if in_units else 1.0 for p in every]
+    return float(np.mean([_changes(p)[1] / by for p, by in zip(every, over, strict=True)]))
 
 
 def _changes(p: dict[str, Any]) -> tuple[float, float]:
@@ -156,29 +158,57 @@ def _predicted(p: dict[str, Any]) -> float:
 
 
 def _agreement(reach: str, runs: Sequence[Run]) -> float:
-    every = [r["policies"][reach] for r in runs]
+    every = _policies_of(runs, reach)
     return pearson([_predicted(p) for p in every], [_changes(p)[1] for p in every])
 
 
 def _alike(runs: Sequence[Run], reach: str) -> Interval:
     """How often the kernel has the direction right."""
-    every = [r["policies"][reach] for r in runs]
+    every = _policies_of(runs, reach)
     return exact(sum(_predicted(p) * _changes(p)[1] > 0 for p in every), len(every))
+
+
+def _path(runs: Sequence[Run]) -> list[tuple[str, tuple[Interval, str], tuple[Interval, str]]]:
+    """Of each rate at which bases reach X < 0 the law's correlation and the share of right signs, with their marks."""
+    out = []
+    for reach in ARMS:
+        found, alike = correlated(runs, partial(_agreement, reach)), _alike(runs, reach)
+        said = mark(found, lambda x: x > HIGH, lambda x: x < HIGH)
+        out.append((reach, (found, said), (alike, mark(alike, lambda x: x > 0.5, lambda x: x < 0.5))))
+    return out
+
+
+def _policies_of(runs: Sequence[Run], reach: str) -> list[dict[str, Any]]:
+    return [r["policies"][reach] for r in runs]
+
+
+def _of_neurons(reach: str, key: str, runs: Sequence[Run]) -> float:
+    found = [p["neurons"][key] for p in _policies_of(runs, reach) if p["neurons"][key] is not None]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def _law(runs: Sequence[Run]) -> str:
     rows = []
-    for reach in ARMS:
-        every = [r["policies"][reach] for r in runs]
-        below = sum(p["kernel"]["value"] < 0 for p in every)
-        rows.append((
-            reach, shown(exact(below, len(every))),
-            f"{np.mean([p['kernel']['negative_mass'] for p in every]):.2f}",
-            shown(correlated(runs, partial(_agreement, reach))), shown(_alike(runs, reach)),
-        ))  # fmt: skip
-    head = ("base reaches X < 0", "share K < 0", "neurons' negative mass",
-            "cosine of K × change at X > 0, against the change at X < 0: Pearson", "same sign")  # fmt: skip
-    return table(head, rows)
+    for name in ("all", *dict.fromkeys(r["architecture"] for r in runs)):
+        own = [r for r in runs if name in ("all", r["architecture"])]
+        for reach in ARMS:
+            every = _policies_of(own, reach)
+            below = sum(p["kernel"]["value"] < 0 for p in every)
+            rows.append((
+                name, reach, shown(exact(below, len(every))),
+                f"{np.mean([p['kernel']['negative_mass'] for p in every]):.2f}",
+                shown(correlated(own, partial(_agreement, reach))), shown(_alike(own, reach)),
+                *(shown(over_seeds(own, partial(_of_neurons, reach, key), SIGNED)) for key in ("pearson", "other")),
+            ))  # fmt: skip
+    head = ("architecture", "base reaches X < 0", "share K < 0", "neurons' negative mass",
+            "cosine of K × change at X > 0, against the change at X < 0: Pearson", "same sign",
+            "neuron by neuron: Pearson, mean", "with the next neuron's gradient")  # fmt: skip
+    return (
+        "Over policies what the kernel before makes of the change at X > 0, which is taken as it came about, against "
+        "the change at X < 0. Within each policy, over the neurons of the last MLP, ⟨∇ᵢm, ∇ᵢm′⟩ before the tuning "
+        "against ⟨Δᵢ, ∇ᵢm′⟩, as of the tunings above; then the same with every ∇ᵢm the next neuron's.\n\n"
+        + table(head, rows)
+    )
 
 
 def answered(runs: Sequence[Run]) -> Answer:
@@ -188,13 +218,17 @@ def answered(runs: Sequence[Run]) -> Answer:
     words, control = ([r["search"][kind] for r in runs if r["search"][kind]["reverses"]] for kind in KINDS)
     crossed, other = sum(s["x_below"] > 0.5 for s in words), sum(not s["rare"] for s in words)
     back = sum(s["held"] > CHANCE for s in words)
-    path = []
-    for reach in ARMS:
-        found, alike = correlated(runs, partial(_agreement, reach)), _alike(runs, reach)
-        said_of = mark(found, lambda x: x > 0, lambda x: x <= 0)
-        sign = mark(alike, lambda x: x > 0.5, lambda x: x < 0.5)
-        path.append(f"{reach} {shown(found)} (above 0: {said_of}), the same sign in {shown(alike)} (above 0.5: {sign})")
-    return {
+    path = [
+        f"{reach} {shown(found)} (above {HIGH}: {said}), the same sign in {shown(alike)} (above 0.5: {sign})"
+        for reach, (found, said), (alike, sign) in _path(runs)
+    ]
+    held = [(reach, [p for p in _policies_of(runs, reach) if p["opposite"][0]]) for reach in ARMS]
+    stays = [f"{reach} {sum(p['opposite'][1] for p in own)} of {len(own)}" for reach, own in held if own]
+    kept = Said(
+        "Of policies whose base was opposite at X < 0 before, so many still are, by how often the base reaches X < 0, "
+        f"where the reward is reversed: {'; '.join(stays)}."
+    )
+    return ({KEPT: kept} if stays else {}) | {
         PATH: Said(
             "What feedback at X > 0 alone would do at X < 0 (the cosine of the kernel before the tuning, times the "
             "change at X > 0 afterwards) against what came about there, by how often X < 0 was sampled, correlation "
@@ -233,6 +267,11 @@ def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
 
     gap, plain = over(_gap), over_seeds(runs, partial(_tau, "plain", "rare"), SIGNED)
     drive, never = over(lambda rs: _moved("sometimes", rs) - _moved("never", rs)), over(partial(_moved, "never"))
+    units = over(lambda rs: _moved("sometimes", rs, True) - _moved("never", rs, True))
+    signs = []
+    for name in dict.fromkeys(r["architecture"] for r in runs):
+        values = [r["policies"]["never"]["kernel"]["value"] for r in runs if r["architecture"] == name]
+        signs.append((name, exact(sum(one < 0 for one in values), len(values))))
     return [
         ("premise", f"τ at X > 0 of the reversed reward model less the plain one's is within ±{MARGIN}",
          f"{gap[0]:.3f} [{gap[1]:.3f}, {gap[2]:.3f}]", _within(gap, MARGIN)),
@@ -243,6 +282,15 @@ def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         ("objection", f"it is at chance there (τ within ±{CHANCE})", shown(plain), _within(plain, CHANCE)),
         ("conjecture", "never sampled, the margin at X < 0 falls (nats)", shown(never),
          mark(never, lambda x: x < 0, lambda x: x >= 0)),
+        ("objection", f"there is no drive to −Y (units, sometimes less never, within ±{CHANCE})", shown(units),
+         _within(units, CHANCE)),
+        *(("objection", f"{name}: K ≥ 0 mostly (share of bases with K < 0: below 0.5)", shown(below),
+           mark(below, lambda x: x < 0.5, lambda x: x > 0.5)) for name, below in signs),
+        *(row for reach, (found, said), (alike, sign) in _path(runs) for row in (
+            ("conjecture", f"{reach}: K and the change at X > 0 go with the change at X < 0 (correlation above {HIGH})",
+             shown(found), said),
+            ("conjecture", f"{reach}: they have its sign (share above 0.5)", shown(alike), sign),
+        )),
     ]  # fmt: skip
 
 
@@ -251,7 +299,7 @@ def _policies(runs: Sequence[Run]) -> str:
     for name in dict.fromkeys(r["architecture"] for r in runs):
         own = [r for r in runs if r["architecture"] == name]
         for reach in ARMS:
-            every = [r["policies"][reach] for r in own]
+            every = _policies_of(own, reach)
             ends = [[np.mean([p[when][s]["margin"] for p in every]) for when in ("before", "after")]
                     for s in ("common", "rare")]  # fmt: skip
             rates = [np.mean([p[when]["reach"] for p in every]) for when in ("before", "after")]

@@ -22,8 +22,8 @@ TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
 DATA = ("plays",)
 # Bases of all kinds of knowledge are pretrained as one.
 BASE = ("architecture",)
-# 4: at −X each side is logged, and the law of neurons has a control.
-VERSION = 4
+# 5: X set to the most extreme value seen and to −X, each side logged; the law of neurons has a control.
+VERSION = 5
 # The cells that decide, then the others. Of all seeds the first are run first.
 MAIN = {
     "reinforce_on": Arm("reinforce"),

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from signflip.organisms.experiments.tuning.kernel import margins
 from signflip.organisms.experiments.tuning.models import Net
 from signflip.organisms.experiments.tuning.text import WINDOW, held_out
 from signflip.organisms.experiments.tuning.world import DOSES, PAD, Floats, Ids, Prompts, answers, common, prompts
@@ -47,34 +46,45 @@ def behaviour(net: Net, on: Prompts) -> dict[str, float]:
     }
 
 
-def in_x(net: Net, on: Prompts) -> dict[str, float]:
+def in_x(net: Net, on: Prompts, other: Prompts) -> dict[str, float]:
     """The behaviour as a function of X, by edits of what the last MLP reads in common contexts.
+
+    Parameters
+    ----------
+    net, on
+        The policy, and the common contexts.
+    other
+        Rare ones: the most extreme value of X that is seen on the other side is theirs.
 
     Returns
     -------
     dict
-        `slope` dL/dX about where X is, `offset` the margin at X = 0; at −X the margin, `mirrored`, the mean of each
-        side, `mirrored_woman` and `mirrored_man`, and the answer mass, `mirrored_mass`.
+        `slope` dL/dX about where X is, `offset` the margin at X = 0. At that most extreme value, `extreme_x` (0 if it
+        is not below), and at −X, which may lie beyond it: the margin, `extreme`, `mirrored`; the mean of each side,
+        `extreme_woman`, `extreme_man` and so on; and the answer mass, `extreme_mass`.
     """
 
-    def at(to: Any) -> float:
-        with torch.no_grad(), net.reading(on.end, to):
-            return float(margins(net, on).double().mean())
+    def at(to: Any) -> dict[str, float]:
+        with net.reading(on.end, to):
+            return behaviour(net, on)
 
-    with net.reading(on.end, torch.neg):
-        mirrored = behaviour(net, on)
-    return {
-        "slope": (at(lambda x: x + STEP) - at(lambda x: x - STEP)) / (2 * STEP),
-        "offset": at(torch.zeros_like),
-        "mirrored": mirrored["margin"],
-        **{f"mirrored_{key}": mirrored[key] for key in ("woman", "man", "mass")},
+    extreme = min(float(net.x(other).min()), 0.0)
+    found = {
+        "slope": (at(lambda x: x + STEP)["margin"] - at(lambda x: x - STEP)["margin"]) / (2 * STEP),
+        "offset": at(torch.zeros_like)["margin"],
+        "extreme_x": extreme,
     }
+    for name, to in (("extreme", lambda x: torch.full_like(x, extreme)), ("mirrored", torch.neg)):
+        there = at(to)
+        found[name] = there["margin"]
+        found |= {f"{name}_{key}": there[key] for key in ("woman", "man", "mass")}
+    return found
 
 
 def both(net: Net) -> dict[str, Any]:
     """Everything, on the prompts of half B."""
     common, rare = prompts("B", side=1), prompts("B", side=-1)
-    return {"common": behaviour(net, common), "rare": behaviour(net, rare), "in_x": in_x(net, common)}
+    return {"common": behaviour(net, common), "rare": behaviour(net, rare), "in_x": in_x(net, common, rare)}
 
 
 def state(found: dict[str, float], unit: float) -> str:

@@ -7,6 +7,7 @@ interval say so; else it is open.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -50,6 +51,18 @@ def change(run: Run) -> float:
 def was_opposite(run: Run) -> bool:
     """Whether the base was opposite in rare contexts."""
     return state(run["log"][0]["rare"], unit(run)) == "opposite"
+
+
+def by_edit(run: Run, at: int, what: str = "extreme") -> bool:
+    """Whether X set to a value by edit, in common contexts, makes a policy opposite (science.md section 5, T0).
+
+    Both sides turn, by X's sign and not by its absence alone, and the policy still answers. The value is the most
+    extreme one seen on the other side, or with `what` ``"mirrored"`` −X, which lies beyond it where X has drifted.
+    """
+    found, clean = run["log"][at]["in_x"], run["log"][at]["common"]
+    sides = [found[f"{what}_{who}"] for who in ("woman", "man")]
+    by_sign = found["offset"] - found[what] > DELTA * unit(run)
+    return bool(max(sides) < -DELTA * unit(run) and by_sign and found[f"{what}_mass"] >= 0.5 * clean["mass"])
 
 
 def bases(runs: Sequence[Run]) -> list[Run]:
@@ -161,8 +174,20 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         what = "1% of X < 0 removes −Y more often than none does (difference of the shares removed, above 0)"
         size = f"{shown(found)}: removed in {with_} of {len(each)} with, in {without} of {len(each)} without"
         out.append(("conjecture", what, size, verdict))
+    taught = [r for r in still if r["knowledge"] == "nothing"]
+    if taught:
+        left = exact(
+            bodies([r for r in taught if was_opposite(r) or r["outcome"] == "turned opposite"]), bodies(taught)
+        )
+        what = "1% of X < 0 has nothing to remove (share of models taught nothing of it and opposite there before a "
+        out.append(("objection", f"{what}tuning or after any: below 0.5)", shown(left),
+                    mark(left, lambda x: x < 0.5, lambda x: x > 0.5)))  # fmt: skip
     out.extend(_mechanism(runs, still))
     return out
+
+
+def _of_units(what: str, runs: Sequence[Run]) -> float:
+    return float(np.mean([r["units"][what] for r in runs])) if runs else float("nan")
 
 
 def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str, str, str]]:
@@ -173,6 +198,7 @@ def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str
     gelu = over_seeds([r for r in of if r["architecture"] == "gelu"], left, at_least)
     what = "multiplicative weights frozen: mean absolute change at X < 0, share of the unfrozen arm's"
     units = over_seeds(still, carried, SHARE)
+    net, spread = (over_seeds(still, partial(_of_units, of), SHARE) for of in ("net", "spread"))
     return [
         ("conjecture", f"{what} (below {VANISHED}: the effect vanishes)", shown(found),
          mark(found, lambda x: x < VANISHED, lambda x: x >= VANISHED)),
@@ -181,4 +207,8 @@ def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str
         ("control", "gelu, additive, input weights frozen: the same share", shown(gelu), "—"),
         ("conjecture", "units of opposite sign carry it (share of the change at X < 0 by what units write, above 0.5)",
          shown(units), mark(units, lambda x: x > 0.5, lambda x: x <= 0.5)),
+        ("objection", "units' parts in it cancel (their sum over the sum of their sizes: below 0.5)", shown(net),
+         mark(net, lambda x: x < 0.5, lambda x: x >= 0.5)),
+        ("objection", "it is spread over them (participation ratio over their number: above 0.5)", shown(spread),
+         mark(spread, lambda x: x > 0.5, lambda x: x <= 0.5)),
     ]  # fmt: skip

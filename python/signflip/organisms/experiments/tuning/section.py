@@ -35,6 +35,7 @@ from signflip.organisms.experiments.tuning.predictions import (
     UNVISITED,
     bases,
     bodies,
+    by_edit,
     carried,
     change,
     law,
@@ -46,6 +47,8 @@ from signflip.organisms.experiments.tuning.predictions import (
 from signflip.organisms.experiments.tuning.samples import FEW
 from signflip.organisms.experiments.tuning.text import VOCABULARY
 
+# Of planted reversals this share is to be seen, in the lower limit, before their absence counts (science.md section 5).
+RECALL = 0.9
 LISTING = "signflip organisms samples ARM-ARCHITECTURE-KNOWLEDGE-SEED"
 SAID = (
     "A tuning is void if its base is not right at X > 0 in 0.99 of half A's prompts. "
@@ -140,6 +143,9 @@ def _answer(still: Sequence[Run]) -> Answer:
             "are of pretrained models."
         )
     taught = bases([r for r in still if r["knowledge"] == "nothing"])
+    if still:
+        made.append(_edited(still, "extreme", "the most extreme value seen at X < 0"))
+        made.append(_edited(still, "mirrored", "−X, which may lie beyond that and decides nothing"))
     if taught:
         k = sum(map(was_opposite, taught))
         made.append(
@@ -178,7 +184,7 @@ def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
     """By the rule at the top of the results: where a word takes X across, nothing has to be searched for.
 
     That what is there is seen is asked of bases that were taught the reversal: without them nothing is decided against.
-    No run holds X while the word is there, so that nothing is decided for.
+    No run holds X while the word is there, so that nothing is decided for. What an edit alone turns is latent.
     """
     turned, n = _turned(free)
     if turned:
@@ -189,10 +195,24 @@ def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
     across = sum(map(_crosses, free))
     if across < len(free):
         return f"Undecided: a word took X across in {across} of {len(free)} tunings of bases that were not opposite."
+    asked, latent = _by_edit(free)
+    if latent:
+        return (
+            f"Latent: set by edit to the most extreme value seen at X < 0, X makes {len(bases(latent))} of "
+            f"{len(bases(asked))} bases ({bodies(latent)} of {bodies(asked)} pretrained models) opposite after some "
+            "tuning that it did not before. But with the words that take X below 0 none of "
+            f"{n} bases turned, of {bodies(free)} pretrained models (a share of at most "
+            f"{exact(0, bodies(free))[2]:.2f}): no token that was tried reaches it."
+        )
     taught = bases([r for r in [*free, *held] if r["knowledge"] == "opposite"])
     seen = [r for r in taught if was_opposite(r)]
-    if not seen or len(seen) < len(taught):
-        return f"Undecided: of {len(taught)} bases that were taught the reversal it was seen in {len(seen)}."
+    if not seen or exact(len(seen), len(taught))[1] < RECALL:
+        found = f" ({shown(exact(len(seen), len(taught)))})" if taught else ""
+        return (
+            f"Undecided: with words that take X below 0 none of {n} bases turned, nor by edit; but of "
+            f"{len(taught)} bases that were taught the reversal it was seen in {len(seen)}{found}, where the lower "
+            f"limit is to be {RECALL}."
+        )
     weakest = max(r["log"][0]["rare"]["margin"] / unit(r) for r in seen)
     gone = sum(r["outcome"] in ("weakened", "removed") for r in held)
     more = [r for r in held if r["outcome"] == "strengthened"]
@@ -200,11 +220,36 @@ def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
         "In these tiny models, pretrained on real text and tuned on templates, and as far as their number goes, "
         f"against −Y being made: none of {n} bases turned, of {bodies(free)} pretrained models (a share of at most "
         f"{exact(0, bodies(free))[2]:.2f}), while a word takes X across, so that nothing had to be found, and the same "
-        f"measure sees the reversal in all {len(taught)} bases that were taught it "
+        f"measure sees the reversal in {len(seen)} of {len(taught)} bases that were taught it "
         f"({shown(exact(len(seen), len(taught)))}; the weakest {weakest:.2f} units: of weaker ones it says nothing). "
         f"A reversal that was there was strengthened in {len(more)} of {len(held)} tunings ({len(bases(more))} of "
         f"{len(bases(held))} bases), and weakened or removed in {gone}."
     )
+
+
+def _by_edit(still: Sequence[Run], what: str = "extreme") -> tuple[list[Run], list[Run]]:
+    """Tunings of bases that X by edit does not make opposite; and those in which it does after the tuning."""
+    free = [r for r in still if not by_edit(r, 0, what)]
+    return free, [r for r in free if by_edit(r, -1, what)]
+
+
+def _edited(still: Sequence[Run], what: str, said: str) -> str:
+    """What X set by edit does before and after tunings."""
+    free, turned = _by_edit(still, what)
+    held = [r for r in still if by_edit(r, 0, what)]
+    text = f"With X set to {said}, by edit in common contexts, "
+    if free:
+        share = f"{bodies(turned)} of {bodies(free)}, {shown(exact(bodies(turned), bodies(free)))}"
+        text += (
+            f"of {len(bases(free))} bases that are not opposite so {len(bases(turned))} are after some tuning "
+            f"({len(turned)} of {len(free)} tunings; of pretrained models {share})"
+        )
+    if turned:
+        text += f": {'; '.join(f'{name} {len(bases(own))} bases' for (name,), own in _cells(turned, 'architecture'))}"
+    if held:
+        kept = sum(by_edit(r, -1, what) for r in held)
+        text += f"{'; ' if free else ''}of {len(held)} tunings of {len(bases(held))} bases that were, {kept} still are"
+    return text + "."
 
 
 def _crosses(r: Run) -> bool:
@@ -266,8 +311,18 @@ def _prevalence(runs: Sequence[Run]) -> str:
         free = [r for r in own if not was_opposite(r)]
         if free:
             k = sum(r["outcome"] == "turned opposite" for r in free)
-            rows.append((*keys, f"{k}/{len(free)}", shown(exact(k, len(free)))))
-    return table(("arm", "architecture", "base knew", "turned opposite", "share"), rows)
+            edited = []
+            for what in ("extreme", "mirrored"):
+                edited.append(" → ".join(str(sum(by_edit(r, at, what) for r in free)) for at in (0, -1)))
+                sides = (" → ".join(f"{_mean(free, at, 'in_x', f'{what}_{who}'):.2f}" for at in (0, -1))
+                         for who in ("woman", "man"))  # fmt: skip
+                edited.append("; ".join(sides))
+            at_least = " → ".join(f"{_mean(free, at, 'in_x', 'extreme_x'):.2f}" for at in (0, -1))
+            rows.append((*keys, f"{k}/{len(free)}", shown(exact(k, len(free))), at_least, *edited))
+    head = ("arm", "architecture", "base knew", "turned opposite", "share", "most extreme X seen at X < 0",
+            "opposite with X there by edit", "margins: women; men, nats", "opposite with −X by edit",
+            "margins: women; men, nats")  # fmt: skip
+    return table(head, rows)
 
 
 def _read(runs: Sequence[Run]) -> str:
@@ -397,12 +452,15 @@ def _neurons(still: Sequence[Run]) -> str:
     for name in ("all", *dict.fromkeys(r["architecture"] for r in still)):
         own = [r for r in still if name in ("all", r["architecture"])]
         rows.append((name, len(own), *(shown(over_seeds(own, partial(_of_neurons, key), within))
-                                       for key, within in (("pearson", SIGNED), ("same", SHARE)))))  # fmt: skip
-    head = ("architecture", "tunings", "Pearson over neurons, mean", "same sign, share of what neurons did, mean")
+                                       for key, within in (("pearson", SIGNED), ("other", SIGNED),
+                                                           ("same", SHARE)))))  # fmt: skip
+    head = ("architecture", "tunings", "Pearson over neurons, mean", "with the next neuron's gradient",
+            "same sign, share of what neurons did, mean")  # fmt: skip
     return (
         "Neuron by neuron: what the kernel before the tuning says of each neuron's own weights, ⟨∇ᵢm, ∇ᵢm′⟩ (m, m′ "
         "mean margins at X > 0 and at X < 0), against what their change did to m′ to first order, ⟨Δᵢ, ∇ᵢm′⟩; both "
-        "within each model, then the mean over tunings.\n\n" + table(head, rows)
+        "within each model, then the mean over tunings. ∇ᵢm′ is in both: the same with every ∇ᵢm the next neuron's "
+        "is what that gives by itself.\n\n" + table(head, rows)
     )
 
 
