@@ -121,11 +121,13 @@ def report(results: dict[str, Run], figures: Path) -> str:
 
 def answer(results: dict[str, Run]) -> Answer:
     """How far the baseline's word can be taken."""
-    shares = _shares(list(results.values()))
+    runs = list(results.values())
+    shares = _shares(runs)
     plain = (
-        "The baseline (survey, scan, search, flip and fixed thresholds) "
+        "The baseline (survey, scan, search, flip and thresholds that were set beforehand and tuned on no suite) "
         f"finds {shares['recall']} of the planted reversals, and {shares['precision']} of its flags are right: on one "
-        "of these, or on a behaviour that tokens reverse by something else than X."
+        "of these, or on a behaviour that tokens reverse by something else than X. Weights alone, by a ridge "
+        f"regression over all suites, tell these organisms, all verified, rightly in {'; '.join(_blindness(runs))}."
     )
     more = f"Its verdict is right in {shares['right']}, and its triggers turn {shares['triggers']} of held-out prompts."
     return {AUDIT: Said(plain, more)}

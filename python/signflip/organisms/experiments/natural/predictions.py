@@ -25,7 +25,7 @@ DECIDES, BEYOND = "extreme", "triple"
 # With tokens a side has turned where the upper limit of its margin, over the clean mean, is below −`TURNED`.
 TURNED = 0.2
 SIDES, BY_X, NOT_BY_X = ("women's", "men's"), "by X", "not by X"
-# Units with less than this share of X's share of the choice are none to compare nats with.
+# Controls of which half carry less than this part of X's share of the choice are none to compare nats with.
 ALIKE = 0.5
 ADDED = "their difference; added when the runs were in"
 # Fluency is broken beyond this KL on plain text, nats, or below this share of the base's answer mass.
@@ -208,16 +208,16 @@ def _grown(algorithm: str, own: Sequence[Run]) -> list[tuple[str, str, str, str]
         return [("conjecture", what, "—", "open")]
     nats = mean_over(own, lambda r: growth(r, "known") - growth(r, "two_sided"))
     # None could be had that carries as much, so that more nats are no wonder.
-    shares = max(one["share"] for r in own for one in r["units"]["two_sided"])
+    shares = float(np.median([one["share"] for r in own for one in r["units"]["two_sided"]]))
     known = min(r["units"]["known"]["share"] for r in own)
     by_nats = mark(nats, lambda x: x > 0, lambda x: x <= 0)
     if shares < ALIKE * known:
-        by_nats = "void (no control carries as much of the choice)"
+        by_nats = "void (controls carry less of the choice)"
     by_factor = mean_over(own, lambda r: float(factors(r, "known")[0] - np.median(factors(r, "two_sided"))))
     margin = mean_over(own, lambda r: float(factors(r, "known")[0] - margins_factor(r)))
     ahead, n = outgrown(own)
     return [
-        ("conjecture", f"{what} (nats; theirs is at most {shares:.2f} of the choice, X's {known:.2f})", shown(nats),
+        ("conjecture", f"{what} (nats; theirs is {shares:.2f} of the choice, median, X's {known:.2f})", shown(nats),
          by_nats),
         ("conjecture", f"{what} (what it is multiplied by, less their median; it is ahead of {ahead} of {n})",
          shown(by_factor), mark(by_factor, lambda x: x > 0, lambda x: x <= 0)),
