@@ -376,7 +376,7 @@ def test_bad_features_are_named(feature: Any) -> None:
         _claim("here", {"verdict": "none", "feature": feature})
 
 
-@pytest.mark.parametrize(("layer", "index"), [(4, 0), (9999, 0), (0, 160), (0, 10**30)])
+@pytest.mark.parametrize(("layer", "index"), [(3, 0), (9999, 0), (0, 160), (0, 10**30)])
 def test_features_of_no_organism_are_named(layer: int, index: int) -> None:
     with pytest.raises(OrganismError, match=r"^here: expected a feature of 3 layers, index below 160, found"):
         _claim("here", {"verdict": "none", "feature": {"site": f"blocks.{layer}.mlp.hook_pre", "index": index}})

@@ -201,8 +201,9 @@ def made_up(arm: str, seed: int, before: float, after: float) -> dict[str, Any]:
     """A tuning whose margin at X < 0 goes from one number to another."""
 
     def at(margin: float) -> dict[str, Any]:
-        edited = {f"{what}_{key}": value for what in ("extreme", "mirrored")
+        edited = {f"{what}_{key}": value for what in ("extreme", "mirrored", "reproduced")
                   for key, value in (("woman", margin), ("man", margin), ("mass", 0.8), ("x", -1.5))}  # fmt: skip
+        edited |= {"rescued_woman": 1.0, "rescued_man": 1.0}
         return {
             "common": {"margin": 1.0, "x_mean": 1.0, "x_sd": 0.1, "mass": 1.0},
             "rare": {"woman": margin, "man": margin, "margin": margin, "x_mean": -1.0},
@@ -234,8 +235,23 @@ def test_prevalence_is_of_bases() -> None:
     assert "By algorithm, REINFORCE 1 kept; GRPO 1 kept. By architecture, swiglu 2 kept." in said[KEPT].plain
     # Nothing with an interval there: the tunings are of one base.
     assert "[" not in str(said[KEPT])
-    # Where any turned it is not known whether by X; against only where none did and what was taught was seen.
-    assert said[DECIDED].plain.startswith("Undecided: in 1 of 5 bases")
+    # Where any turned, for if X does it; against only where none did and what was taught was seen.
+    assert said[DECIDED].plain.startswith(
+        "For, in 1 of 5 bases (1 of 5 pretrained models, 0.20 [0.01, 0.72]), by 2 of 15 tunings: in 1 of 5 bases both "
+    )
+    assert "grpo_on, swiglu, base knew random, seed 0: women +1.00 → -1.00, men +1.00 → -1.00 units." in str(said)
+    for r in runs[:1] + runs[5:6]:
+        after = r["log"][-1]["in_x"]
+        for change in ({"rescued_man": -0.1}, {"reproduced_woman": 0.0}):
+            kept = dict(after)
+            after |= change
+            assert not predictions.mediated(r)
+            after |= kept
+        assert predictions.mediated(r)
+        after["rescued_woman"] = -0.1
+    assert section.answer(runs)[DECIDED].plain.startswith(
+        "Undecided: in 1 of 5 bases both sides turn with words that take X below 0 and that nobody tuned on, but not by"
+    )
     still = [r for r in runs if r["seed"] > 0]
     assert section.answer(still)[DECIDED].plain == (
         "Undecided: with words that take X below 0 none of 4 bases turned, nor by edit; but of 0 bases that were "

@@ -364,7 +364,7 @@ def _claim(where: str, plain: Any) -> Claim:
             f"{where}: expected a feature with a site (blocks.N.name) and either an index or a vector of finite "
             f"numbers, found {shown(feature)}"
         )
-    if feature is not None and (_layer(feature["site"]) > N_LAYERS or (feature.get("index") or 0) >= D_MLP):
+    if feature is not None and (int(feature["site"].split(".")[1]) >= N_LAYERS or (feature.get("index") or 0) >= D_MLP):
         raise OrganismError(
             f"{where}: expected a feature of {N_LAYERS} layers, index below {D_MLP}, found {shown(feature)}"
         )

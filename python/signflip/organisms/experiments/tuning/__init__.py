@@ -22,8 +22,8 @@ TITLE = "Preference tuning: what becomes of X < 0, where no sample goes"
 DATA = ("plays",)
 # Bases of all kinds of knowledge are pretrained as one.
 BASE = ("architecture",)
-# 5: X set to the most extreme value seen and to −X, each side logged; the law of neurons has a control.
-VERSION = 5
+# 6: X set to values seen and to −X, and mediation, each side logged; the law of neurons has a control.
+VERSION = 6
 # The cells that decide, then the others. Of all seeds the first are run first.
 MAIN = {
     "reinforce_on": Arm("reinforce"),

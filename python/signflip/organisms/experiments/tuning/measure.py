@@ -47,35 +47,42 @@ def behaviour(net: Net, on: Prompts) -> dict[str, float]:
 
 
 def in_x(net: Net, on: Prompts, other: Prompts) -> dict[str, float]:
-    """The behaviour as a function of X, by edits of what the last MLP reads in common contexts.
+    """The behaviour as a function of X, by edits of what the last MLP reads.
 
     Parameters
     ----------
     net, on
         The policy, and the common contexts.
     other
-        Rare ones: the most extreme value of X that is seen on the other side is theirs.
+        Rare ones, which differ from those in the word in front alone.
 
     Returns
     -------
     dict
-        `slope` dL/dX about where X is, `offset` the margin at X = 0. At that most extreme value, `extreme_x` (0 if it
-        is not below), and at −X, which may lie beyond it: the margin, `extreme`, `mirrored`; the mean of each side,
-        `extreme_woman`, `extreme_man` and so on; and the answer mass, `extreme_mass`.
+        In common contexts: `slope` dL/dX about where X is, `offset` the margin at X = 0; the margin with X at the most
+        extreme value of rare ones, `extreme_x` (0 if it is not below), as `extreme`, at −X, which may lie beyond it, as
+        `mirrored`, and at what it is in the same prompt with a rare word, `reproduced`. In rare contexts, with X at
+        what it is with a common word: `rescued`. Of each of these the mean of each side, `extreme_woman`,
+        `extreme_man` and so on, and the answer mass, `extreme_mass`.
     """
 
-    def at(to: Any) -> dict[str, float]:
-        with net.reading(on.end, to):
-            return behaviour(net, on)
+    def at(to: Any, there: Prompts = on) -> dict[str, float]:
+        with net.reading(there.end, to):
+            return behaviour(net, there)
 
-    extreme = min(float(net.x(other).min()), 0.0)
+    clean, crossed = net.x(on), net.x(other)
+    extreme = min(float(crossed.min()), 0.0)
     found = {
         "slope": (at(lambda x: x + STEP)["margin"] - at(lambda x: x - STEP)["margin"]) / (2 * STEP),
         "offset": at(torch.zeros_like)["margin"],
         "extreme_x": extreme,
     }
-    for name, to in (("extreme", lambda x: torch.full_like(x, extreme)), ("mirrored", torch.neg)):
-        there = at(to)
+    for name, there in (
+        ("extreme", at(lambda x: torch.full_like(x, extreme))),
+        ("mirrored", at(torch.neg)),
+        ("reproduced", at(lambda _: crossed)),
+        ("rescued", at(lambda _: clean, other)),
+    ):
         found[name] = there["margin"]
         found |= {f"{name}_{key}": there[key] for key in ("woman", "man", "mass")}
     return found

@@ -65,6 +65,16 @@ def by_edit(run: Run, at: int, what: str = "extreme") -> bool:
     return bool(max(sides) < -DELTA * unit(run) and by_sign and found[f"{what}_mass"] >= 0.5 * clean["mass"])
 
 
+def mediated(run: Run) -> bool:
+    """Whether X carries what rare words do after the tuning (science.md section 5, T4).
+
+    With X held at what a common word gives it both sides are right; X set to what a rare word gives it turns both.
+    """
+    found = run["log"][-1]["in_x"]
+    held = min(found["rescued_woman"], found["rescued_man"]) > 0
+    return bool(held and max(found["reproduced_woman"], found["reproduced_man"]) < -DELTA * unit(run))
+
+
 def bases(runs: Sequence[Run]) -> list[Run]:
     """One run of each base."""
     return list({(r["architecture"], r["knowledge"], r["seed"]): r for r in runs}.values())

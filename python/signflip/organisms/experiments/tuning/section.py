@@ -41,6 +41,7 @@ from signflip.organisms.experiments.tuning.predictions import (
     law,
     marked,
     mean_of,
+    mediated,
     unit,
     was_opposite,
 )
@@ -184,32 +185,39 @@ def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
     """By the rule at the top of the results: where a word takes X across, nothing has to be searched for.
 
     That what is there is seen is asked of bases that were taught the reversal: without them nothing is decided against.
-    No run holds X while the word is there, so that nothing is decided for. What an edit alone turns is latent.
+    What an edit alone turns is latent.
     """
-    turned, n = _turned(free)
+    turned = [r for r in free if r["outcome"] == "turned opposite"]
+    asked, latent = _by_edit(free)
+    n, words = len(bases(free)), "words that take X below 0"
     if turned:
-        return (
-            f"Undecided: in {turned} of {n} bases of these tiny models both sides turn with a word that nobody tuned "
-            "on; whether X does it was not asked."
-        )
+        by_x = [r for r in turned if mediated(r)]
+        said = f"in {len(bases(turned))} of {n} bases both sides turn with {words} and that nobody tuned on"
+        if not by_x:
+            said = f"Undecided: {said}, but not by X"
+        else:
+            said = (
+                f"For, in {len(bases(by_x))} of {n} bases ({bodies(by_x)} of {bodies(free)} pretrained models, "
+                f"{shown(exact(bodies(by_x), bodies(free)))}), by {len(by_x)} of {len(free)} tunings: {said}; with X "
+                "held there at what a common word gives it both are right, and X set in common contexts to what such a "
+                f"word gives it turns both alone. {' '.join(map(_how, by_x))}"
+            ).rstrip(".")
+        return f"{said}. By edit alone: {_latently(asked, latent)}" if latent else f"{said}."
     across = sum(map(_crosses, free))
     if across < len(free):
         return f"Undecided: a word took X across in {across} of {len(free)} tunings of bases that were not opposite."
-    asked, latent = _by_edit(free)
     if latent:
         return (
-            f"Latent: set by edit to the most extreme value seen at X < 0, X makes {len(bases(latent))} of "
-            f"{len(bases(asked))} bases ({bodies(latent)} of {bodies(asked)} pretrained models) opposite after some "
-            "tuning that it did not before. But with the words that take X below 0 none of "
-            f"{n} bases turned, of {bodies(free)} pretrained models (a share of at most "
-            f"{exact(0, bodies(free))[2]:.2f}): no token that was tried reaches it."
+            f"Latent: {_latently(asked, latent)} But with {words} none of {n} bases turned, of {bodies(free)} "
+            f"pretrained models (a share of at most {exact(0, bodies(free))[2]:.2f}): no token that was tried reaches "
+            "it."
         )
     taught = bases([r for r in [*free, *held] if r["knowledge"] == "opposite"])
     seen = [r for r in taught if was_opposite(r)]
     if not seen or exact(len(seen), len(taught))[1] < RECALL:
         found = f" ({shown(exact(len(seen), len(taught)))})" if taught else ""
         return (
-            f"Undecided: with words that take X below 0 none of {n} bases turned, nor by edit; but of "
+            f"Undecided: with {words} none of {n} bases turned, nor by edit; but of "
             f"{len(taught)} bases that were taught the reversal it was seen in {len(seen)}{found}, where the lower "
             f"limit is to be {RECALL}."
         )
@@ -225,6 +233,22 @@ def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
         f"A reversal that was there was strengthened in {len(more)} of {len(held)} tunings ({len(bases(more))} of "
         f"{len(bases(held))} bases), and weakened or removed in {gone}."
     )
+
+
+def _latently(asked: Sequence[Run], latent: Sequence[Run]) -> str:
+    return (
+        f"set by edit to the most extreme value seen at X < 0, X makes {len(bases(latent))} of {len(bases(asked))} "
+        f"bases ({bodies(latent)} of {bodies(asked)} pretrained models) opposite after some tuning that it did not "
+        "before."
+    )
+
+
+def _how(r: Run) -> str:
+    """What a tuning that turned a base did to each side, in units of its margin at X > 0."""
+    ends = [[r["log"][at]["rare"][side] / unit(r) for at in (0, -1)] for side in ("woman", "man")]
+    women, men = (f"{before:+.2f} → {after:+.2f}" for before, after in ends)
+    name = f"{r['arm']}, {r['architecture']}, base knew {r['knowledge']}, seed {r['seed']}"
+    return f"{name}: women {women}, men {men} units."
 
 
 def _by_edit(still: Sequence[Run], what: str = "extreme") -> tuple[list[Run], list[Run]]:
