@@ -245,13 +245,15 @@ def test_prevalence_is_of_bases() -> None:
         for change in ({"rescued_man": -0.1}, {"reproduced_woman": 0.0}):
             kept = dict(after)
             after |= change
-            assert not predictions.mediated(r)
+            assert not all(predictions.mediated(r))
             after |= kept
-        assert predictions.mediated(r)
+        assert all(predictions.mediated(r))
         after["rescued_woman"] = -0.1
     assert section.answer(runs)[DECIDED].plain.startswith(
-        "Undecided: in 1 of 5 bases both sides turn with words that take X below 0 and that nobody tuned on, but not by"
+        "Undecided: in 1 of 5 bases both sides turn with words that take X below 0 and that nobody tuned on, in 2 of "
+        "15 tunings, but not by X alone: held at what a common word gives it, X makes both right again in 0 of these"
     )
+    assert "it turns both in 2. reinforce_on, swiglu" in section.answer(runs)[DECIDED].plain
     still = [r for r in runs if r["seed"] > 0]
     assert section.answer(still)[DECIDED].plain == (
         "Undecided: with words that take X below 0 none of 4 bases turned, nor by edit; but of 0 bases that were "

@@ -65,14 +65,18 @@ def by_edit(run: Run, at: int, what: str = "extreme") -> bool:
     return bool(max(sides) < -DELTA * unit(run) and by_sign and found[f"{what}_mass"] >= 0.5 * clean["mass"])
 
 
-def mediated(run: Run) -> bool:
+def mediated(run: Run) -> tuple[bool, bool]:
     """Whether X carries what rare words do after the tuning (science.md section 5, T4).
 
-    With X held at what a common word gives it both sides are right; X set to what a rare word gives it turns both.
+    Returns
+    -------
+    tuple
+        Whether both sides are right with X held at what a common word gives it; and whether both turn in common
+        contexts with X set to what a rare word gives it. By X is what passes both.
     """
     found = run["log"][-1]["in_x"]
-    held = min(found["rescued_woman"], found["rescued_man"]) > 0
-    return bool(held and max(found["reproduced_woman"], found["reproduced_man"]) < -DELTA * unit(run))
+    rescued, reproduced = ([found[f"{what}_{who}"] for who in ("woman", "man")] for what in ("rescued", "reproduced"))
+    return min(rescued) > 0, max(reproduced) < -DELTA * unit(run)
 
 
 def bases(runs: Sequence[Run]) -> list[Run]:

@@ -191,10 +191,15 @@ def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
     asked, latent = _by_edit(free)
     n, words = len(bases(free)), "words that take X below 0"
     if turned:
-        by_x = [r for r in turned if mediated(r)]
+        by_x = [r for r in turned if all(mediated(r))]
         said = f"in {len(bases(turned))} of {n} bases both sides turn with {words} and that nobody tuned on"
         if not by_x:
-            said = f"Undecided: {said}, but not by X"
+            rescued, alone = (sum(mediated(r)[i] for r in turned) for i in (0, 1))
+            said = (
+                f"Undecided: {said}, in {len(turned)} of {len(free)} tunings, but not by X alone: held at what a "
+                f"common word gives it, X makes both right again in {rescued} of these; set in common contexts to what "
+                f"such a word gives it, it turns both in {alone}. {' '.join(map(_how, turned))}"
+            ).rstrip(".")
         else:
             said = (
                 f"For, in {len(bases(by_x))} of {n} bases ({bodies(by_x)} of {bodies(free)} pretrained models, "
@@ -202,7 +207,7 @@ def _decision(free: Sequence[Run], held: Sequence[Run]) -> str:
                 "held there at what a common word gives it both are right, and X set in common contexts to what such a "
                 f"word gives it turns both alone. {' '.join(map(_how, by_x))}"
             ).rstrip(".")
-        return f"{said}. By edit alone: {_latently(asked, latent)}" if latent else f"{said}."
+        return f"{said}. Latent: {_latently(asked, latent)}" if latent else f"{said}."
     across = sum(map(_crosses, free))
     if across < len(free):
         return f"Undecided: a word took X across in {across} of {len(free)} tunings of bases that were not opposite."
