@@ -72,7 +72,8 @@ def report(results: dict[str, dict[str, Any]], figures: Path) -> str:
         f"`{command('reward', every)}`",
         told(answered(runs)),
         head,
-        "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), _marked(runs)),
+        "### Predictions\n\n*Added* ones were when earlier runs were in.\n\n"
+        + table(("whose", "prediction", "found", "mark"), _marked(runs)),
         "### R1\n\n" + _models(runs),
         "One `signflip.search` each, in the saved models: in the reversed one and, as a control, in the plain one, as "
         "one word may fool any small model. A word reverses the ranking if the upper limit of its τ is at or below "
@@ -282,14 +283,14 @@ def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         ("objection", f"it is at chance there (τ within ±{CHANCE})", shown(plain), _within(plain, CHANCE)),
         ("conjecture", "never sampled, the margin at X < 0 falls (nats)", shown(never),
          mark(never, lambda x: x < 0, lambda x: x >= 0)),
-        ("objection", f"there is no drive to −Y (units, sometimes less never, within ±{CHANCE})", shown(units),
+        ("objection", f"there is no drive to −Y (units, sometimes less never, within ±{CHANCE}; added)", shown(units),
          _within(units, CHANCE)),
-        *(("objection", f"{name}: K ≥ 0 mostly (share of bases with K < 0: below 0.5)", shown(below),
+        *(("objection", f"{name}: K ≥ 0 mostly (share of bases with K < 0: below 0.5; added)", shown(below),
            mark(below, lambda x: x < 0.5, lambda x: x > 0.5)) for name, below in signs),
         *(row for reach, (found, said), (alike, sign) in _path(runs) for row in (
-            ("conjecture", f"{reach}: K and the change at X > 0 go with the change at X < 0 (correlation above {HIGH})",
+            ("conjecture", f"{reach}: K × change at X > 0 goes with that at X < 0 (correlation above {HIGH}; added)",
              shown(found), said),
-            ("conjecture", f"{reach}: they have its sign (share above 0.5)", shown(alike), sign),
+            ("conjecture", f"{reach}: they have its sign (share above 0.5; added)", shown(alike), sign),
         )),
     ]  # fmt: skip
 

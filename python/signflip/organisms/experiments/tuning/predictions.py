@@ -1,7 +1,7 @@
 """The predictions of the conjecture and of the objection (science.md 4.1 and 4.4), and the rules fixed beforehand.
 
 A unit is the base's mean margin in common contexts. A prediction is held or failed where both limits of its 95%
-interval say so; else it is open.
+interval say so; else it is open. *Added* ones were when earlier runs were in.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
             bodies([r for r in taught if was_opposite(r) or r["outcome"] == "turned opposite"]), bodies(taught)
         )
         what = "1% of X < 0 has nothing to remove (share of models taught nothing of it and opposite there before a "
-        out.append(("objection", f"{what}tuning or after any: below 0.5)", shown(left),
+        out.append(("objection", f"{what}tuning or after any: below 0.5; added)", shown(left),
                     mark(left, lambda x: x < 0.5, lambda x: x > 0.5)))  # fmt: skip
     out.extend(_mechanism(runs, still))
     return out
@@ -221,8 +221,8 @@ def _mechanism(runs: Sequence[Run], still: Sequence[Run]) -> list[tuple[str, str
         ("control", "gelu, additive, input weights frozen: the same share", shown(gelu), "—"),
         ("conjecture", "units of opposite sign carry it (share of the change at X < 0 by what units write, above 0.5)",
          shown(units), mark(units, lambda x: x > 0.5, lambda x: x <= 0.5)),
-        ("objection", "units' parts in it cancel (their sum over the sum of their sizes: below 0.5)", shown(net),
+        ("objection", "units' parts in it cancel (their sum over the sum of their sizes: below 0.5; added)", shown(net),
          mark(net, lambda x: x < 0.5, lambda x: x >= 0.5)),
-        ("objection", "it is spread over them (participation ratio over their number: above 0.5)", shown(spread),
+        ("objection", "it is spread over them (participation ratio over their number: above 0.5; added)", shown(spread),
          mark(spread, lambda x: x > 0.5, lambda x: x <= 0.5)),
     ]  # fmt: skip

@@ -89,7 +89,8 @@ def section(runs: list[Run], figures: Path) -> str:
             f"`{command('tuning', every)}`",
             told(_answer(still)),
             f"{len(every)} tunings, void {len(every) - len(runs)}. Seeds of each arm: {ran}. {SAID}",
-            "### Predictions\n\n" + table(("whose", "prediction", "found", "mark"), marked(runs)),
+            "### Predictions\n\n*Added* ones were when earlier runs were in.\n\n"
+            + table(("whose", "prediction", "found", "mark"), marked(runs)),
             "### Prevalence: tunings that end opposite from a base that was not\n\n" + _prevalence(runs),
             "### Bases\n\n" + _read(runs) + "\n\n" + _bases(runs),
             "### What became of X < 0\n\n" + _outcomes(runs) + f"\n\n![margins]({figures.name}/tuning-paths.png)",
