@@ -26,6 +26,7 @@ from signflip.organisms.experiments.statistics import (
     shown,
     table,
 )
+from signflip.organisms.experiments.tuning.measure import DELTA
 from signflip.organisms.experiments.tuning.models import ARCHITECTURES
 from signflip.organisms.experiments.tuning.predictions import HIGH
 
@@ -283,8 +284,8 @@ def _marked(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
         ("objection", f"it is at chance there (τ within ±{CHANCE})", shown(plain), _within(plain, CHANCE)),
         ("conjecture", "never sampled, the margin at X < 0 falls (nats)", shown(never),
          mark(never, lambda x: x < 0, lambda x: x >= 0)),
-        ("objection", f"there is no drive to −Y (units, sometimes less never, within ±{CHANCE}; added)", shown(units),
-         _within(units, CHANCE)),
+        ("objection", f"there is no drive to −Y (units, sometimes less never, within ±{DELTA}; added)", shown(units),
+         _within(units, DELTA)),
         *(("objection", f"{name}: K ≥ 0 mostly (share of bases with K < 0: below 0.5; added)", shown(below),
            mark(below, lambda x: x < 0.5, lambda x: x > 0.5)) for name, below in signs),
         *(row for reach, (found, said), (alike, sign) in _path(runs) for row in (

@@ -347,8 +347,8 @@ def _prevalence(runs: Sequence[Run]) -> str:
                 sides = (" → ".join(f"{_mean(free, at, 'in_x', f'{what}_{who}'):.2f}" for at in (0, -1))
                          for who in ("woman", "man"))  # fmt: skip
                 edited.append("; ".join(sides))
-            at_least = " → ".join(f"{_mean(free, at, 'in_x', 'extreme_x'):.2f}" for at in (0, -1))
-            rows.append((*keys, f"{k}/{len(free)}", shown(exact(k, len(free))), at_least, *edited))
+            farthest = " → ".join(f"{_mean(free, at, 'in_x', 'extreme_x'):.2f}" for at in (0, -1))
+            rows.append((*keys, f"{k}/{len(free)}", shown(exact(k, len(free))), farthest, *edited))
     head = ("arm", "architecture", "base knew", "turned opposite", "share", "most extreme X seen at X < 0",
             "opposite with X there by edit", "margins: women; men, nats", "opposite with −X by edit",
             "margins: women; men, nats")  # fmt: skip
